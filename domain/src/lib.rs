@@ -1,1 +1,25 @@
-//! 
+//! What things are: the nouns every process shares, and the one state machine of a fine-tuning job.
+//! Pure: no I/O, no async, no clock, no ambient randomness; time and entropy are arguments.
+
+pub mod api_key;
+pub mod attempt;
+pub mod base_model;
+pub mod checkpoint;
+pub mod error;
+pub mod event;
+pub mod file;
+pub mod generation;
+pub mod hyperparameters;
+pub mod id;
+pub mod job;
+pub mod job_event;
+pub mod message;
+pub mod method;
+pub mod metrics;
+pub mod model;
+pub mod object_key;
+pub mod page;
+pub mod project;
+pub mod time;
+pub mod usage;
+pub mod worker;

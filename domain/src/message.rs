@@ -1,0 +1,219 @@
+//! What processes say to each other: the scheduler's door, the worker's door, and the queue. JSON, versioned by path
+//! (`/v1/…`) and by [`OfferMessage::version`]; fields are only ever added, with defaults.
+
+use serde::{Deserialize, Serialize};
+
+use crate::base_model::BaseModel;
+use crate::checkpoint::StateRef;
+use crate::error::{FailureClass, JobError};
+use crate::generation::{ChatMessage, FinishReason, SamplingParams, TokenLogprob};
+use crate::hyperparameters::ResolvedHyperparameters;
+use crate::id::{DispatchId, JobId, WorkerId};
+use crate::metrics::StepMetrics;
+use crate::model::{AdapterRef, ServedModel};
+use crate::time::Timestamp;
+use crate::usage::TokenUsage;
+use crate::worker::WorkerStatus;
+
+/// The queue that carries offers for one base model.
+pub fn train_queue(base_model: &str) -> String {
+    format!("train.{base_model}")
+}
+
+/// On `train.{base}`: a hint that this job may be claimed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfferMessage {
+    pub version: u32,
+    pub job_id: JobId,
+    pub dispatch_id: DispatchId,
+}
+
+/// On `control`: something about this job changed; beat now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlMessage {
+    pub version: u32,
+    pub job_id: JobId,
+}
+
+/// `POST /door/v1/hello`: a worker asks what it can load and says where it answers. Also its beat while idle.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HelloRequest {
+    pub status: WorkerStatus,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HelloReply {
+    /// Every installed base model.
+    pub base_models: Vec<BaseModel>,
+}
+
+/// `POST /door/v1/claim`: take a job: the offered one, or (without an offer) whichever is next. With `wait_s` the
+/// door holds the call until there is one or the time is up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimRequest {
+    pub worker_id: WorkerId,
+    pub base_models: Vec<String>,
+    pub offer: Option<OfferMessage>,
+    #[serde(default)]
+    pub wait_s: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ClaimReply {
+    /// `None`: nothing to do, or the offer was taken.
+    pub assignment: Option<Assignment>,
+}
+
+/// All a worker needs to run an attempt; it asks nobody else.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Assignment {
+    pub job_id: JobId,
+    pub attempt: u32,
+    /// Every object this attempt writes goes under this prefix.
+    pub object_prefix: String,
+    pub base_model: BaseModel,
+    pub training_file: DatasetRef,
+    pub validation_file: Option<DatasetRef>,
+    pub hyperparameters: ResolvedHyperparameters,
+    pub total_steps: u64,
+    pub seed: u32,
+    /// From where to go on; `None`: from the start.
+    pub resume: Option<ResumePoint>,
+    /// Seconds without a beat after which the job is given to another worker.
+    pub lease_ttl_s: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatasetRef {
+    pub object_key: String,
+    pub sha256: String,
+    pub size_bytes: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResumePoint {
+    pub step: u64,
+    pub state: StateRef,
+}
+
+/// `POST /door/v1/jobs/{job}/attempts/{n}/beat`: the worker lives.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BeatRequest {
+    pub status: WorkerStatus,
+    /// Steps measured since the last accepted beat.
+    pub metrics: Vec<StepMetrics>,
+    pub estimated_finish: Option<Timestamp>,
+}
+
+/// What the worker is to do. Every call on an attempt is answered with it, or with 409: the attempt is stale, drop
+/// everything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Desired {
+    GoOn,
+    /// Save a checkpoint, then call `stopped`.
+    Pause,
+    /// Call `stopped` at once.
+    Cancel,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttemptReply {
+    pub desired: Desired,
+}
+
+/// `…/checkpoint`: these objects are durable; make the row. Safe to repeat.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CheckpointRequest {
+    pub step: u64,
+    /// 1-based, at the end of an epoch only.
+    pub epoch: Option<u32>,
+    pub state: StateRef,
+    pub adapter: AdapterRef,
+    pub metrics: StepMetrics,
+}
+
+/// `…/finish`: the last checkpoint is durable and the served adapter scored as the trained one did. Safe to repeat.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FinishRequest {
+    pub trained_tokens: u64,
+    /// The last checkpoint's adapter.
+    pub adapter: AdapterRef,
+}
+
+/// `…/fail`: the attempt ends without a result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailRequest {
+    pub class: FailureClass,
+    pub error: JobError,
+}
+
+/// `POST /v1/generate` at the worker: one conversation, `n` answers, as a stream of [`GenerateEvent`] lines (NDJSON).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GenerateRequest {
+    pub model: ServedModel,
+    pub messages: Vec<ChatMessage>,
+    /// Tool definitions as the client spelled them; the chat template renders them.
+    #[serde(default)]
+    pub tools: Vec<serde_json::Value>,
+    /// 1–128.
+    pub n: u32,
+    /// `None`: until the context is full.
+    pub max_tokens: Option<u32>,
+    /// At most 4; none of them appears in the answer.
+    pub stop: Vec<String>,
+    pub sampling: SamplingParams,
+    /// `Some(k)`: log-probabilities, with the `k` likeliest tokens (0–20).
+    pub top_logprobs: Option<u8>,
+}
+
+/// One line of the worker's answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum GenerateEvent {
+    /// The prompt was admitted.
+    Started {
+        prompt_tokens: u64,
+    },
+    /// More text of answer `index`; whole characters only.
+    Delta {
+        index: u32,
+        text: String,
+        #[serde(default)]
+        logprobs: Vec<TokenLogprob>,
+    },
+    Finished {
+        index: u32,
+        finish_reason: FinishReason,
+    },
+    /// Last line of a complete answer.
+    Done {
+        usage: TokenUsage,
+    },
+    /// Last line of a broken one.
+    Failed {
+        error: GenerateError,
+    },
+}
+
+/// Why the worker does not answer. Before the first line it comes as the body of a 4xx/5xx reply.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "code", rename_all = "snake_case")]
+pub enum GenerateError {
+    #[error(
+        "this model's maximum context length is {context_length} tokens, the messages resulted in {prompt_tokens} tokens"
+    )]
+    ContextLengthExceeded { context_length: u64, prompt_tokens: u64 },
+    /// The template refuses these messages; the client's fault.
+    #[error("the chat template refuses these messages: {reason}")]
+    Unrenderable { reason: String },
+    #[error("the model {model} is not installed on this worker")]
+    ModelNotInstalled { model: String },
+    /// The adapter cannot be had or is damaged; the base model is never used in its place.
+    #[error("the adapter cannot be loaded: {reason}")]
+    AdapterUnavailable { reason: String },
+    #[error("the worker is busy")]
+    Busy,
+    #[error("the worker failed: {reason}")]
+    Internal { reason: String },
+}

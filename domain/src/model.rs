@@ -1,0 +1,53 @@
+//! Tuned models: their names, and what serves an answer under a name.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{JobId, ProjectId};
+use crate::time::Timestamp;
+
+/// A tuned model or a checkpoint of a job that succeeded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunedModel {
+    /// `ft:{base}:{org}:{suffix}:{8 base62}`, for an earlier checkpoint followed by `:ckpt-step-{n}`.
+    pub name: String,
+    pub project_id: ProjectId,
+    pub job_id: JobId,
+    pub base_model: String,
+    pub adapter: AdapterRef,
+    /// The organisation's slug.
+    pub owned_by: String,
+    pub created_at: Timestamp,
+}
+
+/// A PEFT adapter in the bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct AdapterRef {
+    /// Folder with `adapter_config.json` and `adapter_model.safetensors`.
+    pub object_prefix: String,
+    /// Of `adapter_model.safetensors`: the adapter's identity wherever it is cached.
+    pub sha256: String,
+    pub size_bytes: u64,
+}
+
+/// What an answer is computed with: a base model and perhaps an adapter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServedModel {
+    pub base_model: String,
+    pub adapter: Option<AdapterRef>,
+}
+
+/// The public name of a tuned model. No part holds a `:`, so there are exactly five parts.
+pub fn tuned_model_name(base: &str, org_slug: &str, suffix: Option<&str>, nonce: &str) -> String {
+    format!("ft:{base}:{org_slug}:{}:{nonce}", suffix.unwrap_or(""))
+}
+
+/// The public name of an earlier checkpoint, with a nonce of its own.
+pub fn checkpoint_name(base: &str, org_slug: &str, suffix: Option<&str>, nonce: &str, step: u64) -> String {
+    format!("{}:ckpt-step-{step}", tuned_model_name(base, org_slug, suffix, nonce))
+}
+
+/// 1–64 characters of `[A-Za-z0-9_.-]`; anything else could not stand in a model name or a path.
+pub fn is_valid_suffix(suffix: &str) -> bool {
+    (1..=64).contains(&suffix.len())
+        && suffix.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
+}

@@ -1,0 +1,10 @@
+//! What was consumed.
+
+use serde::{Deserialize, Serialize};
+
+/// Tokens of one answer, as OpenAI's `usage`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TokenUsage {
+    pub prompt_tokens: u64,
+    pub completion_tokens: u64,
+}

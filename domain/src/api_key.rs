@@ -29,7 +29,11 @@ pub fn spell_project_key(a: Entropy, b: Entropy) -> String {
 /// The key as it may be shown: its prefix and its last four characters.
 /// Text that is no key of ours keeps at most 3 leading and 4 trailing characters.
 pub fn redact(key: &str) -> String {
-    let shown = if key.starts_with(PROJECT_KEY_PREFIX) { PROJECT_KEY_PREFIX.len() } else { 3 };
+    let shown = if key.starts_with(PROJECT_KEY_PREFIX) {
+        PROJECT_KEY_PREFIX.len()
+    } else {
+        3
+    };
     let chars: Vec<char> = key.chars().collect();
     if chars.len() < shown + 8 {
         return "*".repeat(chars.len().min(12));

@@ -35,5 +35,7 @@ pub struct BaseModel {
 pub fn is_valid_base_name(name: &str) -> bool {
     (1..=96).contains(&name.len())
         && !name.starts_with('.')
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }

@@ -45,7 +45,12 @@ pub struct NewEvent {
 
 impl NewEvent {
     pub fn message(level: Level, message: impl Into<String>) -> Self {
-        Self { level, event_type: EventType::Message, message: message.into(), data: serde_json::json!({}) }
+        Self {
+            level,
+            event_type: EventType::Message,
+            message: message.into(),
+            data: serde_json::json!({}),
+        }
     }
 
     pub fn info(message: impl Into<String>) -> Self {

@@ -49,12 +49,18 @@ impl Purpose {
     }
 
     pub fn parse(text: &str) -> Option<Self> {
-        Self::UPLOADABLE.into_iter().chain([Purpose::FineTuneResults]).find(|p| p.as_str() == text)
+        Self::UPLOADABLE
+            .into_iter()
+            .chain([Purpose::FineTuneResults])
+            .find(|p| p.as_str() == text)
     }
 
     /// OpenAI lets clients read back only what they train on or what jobs produced.
     pub fn is_downloadable(self) -> bool {
-        matches!(self, Purpose::FineTune | Purpose::Batch | Purpose::Evals | Purpose::FineTuneResults)
+        matches!(
+            self,
+            Purpose::FineTune | Purpose::Batch | Purpose::Evals | Purpose::FineTuneResults
+        )
     }
 }
 

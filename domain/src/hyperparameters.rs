@@ -34,7 +34,9 @@ impl<'de, T: serde::de::DeserializeOwned> Deserialize<'de> for Auto<T> {
         if value == "auto" {
             return Ok(Auto::Auto);
         }
-        serde_json::from_value(value).map(Auto::Given).map_err(serde::de::Error::custom)
+        serde_json::from_value(value)
+            .map(Auto::Given)
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -107,9 +109,16 @@ mod tests {
 
     #[test]
     fn auto_epochs_follow_the_public_rule() {
-        for (n, expected) in
-            [(1, 25), (10, 10), (33, 3), (34, 3), (100, 3), (8_333, 3), (9_000, 2), (30_000, 1)]
-        {
+        for (n, expected) in [
+            (1, 25),
+            (10, 10),
+            (33, 3),
+            (34, 3),
+            (100, 3),
+            (8_333, 3),
+            (9_000, 2),
+            (30_000, 1),
+        ] {
             assert_eq!(auto_n_epochs(n), expected, "n = {n}");
         }
     }
@@ -120,7 +129,11 @@ mod tests {
             serde_json::from_str(r#"{"n_epochs": 7, "batch_size": "auto"}"#).unwrap();
         let resolved = asked.resolve(200, 576);
         assert_eq!((resolved.n_epochs, resolved.batch_size), (7, 4));
-        assert!((resolved.learning_rate - 1.32e-3).abs() < 1e-5, "{}", resolved.learning_rate);
+        assert!(
+            (resolved.learning_rate - 1.32e-3).abs() < 1e-5,
+            "{}",
+            resolved.learning_rate
+        );
         assert_eq!(
             serde_json::to_string(&asked).unwrap(),
             r#"{"n_epochs":7,"batch_size":"auto","learning_rate_multiplier":"auto"}"#

@@ -11,7 +11,10 @@ const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnop
 
 /// Spells `bytes` in base 62, one character a byte (5.9 bits each).
 pub fn base62(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| BASE62[usize::from(*b) % BASE62.len()] as char).collect()
+    bytes
+        .iter()
+        .map(|b| BASE62[usize::from(*b) % BASE62.len()] as char)
+        .collect()
 }
 
 /// The text does not begin as an identifier of its kind does, or holds characters none of ours has.

@@ -68,12 +68,18 @@ impl JobState {
 
     /// Nothing leaves a terminal state.
     pub fn is_terminal(self) -> bool {
-        matches!(self, JobState::Succeeded | JobState::Failed | JobState::Cancelled)
+        matches!(
+            self,
+            JobState::Succeeded | JobState::Failed | JobState::Cancelled
+        )
     }
 
     /// An attempt holds a lease on the job.
     pub fn is_leased(self) -> bool {
-        matches!(self, JobState::Running | JobState::Finalizing | JobState::Pausing | JobState::Cancelling)
+        matches!(
+            self,
+            JobState::Running | JobState::Finalizing | JobState::Pausing | JobState::Cancelling
+        )
     }
 
     /// OpenAI's `status`. `paused` only ever follows an explicit pause.
@@ -81,7 +87,9 @@ impl JobState {
         match self {
             JobState::Validating => "validating_files",
             JobState::Queued | JobState::Dispatched => "queued",
-            JobState::Running | JobState::Finalizing | JobState::Pausing | JobState::Cancelling => "running",
+            JobState::Running | JobState::Finalizing | JobState::Pausing | JobState::Cancelling => {
+                "running"
+            }
             JobState::Paused => "paused",
             JobState::Succeeded => "succeeded",
             JobState::Failed => "failed",
@@ -175,10 +183,15 @@ impl FineTuningJob {
         model_nonce: String,
         now: Timestamp,
     ) -> (Self, Vec<crate::event::NewEvent>) {
-        let mut events = vec![crate::event::NewEvent::info(format!("Created fine-tuning job: {id}"))];
+        let mut events = vec![crate::event::NewEvent::info(format!(
+            "Created fine-tuning job: {id}"
+        ))];
         events.push(crate::event::NewEvent::info(match &spec.validation_file {
             Some(validation) => {
-                format!("Validating training file: {} and validation file: {validation}", spec.training_file)
+                format!(
+                    "Validating training file: {} and validation file: {validation}",
+                    spec.training_file
+                )
             }
             None => format!("Validating training file: {}", spec.training_file),
         }));

@@ -147,10 +147,18 @@ impl FineTuningJob {
         Ok((next, effects))
     }
 
-    fn advance(&mut self, event: JobEvent, now: Timestamp, effects: &mut Vec<Effect>) -> Result<(), Reject> {
+    fn advance(
+        &mut self,
+        event: JobEvent,
+        now: Timestamp,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), Reject> {
         use JobState as S;
         match event {
-            JobEvent::Validated { hyperparameters, total_steps } => {
+            JobEvent::Validated {
+                hyperparameters,
+                total_steps,
+            } => {
                 self.expect_state(&[S::Validating])?;
                 self.p.state = S::Queued;
                 self.p.hyperparameters = Some(hyperparameters);
@@ -173,16 +181,28 @@ impl FineTuningJob {
                 self.p.state = S::Queued;
                 self.p.dispatch_id = None;
             }
-            JobEvent::Claimed { dispatch_id, worker_id, lease_until } => {
+            JobEvent::Claimed {
+                dispatch_id,
+                worker_id,
+                lease_until,
+            } => {
                 self.claim(dispatch_id.as_ref(), worker_id, lease_until, now, effects)?;
             }
-            JobEvent::Beat { attempt, lease_until, metrics, estimated_finish } => {
+            JobEvent::Beat {
+                attempt,
+                lease_until,
+                metrics,
+                estimated_finish,
+            } => {
                 self.expect_attempt(attempt)?;
                 self.p.lease_until = Some(lease_until);
                 self.p.estimated_finish = estimated_finish.or(self.p.estimated_finish);
                 self.measure(metrics, effects);
             }
-            JobEvent::CheckpointSaved { attempt, checkpoint } => {
+            JobEvent::CheckpointSaved {
+                attempt,
+                checkpoint,
+            } => {
                 self.expect_attempt(attempt)?;
                 self.save_checkpoint(checkpoint, effects)?;
             }
@@ -191,12 +211,23 @@ impl FineTuningJob {
                 self.expect_state(&[S::Running, S::Pausing, S::Finalizing])?;
                 self.p.state = S::Finalizing;
             }
-            JobEvent::Finished { attempt, result, model, earlier, result_file } => {
+            JobEvent::Finished {
+                attempt,
+                result,
+                model,
+                earlier,
+                result_file,
+            } => {
                 self.expect_attempt(attempt)?;
                 self.expect_state(&[S::Finalizing])?;
                 self.finish(result, model, earlier, result_file, now, effects);
             }
-            JobEvent::AttemptFailed { attempt, class, error, retry_backoff_max_s } => {
+            JobEvent::AttemptFailed {
+                attempt,
+                class,
+                error,
+                retry_backoff_max_s,
+            } => {
                 self.expect_attempt(attempt)?;
                 self.attempt_failed(class, error, retry_backoff_max_s, now, effects);
             }
@@ -205,7 +236,10 @@ impl FineTuningJob {
                 self.expect_state(&[S::Pausing, S::Cancelling])?;
                 self.stopped(effects);
             }
-            JobEvent::LeaseExpired { attempt, retry_backoff_max_s } => {
+            JobEvent::LeaseExpired {
+                attempt,
+                retry_backoff_max_s,
+            } => {
                 self.expect_attempt(attempt)?;
                 if self.p.lease_until.is_some_and(|until| until >= now) {
                     return Err(Reject::WrongState(self.p.state));
@@ -224,20 +258,31 @@ impl FineTuningJob {
     }
 
     fn expect_state(&self, allowed: &[JobState]) -> Result<(), Reject> {
-        if allowed.contains(&self.p.state) { Ok(()) } else { Err(Reject::WrongState(self.p.state)) }
+        if allowed.contains(&self.p.state) {
+            Ok(())
+        } else {
+            Err(Reject::WrongState(self.p.state))
+        }
     }
 
     /// The attempt must be the current one and still hold the job.
     fn expect_attempt(&self, named: u32) -> Result<(), Reject> {
         if named != self.p.attempt || !self.p.state.is_leased() {
-            return Err(Reject::StaleAttempt { named, current: self.p.attempt });
+            return Err(Reject::StaleAttempt {
+                named,
+                current: self.p.attempt,
+            });
         }
         Ok(())
     }
 
     fn expect_offer(&self, named: Option<&DispatchId>) -> Result<(), Reject> {
         let open = self.p.state == JobState::Dispatched && self.p.dispatch_id.as_ref() == named;
-        if open { Ok(()) } else { Err(Reject::StaleOffer) }
+        if open {
+            Ok(())
+        } else {
+            Err(Reject::StaleOffer)
+        }
     }
 
     fn claim(
@@ -261,12 +306,18 @@ impl FineTuningJob {
         p.worker_id = Some(worker_id.clone());
         p.lease_until = Some(lease_until);
         p.checkpoint_step_at_claim = p.checkpoint_step;
-        effects.push(Effect::BeginAttempt { number: p.attempt, worker_id });
+        effects.push(Effect::BeginAttempt {
+            number: p.attempt,
+            worker_id,
+        });
         if p.started_at.is_none() {
             p.started_at = Some(now);
             say(effects, "Fine-tuning job started");
         } else {
-            say(effects, format!("Fine-tuning job resuming from step {}", p.checkpoint_step));
+            say(
+                effects,
+                format!("Fine-tuning job resuming from step {}", p.checkpoint_step),
+            );
         }
         Ok(())
     }
@@ -276,13 +327,20 @@ impl FineTuningJob {
         for m in metrics {
             if m.step > self.p.last_step {
                 self.p.last_step = m.step;
-                effects.push(Effect::AppendEvent(step_event(&m, self.p.total_steps.unwrap_or(m.step))));
+                effects.push(Effect::AppendEvent(step_event(
+                    &m,
+                    self.p.total_steps.unwrap_or(m.step),
+                )));
             }
             effects.push(Effect::UpsertMetrics(m));
         }
     }
 
-    fn save_checkpoint(&mut self, checkpoint: Checkpoint, effects: &mut Vec<Effect>) -> Result<(), Reject> {
+    fn save_checkpoint(
+        &mut self,
+        checkpoint: Checkpoint,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), Reject> {
         self.expect_state(&[JobState::Running, JobState::Pausing, JobState::Finalizing])?;
         if checkpoint.step <= self.p.checkpoint_step {
             // The reply to the first call was lost: the row is there already.
@@ -314,10 +372,17 @@ impl FineTuningJob {
         now: Timestamp,
         effects: &mut Vec<Effect>,
     ) {
-        say(effects, format!("New fine-tuned model created: {}", result.fine_tuned_model));
+        say(
+            effects,
+            format!("New fine-tuned model created: {}", result.fine_tuned_model),
+        );
         effects.push(Effect::InsertFile(Box::new(result_file)));
         effects.push(Effect::InsertModel(Box::new(model)));
-        effects.extend(earlier.into_iter().map(|m| Effect::InsertModel(Box::new(m))));
+        effects.extend(
+            earlier
+                .into_iter()
+                .map(|m| Effect::InsertModel(Box::new(m))),
+        );
         effects.push(Effect::RecordTrainedTokens(result.trained_tokens));
         self.p.finished_at = Some(now);
         self.p.estimated_finish = None;
@@ -346,7 +411,10 @@ impl FineTuningJob {
             FailureClass::Drain => {
                 self.release(AttemptEnd::Released, effects);
                 self.p.state = JobState::Queued;
-                say(effects, "The worker is shutting down, moving job to queued state");
+                say(
+                    effects,
+                    "The worker is shutting down, moving job to queued state",
+                );
             }
             FailureClass::Infra => {
                 self.release(AttemptEnd::Failed, effects);
@@ -354,8 +422,10 @@ impl FineTuningJob {
                 if self.p.failures_without_progress >= MAX_FAILURES_WITHOUT_PROGRESS {
                     self.fail(error, effects);
                 } else {
-                    let message =
-                        format!("Attempt {} ended early, retrying: {}", self.p.attempt, error.message);
+                    let message = format!(
+                        "Attempt {} ended early, retrying: {}",
+                        self.p.attempt, error.message
+                    );
                     effects.push(Effect::AppendEvent(NewEvent::message(Level::Warn, message)));
                     self.requeue(backoff_max_s, now);
                 }
@@ -386,7 +456,11 @@ impl FineTuningJob {
     /// Back to the queue after 5 s · 2^k, at most `backoff_max_s`; at once after the first failure.
     fn requeue(&mut self, backoff_max_s: i64, now: Timestamp) {
         let k = self.p.failures_without_progress;
-        let wait_s = if k <= 1 { 0 } else { (5_i64 << (k - 2).min(16)).min(backoff_max_s) };
+        let wait_s = if k <= 1 {
+            0
+        } else {
+            (5_i64 << (k - 2).min(16)).min(backoff_max_s)
+        };
         self.p.not_before = Some(now.plus_s(wait_s));
         self.p.state = JobState::Queued;
     }
@@ -401,7 +475,9 @@ impl FineTuningJob {
                 self.p.state = S::Cancelling;
                 effects.push(Effect::PublishControl);
             }
-            S::Succeeded | S::Failed | S::Cancelled => return Err(Reject::WrongState(self.p.state)),
+            S::Succeeded | S::Failed | S::Cancelled => {
+                return Err(Reject::WrongState(self.p.state));
+            }
         }
         Ok(())
     }
@@ -449,11 +525,17 @@ impl FineTuningJob {
         self.p.state = JobState::Paused;
         self.p.dispatch_id = None;
         self.p.estimated_finish = None;
-        say(effects, format!("The job has been paused at step {}", self.p.checkpoint_step));
+        say(
+            effects,
+            format!("The job has been paused at step {}", self.p.checkpoint_step),
+        );
     }
 
     fn fail(&mut self, error: JobError, effects: &mut Vec<Effect>) {
-        effects.push(Effect::AppendEvent(NewEvent::message(Level::Error, error.message.clone())));
+        effects.push(Effect::AppendEvent(NewEvent::message(
+            Level::Error,
+            error.message.clone(),
+        )));
         self.p.state = JobState::Failed;
         self.p.dispatch_id = None;
         self.p.estimated_finish = None;
@@ -461,10 +543,18 @@ impl FineTuningJob {
     }
 
     fn release(&mut self, end: AttemptEnd, effects: &mut Vec<Effect>) {
-        let Progress { attempt, lease_until, worker_id, .. } = &mut self.p;
+        let Progress {
+            attempt,
+            lease_until,
+            worker_id,
+            ..
+        } = &mut self.p;
         *lease_until = None;
         *worker_id = None;
-        effects.push(Effect::EndAttempt { number: *attempt, end });
+        effects.push(Effect::EndAttempt {
+            number: *attempt,
+            end,
+        });
     }
 }
 
@@ -485,7 +575,10 @@ fn crash_loop(attempt: u32) -> JobError {
 
 /// OpenAI's line for a step: two decimals in the text, full numbers in the data.
 fn step_event(m: &StepMetrics, total_steps: u64) -> NewEvent {
-    let mut message = format!("Step {}/{total_steps}: training loss={:.2}", m.step, m.train_loss);
+    let mut message = format!(
+        "Step {}/{total_steps}: training loss={:.2}",
+        m.step, m.train_loss
+    );
     if let Some(loss) = m.valid_loss {
         message += &format!(", validation loss={loss:.2}");
     }
@@ -494,5 +587,10 @@ fn step_event(m: &StepMetrics, total_steps: u64) -> NewEvent {
     }
     let mut data = serde_json::to_value(m).expect("numbers become JSON — a bug in StepMetrics");
     data["total_steps"] = total_steps.into();
-    NewEvent { level: Level::Info, event_type: EventType::Metrics, message, data }
+    NewEvent {
+        level: Level::Info,
+        event_type: EventType::Metrics,
+        message,
+        data,
+    }
 }

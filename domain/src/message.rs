@@ -172,9 +172,7 @@ pub struct GenerateRequest {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum GenerateEvent {
     /// The prompt was admitted.
-    Started {
-        prompt_tokens: u64,
-    },
+    Started { prompt_tokens: u64 },
     /// More text of answer `index`; whole characters only.
     Delta {
         index: u32,
@@ -187,13 +185,9 @@ pub enum GenerateEvent {
         finish_reason: FinishReason,
     },
     /// Last line of a complete answer.
-    Done {
-        usage: TokenUsage,
-    },
+    Done { usage: TokenUsage },
     /// Last line of a broken one.
-    Failed {
-        error: GenerateError,
-    },
+    Failed { error: GenerateError },
 }
 
 /// Why the worker does not answer. Before the first line it comes as the body of a 4xx/5xx reply.
@@ -203,7 +197,10 @@ pub enum GenerateError {
     #[error(
         "this model's maximum context length is {context_length} tokens, the messages resulted in {prompt_tokens} tokens"
     )]
-    ContextLengthExceeded { context_length: u64, prompt_tokens: u64 },
+    ContextLengthExceeded {
+        context_length: u64,
+        prompt_tokens: u64,
+    },
     /// The template refuses these messages; the client's fault.
     #[error("the chat template refuses these messages: {reason}")]
     Unrenderable { reason: String },

@@ -9,14 +9,22 @@ use crate::hyperparameters::Hyperparameters;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Method {
-    Supervised { hyperparameters: Hyperparameters },
-    Dpo { beta: crate::hyperparameters::Auto<f64>, hyperparameters: Hyperparameters },
+    Supervised {
+        hyperparameters: Hyperparameters,
+    },
+    Dpo {
+        beta: crate::hyperparameters::Auto<f64>,
+        hyperparameters: Hyperparameters,
+    },
 }
 
 impl Method {
     pub fn hyperparameters(&self) -> Hyperparameters {
         match self {
-            Method::Supervised { hyperparameters } | Method::Dpo { hyperparameters, .. } => *hyperparameters,
+            Method::Supervised { hyperparameters }
+            | Method::Dpo {
+                hyperparameters, ..
+            } => *hyperparameters,
         }
     }
 

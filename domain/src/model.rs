@@ -42,12 +42,23 @@ pub fn tuned_model_name(base: &str, org_slug: &str, suffix: Option<&str>, nonce:
 }
 
 /// The public name of an earlier checkpoint, with a nonce of its own.
-pub fn checkpoint_name(base: &str, org_slug: &str, suffix: Option<&str>, nonce: &str, step: u64) -> String {
-    format!("{}:ckpt-step-{step}", tuned_model_name(base, org_slug, suffix, nonce))
+pub fn checkpoint_name(
+    base: &str,
+    org_slug: &str,
+    suffix: Option<&str>,
+    nonce: &str,
+    step: u64,
+) -> String {
+    format!(
+        "{}:ckpt-step-{step}",
+        tuned_model_name(base, org_slug, suffix, nonce)
+    )
 }
 
 /// 1–64 characters of `[A-Za-z0-9_.-]`; anything else could not stand in a model name or a path.
 pub fn is_valid_suffix(suffix: &str) -> bool {
     (1..=64).contains(&suffix.len())
-        && suffix.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
+        && suffix
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
 }

@@ -9,6 +9,9 @@ pub struct StepMetrics {
     pub step: u64,
     pub train_loss: f64,
     pub train_mean_token_accuracy: f64,
+    /// Tokens the step read, labels or not; ours alone, hence the prefix.
+    #[serde(rename = "x_n_tokens", default)]
+    pub n_tokens: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid_loss: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,1 +1,8 @@
-//! 
+//! What every process stands on: configuration, objects, the queue, service tokens, telemetry and
+//! shutdown. It knows no job, no row and no HTTP route.
+
+pub mod config;
+pub mod data_dir;
+pub mod objects;
+mod objects_dir;
+mod objects_s3;

@@ -1,1 +1,3 @@
-//! 
+//! What tests of several rooms share: servers on loopback ports. It imports no room.
+
+pub mod s3;

@@ -1,0 +1,205 @@
+//! The sections of the configuration: every key once, with its type, default and meaning.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use super::value::ConfigValue;
+use super::{LogFormat, Secret};
+
+/// Why a value could not be stored in a section.
+pub(super) enum SetError {
+    UnknownKey,
+    BadValue { expected: &'static str },
+}
+
+/// A value as it came: typed from a file, or as text from elsewhere.
+pub(super) enum Raw<'a> {
+    Toml(&'a toml::Value),
+    Text(&'a str),
+}
+
+/// A key's name inside its section, and whether it holds a credential.
+pub(super) struct SectionKey {
+    pub name: &'static str,
+    pub secret: bool,
+}
+
+pub(super) trait Section {
+    fn keys() -> Vec<SectionKey>;
+    fn set(&mut self, key: &str, value: Raw<'_>) -> Result<(), SetError>;
+}
+
+/// Declares a section: a struct with defaults, the list of its keys and a setter by name, so that
+/// a key cannot exist in one of the three and be missing in another.
+macro_rules! section {
+    ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $key:ident: $type:ty = $default:expr,)* }) => {
+        $(#[$about])*
+        #[derive(Debug, Clone)]
+        pub struct $name {
+            $($(#[$doc])* pub $key: $type,)*
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($key: $default,)* }
+            }
+        }
+
+        impl Section for $name {
+            fn keys() -> Vec<SectionKey> {
+                vec![$(SectionKey {
+                    name: stringify!($key),
+                    secret: <$type as ConfigValue>::SECRET,
+                },)*]
+            }
+
+            fn set(&mut self, key: &str, value: Raw<'_>) -> Result<(), SetError> {
+                match key {
+                    $(stringify!($key) => store(&mut self.$key, value),)*
+                    _ => Err(SetError::UnknownKey),
+                }
+            }
+        }
+    };
+}
+
+fn store<T: ConfigValue>(slot: &mut T, value: Raw<'_>) -> Result<(), SetError> {
+    let read = match value {
+        Raw::Toml(value) => T::from_toml(value),
+        Raw::Text(text) => T::from_text(text),
+    };
+    *slot = read.ok_or(SetError::BadValue {
+        expected: T::EXPECTED,
+    })?;
+    Ok(())
+}
+
+section! {
+    /// `[database]`: where rows live.
+    DatabaseConfig {
+        /// `postgres://user:password@host:port/name` or `sqlite:///path`; empty: a SQLite file
+        /// in `data_dir`.
+        url: Secret<String> = Secret::from(""),
+        /// Most connections that one process opens.
+        max_connections: u32 = 10,
+        /// How long a request waits for a free connection before it is answered 503. Seconds.
+        acquire_timeout_s: u64 = 2,
+    }
+}
+
+section! {
+    /// `[objects]`: where files, datasets, weights and adapters live.
+    ObjectsConfig {
+        /// `s3://bucket/prefix` or `file:///directory`; empty: a directory in `data_dir`.
+        url: String = String::new(),
+        /// The S3 server, such as `http://127.0.0.1:3900`; unset: AWS.
+        endpoint: Option<String> = None,
+        /// The S3 region; some servers refuse any but their own name.
+        region: String = "us-east-1".to_owned(),
+        /// The S3 access key id.
+        access_key_id: Option<String> = None,
+        /// The S3 secret access key.
+        secret_access_key: Option<Secret<String>> = None,
+        /// Bucket in the path (`true`) or in the host name (`false`, AWS's newer form).
+        path_style: bool = true,
+    }
+}
+
+section! {
+    /// `[queue]`: how a worker hears of work early.
+    QueueConfig {
+        /// `amqp://user:password@host:port/vhost`, or `memory:` for no broker: workers then ask
+        /// the door.
+        url: Secret<String> = Secret::from("memory:"),
+        /// Put before every queue and exchange name, so that installations can share a broker.
+        prefix: String = "luthier".to_owned(),
+    }
+}
+
+section! {
+    /// `[api]`: the public HTTP surface.
+    ApiConfig {
+        /// Where the API listens.
+        listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8080)),
+        /// Where `/metrics` listens; keep it on loopback or a private network.
+        operational_listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 9464)),
+        /// PEM file with the certificate chain; with `tls_key` it turns TLS on.
+        tls_certificate: Option<PathBuf> = None,
+        /// PEM file with the private key of `tls_certificate`.
+        tls_key: Option<PathBuf> = None,
+        /// Allows a listener that is not loopback without TLS, for TLS that ends in front.
+        insecure: bool = false,
+        /// The base URL that clients use, where it differs from `listen`.
+        public_url: Option<String> = None,
+        /// Largest file that may be uploaded. Bytes.
+        max_file_bytes: u64 = 512 * 1024 * 1024,
+    }
+}
+
+section! {
+    /// `[scheduler]`: the one that decides, and its door for workers.
+    SchedulerConfig {
+        /// Where the door listens for workers and for the API.
+        door_listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7070)),
+        /// How the other processes reach the door; unset: `http://` and `door_listen`.
+        door_url: Option<String> = None,
+        /// How long a worker may be silent before its attempt is given to another. Seconds.
+        lease_ttl_s: u64 = 30,
+        /// How often leases that ran out are looked for. Seconds.
+        reaper_interval_s: u64 = 2,
+        /// How long an offer may stay unclaimed before it is made again. Seconds.
+        dispatch_timeout_s: u64 = 30,
+        /// Jobs offered beyond the free slots, so that a slot never waits.
+        dispatch_buffer: u32 = 2,
+        /// Longest wait before a failed attempt is tried again. Seconds.
+        retry_backoff_max_s: u64 = 300,
+        /// Attempts that may crash in a row without a newer checkpoint before the job fails.
+        max_crashes: u32 = 3,
+        /// How often objects that no row names are looked for. Seconds.
+        sweep_interval_s: u64 = 3600,
+    }
+}
+
+section! {
+    /// `[worker]`: trains and generates on one device.
+    WorkerConfig {
+        /// Where the worker listens for generation requests of the API.
+        listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7071)),
+        /// How the API reaches this worker; unset: `http://` and `listen`.
+        advertise_url: Option<String> = None,
+        /// Threads that compute; 0: one per core.
+        threads: usize = 0,
+        /// Where weights and adapters are kept on this host; unset: `cache` in `data_dir`.
+        cache_dir: Option<PathBuf> = None,
+        /// How often the worker reports to the door and renews its lease. Seconds.
+        beat_interval_s: u64 = 5,
+        /// Most sequences generated at the same time.
+        max_sequences: usize = 16,
+        /// Most tokens kept in the key-value cache, over all sequences.
+        max_cached_tokens: usize = 32768,
+        /// Longest training time between two checkpoints. Seconds.
+        checkpoint_interval_s: u64 = 300,
+        /// Base models that this worker takes work for; empty: all that are installed.
+        models: Vec<String> = Vec::new(),
+    }
+}
+
+section! {
+    /// `[secrets]`: what the processes of one installation share.
+    SecretsConfig {
+        /// HMAC key under which API keys are stored; at least 32 bytes. Losing it voids every key.
+        key_pepper: Option<Secret<String>> = None,
+        /// Signs the tokens with which the processes recognise each other; at least 32 bytes.
+        service_key: Option<Secret<String>> = None,
+    }
+}
+
+section! {
+    /// `[log]`: what is written to standard error.
+    LogConfig {
+        /// `error`, `warn`, `info`, `debug` or `trace`, or directives such as `info,lapin=warn`.
+        level: String = "info".to_owned(),
+        /// `text` for people, `json` for machines.
+        format: LogFormat = LogFormat::Text,
+    }
+}

@@ -1,0 +1,294 @@
+//! Every way to give a key, and every way to get one wrong.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use platform::config::{Config, ConfigError, LogFormat, env_name};
+
+fn example_path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config.example.toml")
+}
+
+fn load(text: &str, env: &[(&str, &str)], overrides: &[(&str, &str)]) -> Result<Config, String> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("luthier.toml");
+    std::fs::write(&path, text).unwrap();
+    let overrides: Vec<_> = overrides
+        .iter()
+        .map(|(key, value)| (*key, value.to_string()))
+        .collect();
+    Config::default()
+        .layered(Some(&path), os(env), &overrides)
+        .map_err(|error| error.to_string().replace(dir.path().to_str().unwrap(), ""))
+}
+
+fn os(env: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
+    env.iter()
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect()
+}
+
+#[test]
+fn each_layer_wins_over_the_one_before() {
+    let file = "[worker]\nthreads = 1\nmax_sequences = 1\nbeat_interval_s = 1";
+    let env = [
+        ("LUTHIER_WORKER_THREADS", "2"),
+        ("LUTHIER_WORKER_MAX_SEQUENCES", "2"),
+        ("HOME", "/"),
+    ];
+    let config = load(file, &env, &[("worker.threads", "3")]).unwrap();
+    let worker = &config.worker;
+    assert_eq!(
+        (worker.threads, worker.max_sequences, worker.beat_interval_s),
+        (3, 2, 1)
+    );
+    assert_eq!(worker.checkpoint_interval_s, 300);
+}
+
+#[test]
+fn wrong_configurations_say_what_is_wrong_where_and_what_to_do() {
+    let cases = [
+        (
+            "[api]\nlisten_on = \"127.0.0.1:1\"",
+            "/luthier.toml: unknown key `api.listen_on`; did you mean `api.listen`?",
+        ),
+        (
+            "[api]\ndoor_listen = \"127.0.0.1:1\"",
+            "/luthier.toml: unknown key `api.door_listen`; did you mean `scheduler.door_listen`?",
+        ),
+        (
+            "datadir = \"x\"",
+            "/luthier.toml: unknown key `datadir`; did you mean `data_dir`?",
+        ),
+        (
+            "[cluster]\nfoo = 1",
+            "/luthier.toml: unknown key `cluster.foo`; config.example.toml lists every key",
+        ),
+        (
+            "[worker]\nthreads = \"two\"",
+            "/luthier.toml: worker.threads: \"two\" is not a whole number that is not negative",
+        ),
+        (
+            "[worker]\nthreads = -1",
+            "/luthier.toml: worker.threads: -1 is not a whole number that is not negative",
+        ),
+        (
+            "[log]\nformat = \"xml\"",
+            "/luthier.toml: log.format: \"xml\" is not \"text\" or \"json\"",
+        ),
+        (
+            "[database]\nurl = 5",
+            "/luthier.toml: database.url: the value is not text",
+        ),
+        (
+            "a = 1\nb = ",
+            "/luthier.toml is not valid TOML: line 2: string values must be quoted, expected literal string",
+        ),
+        (
+            "[database]\nurl = \"mysql://me:hunter2@db/x\"",
+            "database.url: `mysql` is not one of postgres:, postgresql:, sqlite:",
+        ),
+        (
+            "[objects]\nurl = \"s3://bucket\"",
+            "objects.access_key_id is not set; set it in the file or as LUTHIER_OBJECTS_ACCESS_KEY_ID",
+        ),
+        (
+            "[secrets]\nservice_key = \"hunter2\"",
+            "secrets.service_key: 7 bytes are too few, at least 32 are needed; `openssl rand -hex 32` prints a good one",
+        ),
+        (
+            "[secrets]\nservice_key = \"x\"\nservice_key_file = \"y\"",
+            "/luthier.toml: `secrets.service_key` and `secrets.service_key_file` are both given; keep one of them",
+        ),
+        (
+            "[api]\ntls_key = \"k.pem\"",
+            "api.tls_certificate is not set; set it in the file or as LUTHIER_API_TLS_CERTIFICATE",
+        ),
+        (
+            "[scheduler]\nlease_ttl_s = 14",
+            "scheduler.lease_ttl_s: 14 s leaves no room for a lost report: it must be at least three times worker.beat_interval_s (5 s)",
+        ),
+    ];
+    for (file, expected) in cases {
+        assert_eq!(load(file, &[], &[]).unwrap_err(), expected, "{file}");
+    }
+    let unknown = load("", &[("LUTHIER_API_LISTN", "x")], &[]).unwrap_err();
+    assert_eq!(
+        unknown,
+        "environment: unknown key `LUTHIER_API_LISTN`; did you mean `LUTHIER_API_LISTEN`?"
+    );
+    let bad = load("", &[("LUTHIER_API_LISTEN", "8080")], &[]).unwrap_err();
+    assert_eq!(
+        bad,
+        "LUTHIER_API_LISTEN: \"8080\" is not an address and a port, such as \"127.0.0.1:8080\""
+    );
+}
+
+#[test]
+fn a_public_listener_needs_tls_or_the_word_insecure() {
+    let public = ("api.listen", "0.0.0.0:8080");
+    assert!(
+        load("", &[], &[public])
+            .unwrap_err()
+            .contains("without TLS")
+    );
+    load("", &[], &[public, ("api.insecure", "true")]).unwrap();
+    load(
+        "",
+        &[],
+        &[public, ("api.tls_key", "k"), ("api.tls_certificate", "c")],
+    )
+    .unwrap();
+    load("", &[], &[("api.listen", "[::1]:8080")]).unwrap();
+}
+
+#[test]
+fn a_credential_can_come_from_a_file_and_is_not_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pepper");
+    std::fs::write(&path, "hunter2hunter2hunter2hunter2hunter2\n").unwrap();
+    let path = path.to_str().unwrap();
+    for config in [
+        load(&format!("[secrets]\nkey_pepper_file = {path:?}"), &[], &[]).unwrap(),
+        load("", &[("LUTHIER_SECRETS_KEY_PEPPER_FILE", path)], &[]).unwrap(),
+    ] {
+        assert_eq!(
+            config.key_pepper().unwrap().expose(),
+            "hunter2hunter2hunter2hunter2hunter2"
+        );
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+    let missing = load("[objects]\nregion_file = \"x\"", &[], &[]).unwrap_err();
+    assert!(
+        missing.contains("unknown key `objects.region_file`"),
+        "{missing}"
+    );
+}
+
+#[test]
+fn the_embedded_form_needs_nothing_and_keeps_its_secrets() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || {
+        let mut config = Config::embedded(dir.path())
+            .layered(None, os(&[]), &[])
+            .expect("nothing is needed");
+        config.ensure_secrets().unwrap();
+        config
+    };
+    let (first, second) = (open(), open());
+    assert_eq!(first.key_pepper().unwrap(), second.key_pepper().unwrap());
+    assert_ne!(first.key_pepper().unwrap(), first.service_key().unwrap());
+    assert_eq!(first.service_key().unwrap().expose().len(), 64);
+    let secrets = std::fs::metadata(dir.path().join("secrets/key_pepper")).unwrap();
+    assert_eq!(
+        std::os::unix::fs::PermissionsExt::mode(&secrets.permissions()) & 0o777,
+        0o600
+    );
+
+    let place = dir.path().display();
+    assert_eq!(
+        first.database.url.expose(),
+        &format!("sqlite://{place}/luthier.db?mode=rwc")
+    );
+    assert_eq!(first.objects.url, format!("file://{place}/objects"));
+    assert_eq!(first.queue.url.expose(), "memory:");
+    assert_eq!(
+        (
+            first.scheduler.door_listen.port(),
+            first.worker.listen.port()
+        ),
+        (0, 0)
+    );
+    assert_eq!(first.door_url(), None);
+}
+
+#[test]
+fn moving_data_dir_moves_what_lies_in_it() {
+    let config = Config::embedded(Path::new("/a"))
+        .layered(None, os(&[("LUTHIER_DATA_DIR", "/b")]), &[])
+        .unwrap();
+    assert_eq!(
+        config.database.url.expose(),
+        "sqlite:///b/luthier.db?mode=rwc"
+    );
+    assert_eq!(config.objects.url, "file:///b/objects");
+    assert_eq!(config.cache_dir(), Path::new("/b/cache"));
+}
+
+#[test]
+fn with_postgres_a_missing_secret_is_an_error() {
+    let mut config = load("[database]\nurl = \"postgres://db/luthier\"", &[], &[]).unwrap();
+    config.ensure_secrets().unwrap();
+    let error = config.key_pepper().unwrap_err();
+    assert!(
+        matches!(
+            error,
+            ConfigError::Missing {
+                key: "secrets.key_pepper",
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_example_file_holds_every_key_once_with_its_default() {
+    let text = std::fs::read_to_string(example_path()).unwrap();
+    let mut section = String::new();
+    let mut found = BTreeSet::new();
+    for line in text.lines() {
+        if let Some(name) = line
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'))
+        {
+            section = format!("{name}.");
+            continue;
+        }
+        // "# text" is a comment; "#key = value" is a key without a default.
+        let assignment = line.strip_prefix('#').unwrap_or(line);
+        if assignment.starts_with(' ') || !assignment.contains(" = ") {
+            continue;
+        }
+        let table: toml::Table = assignment
+            .parse()
+            .unwrap_or_else(|error| panic!("{line}: {error}"));
+        for (key, value) in table {
+            let name = format!("{section}{key}");
+            let (_, _, value) = (&name, &key, as_text(&value));
+            let env = [(env_name(&name), value)];
+            let env: Vec<_> = env.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+            // A value of its own may need a companion (TLS); a wrong type never passes.
+            match Config::default().layered(None, os(&env), &[]) {
+                Ok(_) | Err(ConfigError::Missing { .. }) => {}
+                Err(error) => panic!("{line}: {error}"),
+            }
+            assert!(found.insert(name.clone()), "{name} is in the example twice");
+        }
+    }
+    let keys: BTreeSet<String> = Config::keys().into_iter().map(|key| key.name).collect();
+    assert_eq!(
+        found, keys,
+        "left: the example file; right: the keys of Config"
+    );
+
+    let config = Config::default()
+        .layered(Some(&example_path()), os(&[]), &[])
+        .unwrap();
+    let defaults = Config::default().layered(None, os(&[]), &[]).unwrap();
+    assert_eq!(
+        format!("{config:?}"),
+        format!("{defaults:?}"),
+        "left: the example file"
+    );
+    assert_eq!(config.log.format, LogFormat::Text);
+}
+
+fn as_text(value: &toml::Value) -> String {
+    match value {
+        toml::Value::String(text) => text.clone(),
+        toml::Value::Array(_) => String::new(),
+        value => value.to_string(),
+    }
+}

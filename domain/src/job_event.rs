@@ -91,6 +91,29 @@ pub enum JobEvent {
     ResumeRequested,
 }
 
+impl JobEvent {
+    /// The event's name in a job's history.
+    pub fn name(&self) -> &'static str {
+        match self {
+            JobEvent::Validated { .. } => "validated",
+            JobEvent::ValidationFailed { .. } => "validation_failed",
+            JobEvent::Offered { .. } => "offered",
+            JobEvent::OfferExpired { .. } => "offer_expired",
+            JobEvent::Claimed { .. } => "claimed",
+            JobEvent::Beat { .. } => "beat",
+            JobEvent::CheckpointSaved { .. } => "checkpoint_saved",
+            JobEvent::Finalizing { .. } => "finalizing",
+            JobEvent::Finished { .. } => "finished",
+            JobEvent::AttemptFailed { .. } => "attempt_failed",
+            JobEvent::Stopped { .. } => "stopped",
+            JobEvent::LeaseExpired { .. } => "lease_expired",
+            JobEvent::CancelRequested => "cancel_requested",
+            JobEvent::PauseRequested => "pause_requested",
+            JobEvent::ResumeRequested => "resume_requested",
+        }
+    }
+}
+
 /// What the transaction that stores the job must also do.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {

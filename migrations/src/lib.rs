@@ -1,1 +1,16 @@
-//! 
+//! The schema, step by step. Migrations only ever expand; what is no longer used is dropped a release later.
+//! All pending steps are applied in one transaction under a lock, by `store::Store::migrate`.
+
+use sea_orm_migration::{MigrationTrait, MigratorTrait};
+
+mod m20261123_000001_first;
+mod table;
+
+/// Every migration, oldest first.
+pub struct Migrator;
+
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![Box::new(m20261123_000001_first::First)]
+    }
+}

@@ -1,1 +1,74 @@
-//! 
+//! Where rows live: the only crate with queries, on PostgreSQL and SQLite alike.
+//!
+//! Every function on tenant data takes the project first; another project's row is as absent as one that never was.
+//! Every change of several rows is one transaction, every call is bounded in time. Knows no HTTP and no message.
+
+mod connect;
+mod convert;
+mod entity;
+mod run;
+
+pub mod api_keys;
+pub mod base_models;
+pub mod checkpoints;
+pub mod error;
+pub mod events;
+pub mod files;
+pub mod idempotency;
+pub mod jobs;
+pub mod leader;
+pub mod metrics;
+pub mod models;
+pub mod outbox;
+pub mod page;
+pub mod projects;
+pub mod usage;
+pub mod workers;
+
+pub use connect::{Store, StoreConfig};
+pub use error::{ApplyError, StoreError};
+pub use idempotency::{IdempotencyEntry, Replay};
+pub use jobs::{InsertLimits, MetadataFilter, Transition};
+pub use outbox::OutboxMessage;
+
+macro_rules! accessors {
+    ($($(#[$doc:meta])* $name:ident: $type:ty;)*) => {
+        impl Store {
+            $($(#[$doc])*
+            pub fn $name(&self) -> $type {
+                <$type>::new(self)
+            })*
+        }
+    };
+}
+
+accessors! {
+    /// Organisations and projects.
+    projects: projects::Projects<'_>;
+    /// API keys.
+    api_keys: api_keys::ApiKeys<'_>;
+    /// Uploaded and produced files.
+    files: files::Files<'_>;
+    /// Installed base models.
+    base_models: base_models::BaseModels<'_>;
+    /// Fine-tuning jobs.
+    jobs: jobs::Jobs<'_>;
+    /// The public story of each job.
+    events: events::Events<'_>;
+    /// Checkpoints of jobs.
+    checkpoints: checkpoints::Checkpoints<'_>;
+    /// Measurements of each step.
+    metrics: metrics::Metrics<'_>;
+    /// Tuned models.
+    models: models::Models<'_>;
+    /// What was consumed.
+    usage: usage::Usage<'_>;
+    /// Messages that wait for the broker.
+    outbox: outbox::Outbox<'_>;
+    /// Workers as they described themselves.
+    workers: workers::Workers<'_>;
+    /// Who does what one process suffices for.
+    leader: leader::Leader<'_>;
+    /// Which request made which object.
+    idempotency: idempotency::Idempotency<'_>;
+}

@@ -1,0 +1,114 @@
+//! The door through which every change of a job goes: read, let the domain decide, write under guard, carry out the
+//! effects; one transaction.
+
+use domain::id::{JobId, ProjectId};
+use domain::job::FineTuningJob;
+use domain::job_event::JobEvent;
+use domain::time::Timestamp;
+use sea_orm::{ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QuerySelect};
+
+use super::{Jobs, effects, row};
+use crate::entity::job::{Column, Entity, Model};
+use crate::error::{ApplyError, StoreError};
+
+/// The row is locked while the domain decides, so a race is only lost to a writer that takes no lock; then the next
+/// try sees its work.
+const TRIES: u32 = 5;
+
+impl Jobs<'_> {
+    /// Applies an event to a job, whosever it is: for the scheduler.
+    pub async fn apply(
+        &self,
+        id: &JobId,
+        event: JobEvent,
+        now: Timestamp,
+    ) -> Result<FineTuningJob, ApplyError> {
+        self.apply_scoped(None, id, event, now).await
+    }
+
+    /// Applies an event to a job of this project: for the API.
+    pub async fn apply_in_project(
+        &self,
+        project: &ProjectId,
+        id: &JobId,
+        event: JobEvent,
+        now: Timestamp,
+    ) -> Result<FineTuningJob, ApplyError> {
+        self.apply_scoped(Some(project), id, event, now).await
+    }
+
+    async fn apply_scoped(
+        &self,
+        project: Option<&ProjectId>,
+        id: &JobId,
+        event: JobEvent,
+        now: Timestamp,
+    ) -> Result<FineTuningJob, ApplyError> {
+        let work = async {
+            for _ in 0..TRIES {
+                if let Some(job) = self.try_apply(project, id, event.clone(), now).await? {
+                    return Ok(job);
+                }
+            }
+            let reason = format!("{TRIES} others changed job {id} meanwhile");
+            Err(ApplyError::Store(StoreError::Unavailable(reason)))
+        };
+        self.0.bounded(work).await
+    }
+
+    /// `None`: another writer was faster.
+    async fn try_apply(
+        &self,
+        project: Option<&ProjectId>,
+        id: &JobId,
+        event: JobEvent,
+        now: Timestamp,
+    ) -> Result<Option<FineTuningJob>, ApplyError> {
+        let mut select = Entity::find_by_id(id.as_str()).lock_exclusive();
+        if let Some(project) = project {
+            select = select.filter(Column::ProjectId.eq(project.as_str()));
+        }
+        let tx = self.0.begin().await?;
+        let stored = select.one(&tx).await?.ok_or(ApplyError::NotFound)?;
+        let n_events = stored.n_events;
+        let job = row::to_domain(stored)?;
+        let name = event.name();
+        let (next, all) = job.apply(event, now)?;
+        let effects = effects::Batch::sort(all, &next, now)?;
+        let new_row = row::from_domain(&next, n_events + effects.n_events())?;
+        if !write(&tx, &job, new_row).await? {
+            return Ok(None);
+        }
+        effects::record_transition(&tx, name, &job, &next, now).await?;
+        effects.carry_out(&tx, &next.id, n_events, now).await?;
+        tx.commit().await?;
+        Ok(Some(next))
+    }
+}
+
+/// Writes the row over the one that was read; false when that is no longer there.
+async fn write(
+    tx: &DatabaseTransaction,
+    read: &FineTuningJob,
+    new: Model,
+) -> Result<bool, StoreError> {
+    let read = read.progress();
+    let done = Entity::update_many()
+        .col_expr(Column::State, new.state.into())
+        .col_expr(Column::Version, new.version.into())
+        .col_expr(Column::Attempt, new.attempt.into())
+        .col_expr(Column::WorkerId, new.worker_id.into())
+        .col_expr(Column::DispatchId, new.dispatch_id.into())
+        .col_expr(Column::StateSince, new.state_since.into())
+        .col_expr(Column::LeaseUntil, new.lease_until.into())
+        .col_expr(Column::NotBefore, new.not_before.into())
+        .col_expr(Column::NEvents, new.n_events.into())
+        .col_expr(Column::Progress, new.progress.into())
+        .filter(Column::Id.eq(new.id))
+        .filter(Column::Version.eq(read.version))
+        .filter(Column::Attempt.eq(read.attempt))
+        .filter(Column::State.eq(read.state.as_str()))
+        .exec(tx)
+        .await?;
+    Ok(done.rows_affected == 1)
+}

@@ -1,0 +1,102 @@
+//! Tuned models. Made only by the transaction that ends their job.
+
+use domain::id::{JobId, ProjectId};
+use domain::model::{AdapterRef, TunedModel};
+use domain::time::Timestamp;
+use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
+
+use crate::connect::Store;
+use crate::convert::{int, text, unsigned};
+use crate::entity::model::{Column, Entity, Model};
+use crate::error::StoreError;
+
+pub struct Models<'a>(&'a Store);
+
+impl<'a> Models<'a> {
+    pub(crate) fn new(store: &'a Store) -> Self {
+        Self(store)
+    }
+
+    /// Every model of the project, oldest first.
+    pub async fn list(&self, project: &ProjectId) -> Result<Vec<TunedModel>, StoreError> {
+        let select = live(project)
+            .order_by_asc(Column::CreatedAt)
+            .order_by_asc(Column::Name);
+        self.0
+            .all(select)
+            .await?
+            .into_iter()
+            .map(to_domain)
+            .collect()
+    }
+
+    pub async fn find(
+        &self,
+        project: &ProjectId,
+        name: &str,
+    ) -> Result<Option<TunedModel>, StoreError> {
+        if name.contains('\0') {
+            return Ok(None);
+        }
+        let row = self
+            .0
+            .one(live(project).filter(Column::Name.eq(name)))
+            .await?;
+        row.map(to_domain).transpose()
+    }
+
+    /// False: the project has no such model. The name is never used again.
+    pub async fn delete(
+        &self,
+        project: &ProjectId,
+        name: &str,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        if name.contains('\0') {
+            return Ok(false);
+        }
+        let update = Entity::update_many()
+            .col_expr(Column::DeletedAt, now.0.into())
+            .filter(Column::ProjectId.eq(project.as_str()))
+            .filter(Column::Name.eq(name))
+            .filter(Column::DeletedAt.is_null());
+        Ok(self.0.update(update).await? == 1)
+    }
+}
+
+fn live(project: &ProjectId) -> sea_orm::Select<Entity> {
+    Entity::find()
+        .filter(Column::ProjectId.eq(project.as_str()))
+        .filter(Column::DeletedAt.is_null())
+}
+
+pub(crate) fn to_row(model: &TunedModel) -> Result<Model, StoreError> {
+    Ok(Model {
+        name: text("name", &model.name)?,
+        project_id: model.project_id.to_string(),
+        job_id: model.job_id.to_string(),
+        base_model: model.base_model.clone(),
+        adapter_object_prefix: text("adapter.object_prefix", &model.adapter.object_prefix)?,
+        adapter_sha256: text("adapter.sha256", &model.adapter.sha256)?,
+        adapter_size_bytes: int(model.adapter.size_bytes)?,
+        owned_by: model.owned_by.clone(),
+        created_at: model.created_at.0,
+        deleted_at: None,
+    })
+}
+
+fn to_domain(row: Model) -> Result<TunedModel, StoreError> {
+    Ok(TunedModel {
+        name: row.name,
+        project_id: ProjectId::parse(&row.project_id)?,
+        job_id: JobId::parse(&row.job_id)?,
+        base_model: row.base_model,
+        adapter: AdapterRef {
+            object_prefix: row.adapter_object_prefix,
+            sha256: row.adapter_sha256,
+            size_bytes: unsigned(row.adapter_size_bytes)?,
+        },
+        owned_by: row.owned_by,
+        created_at: Timestamp(row.created_at),
+    })
+}

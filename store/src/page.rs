@@ -1,0 +1,56 @@
+//! Cursor pages over rows ordered by (created_at, id): each row once, whatever is inserted meanwhile.
+
+use domain::page::{Order, PageRequest};
+use sea_orm::sea_query::{Condition, ExprTrait, SimpleExpr};
+use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect, Select};
+
+/// The place of the last item seen.
+pub(crate) struct Cursor {
+    pub created_at: i64,
+    pub id: String,
+}
+
+/// Orders, cuts and limits a list. Fetches one row more than asked, to tell whether more follow.
+pub(crate) fn paged<E: EntityTrait>(
+    select: Select<E>,
+    request: &PageRequest,
+    after: Option<Cursor>,
+    created_at: impl ColumnTrait,
+    id: impl ColumnTrait,
+) -> Select<E> {
+    let (cut, order) = match request.order {
+        Order::NewestFirst => (
+            after.map(|c| earlier(c, created_at, id)),
+            sea_orm::Order::Desc,
+        ),
+        Order::OldestFirst => (after.map(|c| later(c, created_at, id)), sea_orm::Order::Asc),
+    };
+    let select = match cut {
+        Some(cut) => select.filter(cut),
+        None => select,
+    };
+    select
+        .order_by(created_at, order.clone())
+        .order_by(id, order)
+        .limit(request.limit.saturating_add(1))
+}
+
+fn earlier(c: Cursor, created_at: impl ColumnTrait, id: impl ColumnTrait) -> Condition {
+    tie(
+        created_at.lt(c.created_at),
+        created_at.eq(c.created_at),
+        id.lt(c.id),
+    )
+}
+
+fn later(c: Cursor, created_at: impl ColumnTrait, id: impl ColumnTrait) -> Condition {
+    tie(
+        created_at.gt(c.created_at),
+        created_at.eq(c.created_at),
+        id.gt(c.id),
+    )
+}
+
+fn tie(beyond: SimpleExpr, same: SimpleExpr, id_beyond: SimpleExpr) -> Condition {
+    Condition::any().add(beyond).add(same.and(id_beyond))
+}

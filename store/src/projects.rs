@@ -1,0 +1,154 @@
+//! Organisations and the projects they hold.
+
+use domain::id::{Entropy, OrganizationId, ProjectId};
+use domain::project::{Organization, Project};
+use domain::time::Timestamp;
+use sea_orm::sea_query::OnConflict;
+use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder};
+
+use crate::connect::Store;
+use crate::convert::{optional, text};
+use crate::entity::{organization, project};
+use crate::error::StoreError;
+
+/// Name and slug of the organisation every installation starts with.
+const DEFAULT_ORGANIZATION: (&str, &str) = ("default", "luthier");
+/// The project every installation starts with.
+const DEFAULT_PROJECT: &str = "default";
+
+pub struct Projects<'a>(&'a Store);
+
+impl<'a> Projects<'a> {
+    pub(crate) fn new(store: &'a Store) -> Self {
+        Self(store)
+    }
+
+    /// The project every installation starts with, made on the first call. `entropy`: for the ids of an
+    /// organisation and a project.
+    pub async fn ensure_default(
+        &self,
+        entropy: [Entropy; 2],
+        now: Timestamp,
+    ) -> Result<Project, StoreError> {
+        let made = async {
+            let tx = self.0.begin().await?;
+            let (name, slug) = DEFAULT_ORGANIZATION;
+            let row = organization::Model {
+                id: OrganizationId::mint(entropy[0]).to_string(),
+                name: name.to_owned(),
+                slug: slug.to_owned(),
+                created_at: now.0,
+            };
+            organization::Entity::insert(row.into_active_model())
+                .on_conflict(
+                    OnConflict::column(organization::Column::Slug)
+                        .do_nothing()
+                        .to_owned(),
+                )
+                .exec_without_returning(&tx)
+                .await?;
+            let organization = organization::Entity::find()
+                .filter(organization::Column::Slug.eq(slug))
+                .one(&tx)
+                .await?
+                .ok_or(StoreError::NotFound)?;
+            let row = project::Model {
+                id: ProjectId::mint(entropy[1]).to_string(),
+                organization_id: organization.id,
+                name: DEFAULT_PROJECT.to_owned(),
+                created_at: now.0,
+                archived_at: None,
+            };
+            project::Entity::insert(row.into_active_model())
+                .on_conflict(
+                    OnConflict::column(project::Column::Name)
+                        .do_nothing()
+                        .to_owned(),
+                )
+                .exec_without_returning(&tx)
+                .await?;
+            Ok::<_, StoreError>(tx.commit().await?)
+        };
+        self.0.bounded(made).await?;
+        self.find_by_name(DEFAULT_PROJECT)
+            .await?
+            .ok_or(StoreError::NotFound)
+    }
+
+    pub async fn find_by_name(&self, name: &str) -> Result<Option<Project>, StoreError> {
+        let select = project::Entity::find().filter(project::Column::Name.eq(name));
+        self.one(select).await
+    }
+
+    pub async fn find(&self, id: &ProjectId) -> Result<Option<Project>, StoreError> {
+        self.one(project::Entity::find_by_id(id.as_str())).await
+    }
+
+    /// Every project, by name.
+    pub async fn list(&self) -> Result<Vec<Project>, StoreError> {
+        let select = project::Entity::find()
+            .find_also_related(organization::Entity)
+            .order_by_asc(project::Column::Name);
+        let rows = self
+            .0
+            .bounded(async { Ok::<_, StoreError>(select.all(&self.0.read).await?) })
+            .await?;
+        rows.into_iter()
+            .map(|(row, organization)| to_domain(row, organization))
+            .collect()
+    }
+
+    /// Errors: `Conflict` when the name is taken or the organisation does not exist.
+    pub async fn insert(&self, project: &Project) -> Result<(), StoreError> {
+        let row = project::Model {
+            id: project.id.to_string(),
+            organization_id: project.organization_id.to_string(),
+            name: text("name", &project.name)?,
+            created_at: project.created_at.0,
+            archived_at: optional(project.archived_at),
+        };
+        let insert = project::Entity::insert(row.into_active_model());
+        self.0.insert(insert).await
+    }
+
+    /// Errors: `Conflict` when the slug is taken.
+    pub async fn insert_organization(&self, organization: &Organization) -> Result<(), StoreError> {
+        let row = organization::Model {
+            id: organization.id.to_string(),
+            name: text("name", &organization.name)?,
+            slug: text("slug", &organization.slug)?,
+            created_at: organization.created_at.0,
+        };
+        let insert = organization::Entity::insert(row.into_active_model());
+        self.0.insert(insert).await
+    }
+
+    async fn one(
+        &self,
+        select: sea_orm::Select<project::Entity>,
+    ) -> Result<Option<Project>, StoreError> {
+        let select = select.find_also_related(organization::Entity);
+        let row = self
+            .0
+            .bounded(async { Ok::<_, StoreError>(select.one(&self.0.read).await?) })
+            .await?;
+        row.map(|(row, organization)| to_domain(row, organization))
+            .transpose()
+    }
+}
+
+pub(crate) fn to_domain(
+    row: project::Model,
+    organization: Option<organization::Model>,
+) -> Result<Project, StoreError> {
+    let organization = organization
+        .ok_or_else(|| StoreError::Corrupt(format!("project {} has no organisation", row.id)))?;
+    Ok(Project {
+        id: ProjectId::parse(&row.id)?,
+        organization_id: OrganizationId::parse(&row.organization_id)?,
+        organization_slug: organization.slug,
+        name: row.name,
+        created_at: Timestamp(row.created_at),
+        archived_at: row.archived_at.map(Timestamp),
+    })
+}

@@ -1,0 +1,149 @@
+//! The rows of a training file, typed, and what can be wrong with one. The types live here; `row` and `message`
+//! parse, `strict` is the JSON underneath, [`crate::dataset`] splits a stream into rows and [`crate::report`] turns
+//! errors into OpenAI's words.
+
+mod judge;
+mod message;
+mod row;
+mod strict;
+
+use domain::generation::ChatMessage;
+use serde_json::Value;
+
+pub use self::judge::{MAX_MESSAGES, MAX_TOOLS};
+pub use self::row::parse_row;
+pub use self::strict::MAX_DEPTH;
+
+/// Which kind of row a file holds; a file holds one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RowFormat {
+    /// `{"messages": […]}`, for method `supervised`.
+    Chat,
+    /// `{"input": …, "preferred_output": …, "non_preferred_output": …}`, for method `dpo`.
+    Preference,
+    /// `{"messages": […], …}` with any further keys, for method `reinforcement`.
+    Reinforcement,
+    /// `{"prompt": …, "completion": …}`, the oldest one.
+    Completion,
+}
+
+impl RowFormat {
+    /// What OpenAI's messages call it. Only `fine-tune-chat` is recorded; the others are formed alike.
+    pub fn name(self) -> &'static str {
+        match self {
+            RowFormat::Chat => "fine-tune-chat",
+            RowFormat::Preference => "fine-tune-preference",
+            RowFormat::Reinforcement => "fine-tune-reinforcement",
+            RowFormat::Completion => "fine-tune-completions",
+        }
+    }
+
+    /// The `method.type` that trains on it.
+    pub fn method(self) -> &'static str {
+        match self {
+            RowFormat::Chat | RowFormat::Completion => "supervised",
+            RowFormat::Preference => "dpo",
+            RowFormat::Reinforcement => "reinforcement",
+        }
+    }
+}
+
+/// One row of a training file.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TrainingExample {
+    Chat(ChatExample),
+    Preference(PreferenceExample),
+    Reinforcement(ReinforcementExample),
+    Completion { prompt: String, completion: String },
+}
+
+/// A conversation whose assistant turns are learned.
+/// Invariant: `trained.len() == messages.len()`, and `trained[i]` only where `messages[i]` is an assistant's.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ChatExample {
+    pub messages: Vec<ChatMessage>,
+    /// Whether message `i` gets loss: an assistant message whose `weight` is not 0.
+    pub trained: Vec<bool>,
+    /// As given; the deprecated `functions` are wrapped as tools of type `function`.
+    pub tools: Vec<Value>,
+    pub parallel_tool_calls: Option<bool>,
+}
+
+/// A prompt with a better and a worse answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PreferenceExample {
+    pub messages: Vec<ChatMessage>,
+    pub tools: Vec<Value>,
+    pub parallel_tool_calls: Option<bool>,
+    pub preferred: ChatMessage,
+    pub non_preferred: ChatMessage,
+}
+
+/// A prompt whose answer a grader judges with the help of `item`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReinforcementExample {
+    pub messages: Vec<ChatMessage>,
+    pub tools: Vec<Value>,
+    /// Every further key of the row; graders say `{{item.key}}`.
+    pub item: serde_json::Map<String, Value>,
+}
+
+/// A row that was read, with its place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NumberedExample {
+    /// 1-based, counting every line.
+    pub line: u64,
+    pub example: TrainingExample,
+}
+
+/// What is wrong with one line. `line` 1-based over all lines, `example` 1-based over the lines that are not blank.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}, byte {byte_offset}, at '{pointer}': {reason}")]
+pub struct LineError {
+    pub line: u64,
+    pub example: u64,
+    /// From the start of the file, 0-based: where reading found the error.
+    pub byte_offset: u64,
+    /// JSON pointer into the row; empty for the row itself.
+    pub pointer: String,
+    /// Reads after "Example 5, message 2 ".
+    pub reason: String,
+    pub kind: LineErrorKind,
+}
+
+/// The kinds of errors that OpenAI words differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LineErrorKind {
+    /// No row format is recognised.
+    UnexpectedFormat,
+    /// A row of another method.
+    WrongFormat(RowFormat),
+    InvalidUtf8,
+    Nul,
+    InvalidJson,
+    LineTooLong,
+    TooDeep,
+    TooManyBlankLines,
+    DuplicateKey,
+    /// An unknown key at the top of the row.
+    ExtraKey,
+    MissingKey,
+    MissingRole,
+    InvalidRole,
+    InvalidWeight,
+    InvalidValue,
+    Unsupported,
+    TooLarge,
+    NoAssistant,
+    NothingToTrain,
+}
+
+/// An error inside a row, before the line's place is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowError {
+    /// Within the row, 0-based.
+    pub byte_offset: u64,
+    pub pointer: String,
+    pub reason: String,
+    pub kind: LineErrorKind,
+}

@@ -1,0 +1,923 @@
+//! The parser of training files: what it takes, what it refuses and how it says so, however the bytes arrive.
+
+use std::io::Cursor;
+
+use domain::generation::Role;
+use proptest::prelude::*;
+use text::dataset::{DatasetParser, DatasetReader, MAX_BLANK_LINES, MAX_LINE_BYTES, Row};
+use text::formats::{ChatExample, LineErrorKind as Kind, RowFormat, TrainingExample, parse_row};
+use text::report::{DatasetReport, FileRole};
+
+const GOOD: &str =
+    r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#;
+
+fn chat(line: &str) -> ChatExample {
+    match parse_row(line, RowFormat::Chat) {
+        Ok(TrainingExample::Chat(example)) => example,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+/// A row with these messages, as JSON.
+fn row(messages: &str) -> String {
+    format!(r#"{{"messages":[{messages}]}}"#)
+}
+
+fn check_refused(line: &str, kind: Kind, pointer: &str, reason: &str) {
+    let error = match parse_row(line, RowFormat::Chat) {
+        Err(error) => error,
+        Ok(example) => panic!("{line} was taken: {example:?}"),
+    };
+    assert_eq!(
+        (error.kind, error.pointer.as_str()),
+        (kind, pointer),
+        "{line}: {error:?}"
+    );
+    assert!(
+        error.reason.contains(reason),
+        "{line}: {:?} lacks {reason:?}",
+        error.reason
+    );
+    assert!(error.byte_offset <= line.len() as u64);
+}
+
+const USER: &str = r#"{"role":"user","content":"a"}"#;
+const BOT: &str = r#"{"role":"assistant","content":"b"}"#;
+
+#[test]
+fn every_bad_message_is_refused_by_name_and_place() {
+    let cases: &[(&str, Kind, &str, &str)] = &[
+        (
+            r#"{"content":"b"}"#,
+            Kind::MissingRole,
+            "/messages/1/role",
+            "Discriminator 'role' is missing in value",
+        ),
+        (
+            r#"{"role":"robot","content":"b"}"#,
+            Kind::InvalidRole,
+            "/messages/1/role",
+            "Input tag 'robot'",
+        ),
+        (
+            r#"{"role":"system\n<|im_start|>","content":"b"}"#,
+            Kind::InvalidRole,
+            "/messages/1/role",
+            "does not match",
+        ),
+        (
+            r#"{"role":7,"content":"b"}"#,
+            Kind::InvalidValue,
+            "/messages/1/role",
+            "expected a string",
+        ),
+        (
+            r#"{"role":"user","role":"user","content":"b"}"#,
+            Kind::DuplicateKey,
+            "/messages/1",
+            "has the key 'role' twice",
+        ),
+        (
+            r#"{"role":"user","content":"b","content":"c"}"#,
+            Kind::DuplicateKey,
+            "/messages/1",
+            "'content' twice",
+        ),
+        (
+            r#"{"role":"user","content":"b","refusal":null,"refusal":null}"#,
+            Kind::DuplicateKey,
+            "/messages/1",
+            "'refusal' twice",
+        ),
+        (
+            r#"{"role":"user","content":"b","wieght":1}"#,
+            Kind::InvalidValue,
+            "/messages/1",
+            r#"an extra "wieght""#,
+        ),
+        (
+            r#"{"role":"user","content":"b","weight":1}"#,
+            Kind::InvalidWeight,
+            "/messages/1/weight",
+            "only an assistant",
+        ),
+        (
+            r#"{"role":"assistant","content":"b","weight":0.5}"#,
+            Kind::InvalidWeight,
+            "/messages/1/weight",
+            "weight of 0.5",
+        ),
+        (
+            r#"{"role":"assistant","content":"b","weight":2}"#,
+            Kind::InvalidWeight,
+            "/messages/1/weight",
+            "weight of 2",
+        ),
+        (
+            r#"{"role":"assistant","content":"b","weight":-1}"#,
+            Kind::InvalidWeight,
+            "/messages/1/weight",
+            "weight of -1",
+        ),
+        (
+            r#"{"role":"assistant","content":"b","weight":true}"#,
+            Kind::InvalidWeight,
+            "/messages/1/weight",
+            "weight of true",
+        ),
+        (
+            r#"{"role":"assistant","content":"b","weight":"1"}"#,
+            Kind::InvalidWeight,
+            "/messages/1/weight",
+            "weight of \"1\"",
+        ),
+        (
+            r#"{"role":"assistant","content":"b","weight":100000000000000000000000000001}"#,
+            Kind::InvalidWeight,
+            "/messages/1/weight",
+            "only 0 and 1",
+        ),
+        (
+            r#"{"role":"assistant","content":"b","weight":1e999}"#,
+            Kind::InvalidJson,
+            "/messages/1/weight",
+            "number out of range",
+        ),
+        (
+            r#"{"role":"assistant","content":"b","weight":NaN}"#,
+            Kind::InvalidJson,
+            "/messages/1/weight",
+            "invalid json",
+        ),
+        (
+            r#"{"role":"assistant","content":""}"#,
+            Kind::InvalidValue,
+            "/messages/1/content",
+            "neither content nor tool calls",
+        ),
+        (
+            r#"{"role":"assistant"}"#,
+            Kind::InvalidValue,
+            "/messages/1/content",
+            "neither content nor tool calls",
+        ),
+        (
+            r#"{"role":"assistant","content":null,"tool_calls":[]}"#,
+            Kind::InvalidValue,
+            "/messages/1/content",
+            "neither",
+        ),
+        (
+            r#"{"role":"user"}"#,
+            Kind::InvalidValue,
+            "/messages/1/content",
+            "missing 'content'",
+        ),
+        (
+            r#"{"role":"system","content":null}"#,
+            Kind::InvalidValue,
+            "/messages/1/content",
+            "missing 'content'",
+        ),
+        (
+            r#"{"role":"user","content":5}"#,
+            Kind::InvalidValue,
+            "/messages/1/content",
+            "array of text parts",
+        ),
+        (
+            r#"{"role":"user","content":[]}"#,
+            Kind::InvalidValue,
+            "/messages/1/content",
+            "empty array",
+        ),
+        (
+            r#"{"role":"user","content":["a"]}"#,
+            Kind::InvalidValue,
+            "/messages/1/content/0",
+            "content part object",
+        ),
+        (
+            r#"{"role":"user","content":[{"text":"a"}]}"#,
+            Kind::InvalidValue,
+            "/messages/1/content/0",
+            "missing 'type'",
+        ),
+        (
+            r#"{"role":"user","content":[{"type":"text"}]}"#,
+            Kind::InvalidValue,
+            "/messages/1/content/0",
+            "missing 'text'",
+        ),
+        (
+            r#"{"role":"user","content":[{"type":"text","text":"a","x":1}]}"#,
+            Kind::InvalidValue,
+            "/messages/1/content/0",
+            r#"extra "x""#,
+        ),
+        (
+            r#"{"role":"user","content":[{"type":"image_url","image_url":{"url":"u"}}]}"#,
+            Kind::Unsupported,
+            "/messages/1/content/0",
+            "'image_url'",
+        ),
+        (
+            r#"{"role":"user","content":"a\u0000b"}"#,
+            Kind::Nul,
+            "/messages/1/content",
+            "NUL",
+        ),
+        (
+            r#"{"role":"user","content":"\ud800"}"#,
+            Kind::InvalidJson,
+            "/messages/1/content",
+            "invalid json",
+        ),
+        (
+            r#"{"role":"user","content":"a","name":7}"#,
+            Kind::InvalidValue,
+            "/messages/1/name",
+            "expected a string",
+        ),
+        (
+            r#"{"role":"tool","content":"a"}"#,
+            Kind::InvalidValue,
+            "/messages/1/tool_call_id",
+            "missing 'tool_call_id'",
+        ),
+        (
+            r#"{"role":"function","content":"a"}"#,
+            Kind::InvalidValue,
+            "/messages/1/name",
+            "missing 'name'",
+        ),
+        (
+            r#"{"role":"assistant","content":"b","audio":{"id":"x"}}"#,
+            Kind::Unsupported,
+            "/messages/1/audio",
+            "'audio'",
+        ),
+        (
+            r#"{"role":"user","content":"a","tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{}"}}]}"#,
+            Kind::InvalidValue,
+            "/messages/1/tool_calls",
+            "only an assistant",
+        ),
+        (
+            r#"{"role":"assistant","tool_calls":[{"id":"1","type":"custom","function":{"name":"f","arguments":"{}"}}]}"#,
+            Kind::Unsupported,
+            "/messages/1/tool_calls/0/type",
+            "'custom'",
+        ),
+        (
+            r#"{"role":"assistant","tool_calls":[{"type":"function","function":{"name":"f","arguments":"{}"}}]}"#,
+            Kind::InvalidValue,
+            "/messages/1/tool_calls/0/id",
+            "missing 'id'",
+        ),
+        (
+            r#"{"role":"assistant","tool_calls":[{"id":"1"}]}"#,
+            Kind::InvalidValue,
+            "/messages/1/tool_calls/0/function",
+            "missing 'function'",
+        ),
+        (
+            r#"{"role":"assistant","tool_calls":[{"id":"1","index":0}]}"#,
+            Kind::InvalidValue,
+            "/messages/1/tool_calls/0",
+            r#"extra "index""#,
+        ),
+        (
+            r#"{"role":"assistant","tool_calls":[{"id":"1","function":{"arguments":"{}"}}]}"#,
+            Kind::InvalidValue,
+            "/messages/1/tool_calls/0/function/name",
+            "missing 'name'",
+        ),
+        (
+            r#"{"role":"assistant","tool_calls":[{"id":"1","function":{"name":"f"}}]}"#,
+            Kind::InvalidValue,
+            "/messages/1/tool_calls/0/function/arguments",
+            "missing 'arguments'",
+        ),
+        (
+            r#"{"role":"assistant","tool_calls":[{"id":"1","function":{"name":"f","arguments":{}}}]}"#,
+            Kind::InvalidValue,
+            "/messages/1/tool_calls/0/function/arguments",
+            "expected a string",
+        ),
+        (
+            r#"{"role":"assistant","function_call":{"name":"f","arguments":"{}","x":1}}"#,
+            Kind::InvalidValue,
+            "/messages/1/function_call",
+            r#"extra "x""#,
+        ),
+        (
+            r#""user""#,
+            Kind::InvalidValue,
+            "/messages/1",
+            "a message object",
+        ),
+    ];
+    for (message, kind, pointer, reason) in cases {
+        check_refused(
+            &row(&format!("{USER},{message},{BOT}")),
+            *kind,
+            pointer,
+            reason,
+        );
+    }
+}
+
+#[test]
+fn every_bad_row_is_refused_by_name_and_place() {
+    let cases: &[(String, Kind, &str, &str)] = &[
+        (
+            r#"{"foo":1}"#.into(),
+            Kind::UnexpectedFormat,
+            "",
+            "neither 'messages'",
+        ),
+        (
+            r#"{}"#.into(),
+            Kind::UnexpectedFormat,
+            "",
+            "neither 'messages'",
+        ),
+        (
+            format!("[{GOOD}]"),
+            Kind::UnexpectedFormat,
+            "",
+            "not a JSON object",
+        ),
+        ("7".into(), Kind::UnexpectedFormat, "", "not a JSON object"),
+        (
+            "null".into(),
+            Kind::UnexpectedFormat,
+            "",
+            "not a JSON object",
+        ),
+        (
+            r#"{"messages": [oops"#.into(),
+            Kind::InvalidJson,
+            "/messages/0",
+            "invalid json",
+        ),
+        (
+            r#"{"messages":[]"#.into(),
+            Kind::InvalidJson,
+            "",
+            "invalid json: EOF",
+        ),
+        (
+            format!("{GOOD} {GOOD}"),
+            Kind::InvalidJson,
+            "",
+            "trailing characters",
+        ),
+        (
+            format!("{GOOD},"),
+            Kind::InvalidJson,
+            "",
+            "trailing characters",
+        ),
+        (
+            row(USER),
+            Kind::NoAssistant,
+            "/messages",
+            "at least one message from the assistant",
+        ),
+        (row(""), Kind::InvalidValue, "/messages", "no messages"),
+        (
+            r#"{"messages":{}}"#.into(),
+            Kind::InvalidValue,
+            "/messages",
+            "array of messages",
+        ),
+        (
+            r#"{"messages":null}"#.into(),
+            Kind::InvalidValue,
+            "/messages",
+            "array of messages",
+        ),
+        (
+            row(r#"{"role":"assistant","content":"b","weight":0}"#),
+            Kind::NothingToTrain,
+            "/messages",
+            "nothing to train on",
+        ),
+        (
+            GOOD.replacen('{', r#"{"weight":1.0,"#, 1),
+            Kind::ExtraKey,
+            "",
+            r#"contains an extra "weight""#,
+        ),
+        (
+            GOOD.replacen('{', r#"{"prompt":"x","#, 1),
+            Kind::ExtraKey,
+            "",
+            r#"contains an extra "prompt""#,
+        ),
+        (
+            GOOD.replacen('{', r#"{"messages":[],"#, 1),
+            Kind::DuplicateKey,
+            "",
+            "'messages' twice",
+        ),
+        (
+            GOOD.replacen('{', r#"{"x":1,"x":2,"#, 1),
+            Kind::DuplicateKey,
+            "",
+            "'x' twice",
+        ),
+        (
+            GOOD.replacen('{', r#"{"tools":7,"#, 1),
+            Kind::InvalidValue,
+            "/tools",
+            "array of tools",
+        ),
+        (
+            GOOD.replacen('{', r#"{"tools":[{"type":"retrieval"}],"#, 1),
+            Kind::InvalidValue,
+            "/tools/0",
+            "not 'function'",
+        ),
+        (
+            GOOD.replacen(
+                '{',
+                r#"{"tools":[{"type":"function","function":{"name":""}}],"#,
+                1,
+            ),
+            Kind::InvalidValue,
+            "/tools/0/function",
+            "without a name",
+        ),
+        (
+            GOOD.replacen(
+                '{',
+                r#"{"tools":[{"type":"function","function":{"name":"f","name":"g"}}],"#,
+                1,
+            ),
+            Kind::DuplicateKey,
+            "/tools/0/function",
+            "'name' twice",
+        ),
+        (
+            GOOD.replacen('{', r#"{"functions":[{}],"#, 1),
+            Kind::InvalidValue,
+            "/functions/0",
+            "without a name",
+        ),
+        (
+            GOOD.replacen('{', r#"{"parallel_tool_calls":1,"#, 1),
+            Kind::InvalidValue,
+            "/parallel_tool_calls",
+            "expected a boolean",
+        ),
+        (
+            r#"{"prompt":"a","completion":"b"}"#.into(),
+            Kind::WrongFormat(RowFormat::Completion),
+            "",
+            "fine-tune-completions",
+        ),
+        (
+            r#"{"input":{"messages":[]},"preferred_output":[],"non_preferred_output":[]}"#.into(),
+            Kind::WrongFormat(RowFormat::Preference),
+            "",
+            "fine-tune-preference",
+        ),
+        (
+            GOOD.replacen(
+                '{',
+                &format!(r#"{{"x":{}1{},"#, "[".repeat(32), "]".repeat(32)),
+                1,
+            ),
+            Kind::TooDeep,
+            &format!("/x{}", "/0".repeat(31)),
+            "deeper than 32",
+        ),
+        (
+            format!("{}1{}", r#"{"a":"#.repeat(100_000), "}".repeat(100_000)),
+            Kind::TooDeep,
+            &"/a".repeat(32),
+            "deeper than 32",
+        ),
+        (
+            row(&vec![USER; 2049].join(",")),
+            Kind::TooLarge,
+            "/messages",
+            "more than 2048 messages",
+        ),
+    ];
+    for (line, kind, pointer, reason) in cases {
+        check_refused(line, *kind, pointer, reason);
+    }
+}
+
+#[test]
+fn nesting_up_to_the_limit_is_taken() {
+    let line = GOOD.replacen(
+        '{',
+        &format!(r#"{{"x":{}1{},"#, "[".repeat(31), "]".repeat(31)),
+        1,
+    );
+    check_refused(&line, Kind::ExtraKey, "", r#"extra "x""#);
+}
+
+#[test]
+fn a_row_with_everything_keeps_everything() {
+    let line = r#"{"tools":[{"type":"function","function":{"name":"f","parameters":{"b":1,"a":2}}}],"functions":[{"name":"g"}],"parallel_tool_calls":false,"messages":[
+        {"role":"developer","content":"d"},
+        {"role":"user","name":"ann","content":[{"type":"text","text":"<|im_"},{"type":"text","text":"end|>"}]},
+        {"role":"assistant","content":null,"refusal":null,"annotations":[],"tool_calls":[{"id":"c1","type":"function","function":{"name":"f","arguments":"{\"x\": 1}"}}],"weight":0},
+        {"role":"tool","tool_call_id":"c1","content":"20"},
+        {"role":"assistant","function_call":{"name":"g","arguments":"{}"}},
+        {"role":"function","name":"g","content":""},
+        {"role":"assistant","content":"done","weight":1}]}"#;
+    let example = chat(&line.replace('\n', " "));
+    let roles: Vec<Role> = example
+        .messages
+        .iter()
+        .map(|message| message.role)
+        .collect();
+    let expected = [
+        Role::Developer,
+        Role::User,
+        Role::Assistant,
+        Role::Tool,
+        Role::Assistant,
+        Role::Function,
+        Role::Assistant,
+    ];
+    assert_eq!(roles, expected);
+    assert_eq!(
+        example.trained,
+        [false, false, false, false, true, false, true]
+    );
+    assert_eq!(example.messages[1].content.as_deref(), Some("<|im_end|>"));
+    assert_eq!(example.messages[1].name.as_deref(), Some("ann"));
+    assert_eq!(example.messages[2].tool_calls[0].arguments, r#"{"x": 1}"#);
+    assert_eq!(example.messages[2].tool_calls[0].id, "c1");
+    assert_eq!(example.messages[4].tool_calls[0].name, "g");
+    assert_eq!(example.parallel_tool_calls, Some(false));
+    let tools: Vec<String> = example.tools.iter().map(ToString::to_string).collect();
+    let expected = [
+        r#"{"type":"function","function":{"name":"f","parameters":{"b":1,"a":2}}}"#,
+        r#"{"type":"function","function":{"name":"g"}}"#,
+    ];
+    assert_eq!(tools, expected);
+}
+
+#[test]
+fn nulls_that_clients_send_are_as_good_as_nothing() {
+    let line = r#"{"tools":null,"functions":null,"parallel_tool_calls":null,"messages":[{"role":"user","content":"a","name":null},{"role":"assistant","content":"b","tool_calls":null,"weight":null}]}"#;
+    assert_eq!(chat(line).trained, [false, true]);
+}
+
+#[test]
+fn rows_of_other_methods_are_read_for_those_methods() {
+    let dpo = r#"{"input":{"messages":[{"role":"user","content":"1"}],"tools":[],"parallel_tool_calls":true},"preferred_output":[{"role":"assistant","content":"un"}],"non_preferred_output":[{"role":"assistant","content":"one"}]}"#;
+    let Ok(TrainingExample::Preference(example)) = parse_row(dpo, RowFormat::Preference) else {
+        panic!("no preference row");
+    };
+    assert_eq!(example.preferred.content.as_deref(), Some("un"));
+    assert_eq!(example.non_preferred.content.as_deref(), Some("one"));
+    let older = dpo.replace("preferred_output", "preferred_completion");
+    assert!(parse_row(&older, RowFormat::Preference).is_ok());
+
+    let rft = r#"{"messages":[{"role":"user","content":"1+1="}],"reference_answer":"2"}"#;
+    let Ok(TrainingExample::Reinforcement(example)) = parse_row(rft, RowFormat::Reinforcement)
+    else {
+        panic!("no reinforcement row");
+    };
+    assert_eq!(example.item["reference_answer"], "2");
+    check_refused(rft, Kind::ExtraKey, "", r#"extra "reference_answer""#);
+
+    let legacy = r#"{"prompt":"a ->","completion":" b"}"#;
+    let expected = TrainingExample::Completion {
+        prompt: "a ->".into(),
+        completion: " b".into(),
+    };
+    assert_eq!(parse_row(legacy, RowFormat::Completion), Ok(expected));
+
+    for (line, kind, reason) in [
+        (GOOD, Kind::WrongFormat(RowFormat::Chat), "fine-tune-chat"),
+        (r#"{"foo":1}"#, Kind::MissingKey, "is missing key 'input'"),
+        (
+            r#"{"input":{"messages":[{"role":"user","content":"1"}]}}"#,
+            Kind::MissingKey,
+            "'preferred_output'",
+        ),
+        (
+            r#"{"input":{"messages":[{"role":"user","content":"1"}],"x":1}}"#,
+            Kind::ExtraKey,
+            r#"extra "x""#,
+        ),
+    ] {
+        let error = parse_row(line, RowFormat::Preference).unwrap_err();
+        assert_eq!(error.kind, kind, "{line}");
+        assert!(error.reason.contains(reason), "{line}: {}", error.reason);
+    }
+}
+
+/// Everything a file gives, read in one chunk.
+fn read(bytes: &[u8]) -> Vec<Row> {
+    let mut rows = Vec::new();
+    let mut parser = DatasetParser::new(RowFormat::Chat);
+    parser.push(bytes, &mut |row| rows.push(row));
+    parser.finish(&mut |row| rows.push(row));
+    rows
+}
+
+fn lines(rows: &[Row]) -> Vec<Result<u64, (u64, u64, u64)>> {
+    let place = |row: &Row| match row {
+        Ok(example) => Ok(example.line),
+        Err(error) => Err((error.line, error.example, error.byte_offset)),
+    };
+    rows.iter().map(place).collect()
+}
+
+#[test]
+fn bom_crlf_blank_lines_and_a_missing_newline_do_no_harm() {
+    let n = GOOD.len() as u64;
+    let bad = "{\"foo\"";
+    for (file, expected) in [
+        (format!("{GOOD}\n{GOOD}\n"), vec![Ok(1), Ok(2)]),
+        (format!("{GOOD}\n{GOOD}"), vec![Ok(1), Ok(2)]),
+        (format!("{GOOD}\r\n{GOOD}\r\n"), vec![Ok(1), Ok(2)]),
+        (format!("\u{feff}{GOOD}\n"), vec![Ok(1)]),
+        (format!("\u{feff}\n{GOOD}\n"), vec![Ok(2)]),
+        (format!("{GOOD}\n\n  \r\n\n"), vec![Ok(1)]),
+        (format!("{GOOD}\n\n{GOOD}\n"), vec![Ok(1), Ok(3)]),
+        (
+            format!("{GOOD}\n{bad}\n{GOOD}\n"),
+            vec![Ok(1), Err((2, 2, n + 1 + 5)), Ok(3)],
+        ),
+        (
+            format!("\u{feff}{GOOD}\r\n\r\n{bad}"),
+            vec![Ok(1), Err((3, 2, 3 + n + 2 + 2 + 5))],
+        ),
+        (String::new(), vec![]),
+        ("\n\n\n".to_owned(), vec![]),
+    ] {
+        assert_eq!(lines(&read(file.as_bytes())), expected, "{file:?}");
+    }
+}
+
+#[test]
+fn bytes_that_are_no_text_are_named_by_line_and_byte() {
+    let mut file = format!("{GOOD}\n").into_bytes();
+    let start = file.len() as u64;
+    file.extend_from_slice(b"{\"messages\":[{\"role\":\"user\",\"content\":\"z\xe9ro\"}]}\n");
+    file.extend_from_slice(b"{\"a\0\":1}\n");
+    file.extend_from_slice(b"\xc0\xaf\n");
+    let errors: Vec<_> = read(&file).into_iter().filter_map(Result::err).collect();
+    let kinds: Vec<_> = errors
+        .iter()
+        .map(|error| (error.line, error.kind))
+        .collect();
+    assert_eq!(
+        kinds,
+        [
+            (2, Kind::InvalidUtf8),
+            (3, Kind::Nul),
+            (4, Kind::InvalidUtf8)
+        ]
+    );
+    assert_eq!(errors[0].byte_offset, start + 40);
+    assert!(
+        errors[0].reason.contains("byte 41 of the line"),
+        "{}",
+        errors[0].reason
+    );
+}
+
+#[test]
+fn a_line_that_is_too_long_is_refused_and_the_next_one_is_read() {
+    let long = vec![b'x'; MAX_LINE_BYTES + 1];
+    for n_chunk in [1 << 16, usize::MAX] {
+        let file = [GOOD.as_bytes(), b"\n", &long, b"\n", b"oops\n", &long].concat();
+        let mut rows = Vec::new();
+        let mut parser = DatasetParser::new(RowFormat::Chat);
+        for chunk in file.chunks(n_chunk.min(file.len())) {
+            parser.push(chunk, &mut |row| rows.push(row));
+        }
+        parser.finish(&mut |row| rows.push(row));
+        let (second, third) = (
+            GOOD.len() as u64 + 1,
+            (GOOD.len() + MAX_LINE_BYTES) as u64 + 3,
+        );
+        let expected = [
+            Ok(1),
+            Err((2, 2, second)),
+            Err((3, 3, third)),
+            Err((4, 4, third + 5)),
+        ];
+        assert_eq!(lines(&rows), expected);
+    }
+}
+
+#[test]
+fn millions_of_blank_lines_are_one_error() {
+    let file = vec![b'\n'; 3 * MAX_BLANK_LINES as usize];
+    let rows = read(&file);
+    assert_eq!(
+        lines(&rows),
+        [Err((MAX_BLANK_LINES + 1, 0, MAX_BLANK_LINES))]
+    );
+}
+
+fn report(file: &str, format: RowFormat) -> DatasetReport {
+    let mut report = DatasetReport::default();
+    for row in DatasetReader::new(Cursor::new(file), format) {
+        report.add(&row.unwrap());
+    }
+    report
+}
+
+/// Twelve good lines, with line `number` (1-based) replaced.
+fn file_with(number: usize, line: &str) -> String {
+    let mut rows = [GOOD; 12];
+    rows[number - 1] = line;
+    rows.join("\n")
+}
+
+#[test]
+fn a_job_fails_in_the_recorded_words() {
+    let missing_role = row(&format!(r#"{USER},{{"content":"b"}}"#));
+    let extra = GOOD.replacen('{', r#"{"weight":1.0,"#, 1);
+    let cases = [
+        (
+            [GOOD; 7].join("\n"),
+            "supervised",
+            "invalid_n_examples",
+            "Training file has 7 example(s), but must have at least 10 examples",
+        ),
+        (
+            file_with(5, &missing_role),
+            "supervised",
+            "invalid_training_file",
+            "The job failed due to an invalid training file. Invalid file format. Example 5, message 2 Discriminator 'role' is missing in value",
+        ),
+        (
+            file_with(1, &extra),
+            "supervised",
+            "invalid_file_format",
+            "The job failed due to a file format error in the training file. Invalid file format. Example 1 contains an extra \"weight\".",
+        ),
+        (
+            [r#"{"foo": 1}"#; 12].join("\n"),
+            "supervised",
+            "invalid_training_file",
+            "The job failed due to an invalid training file. Unexpected file format, expected either prompt/completion pairs or chat messages.",
+        ),
+        (
+            [GOOD; 12].join("\n"),
+            "dpo",
+            "invalid_training_file",
+            "The job failed due to an invalid training file. Invalid file format. Input file file-X is in the fine-tune-chat format, but the specified fine-tuning job is not using 'supervised' as the training method (provided method=dpo).",
+        ),
+        (
+            [r#"{"foo": 1}"#; 1].join("\n"),
+            "dpo",
+            "invalid_training_file",
+            "The job failed due to an invalid training file. Invalid file format. Example 1 is missing key 'input'.",
+        ),
+        (
+            file_with(7, r#"{"messages": [oops"#),
+            "supervised",
+            "invalid_training_file",
+            "The job failed due to an invalid training file. Invalid file format. Example 7 cannot be parsed. Error: line contains invalid json: expected value: column 15 (line 7)",
+        ),
+        (
+            file_with(3, "oops").replace("\"b\"", "\"\""),
+            "supervised",
+            "invalid_training_file",
+            "The job failed due to an invalid training file. Invalid file format. Example 1, message 2 is from the assistant but has neither content nor tool calls (11 more wrong; the job's events name the lines)",
+        ),
+        (
+            r#"{"prompt":"a","completion":"b"}"#.to_owned(),
+            "supervised",
+            "invalid_training_file",
+            "The job failed due to an invalid training file. Invalid file format. Input file file-X is in the fine-tune-completions format, but the model is fine-tuned on chat messages.",
+        ),
+    ];
+    for (file, method, code, message) in cases {
+        let format = if method == "dpo" {
+            RowFormat::Preference
+        } else {
+            RowFormat::Chat
+        };
+        let error = report(&file, format)
+            .job_error(FileRole::Training, "file-X", method)
+            .unwrap();
+        assert_eq!(
+            (error.code.as_str(), error.message.as_str()),
+            (code, message)
+        );
+        assert_eq!(error.param.as_deref(), Some("training_file"));
+    }
+}
+
+#[test]
+fn a_validation_file_fails_in_its_own_words_and_may_be_small() {
+    assert_eq!(
+        report(GOOD, RowFormat::Chat).job_error(FileRole::Validation, "f", "supervised"),
+        None
+    );
+    let error = report("", RowFormat::Chat)
+        .job_error(FileRole::Validation, "f", "supervised")
+        .unwrap();
+    assert_eq!(
+        error.message,
+        "Validation file has 0 example(s), but must have at least 1 examples"
+    );
+    let bad = report(&file_with(2, "x"), RowFormat::Chat);
+    let error = bad
+        .job_error(FileRole::Validation, "f", "supervised")
+        .unwrap();
+    assert_eq!(error.code, "invalid_validation_file");
+    assert!(
+        error
+            .message
+            .starts_with("The job failed due to an invalid validation file. ")
+    );
+    assert_eq!(error.param.as_deref(), Some("validation_file"));
+    let events = bad.events(FileRole::Validation);
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0].data["line"], 2);
+}
+
+#[test]
+fn the_first_hundred_bad_lines_are_named_and_the_rest_is_counted() {
+    let file = ["oops"; 250].join("\n");
+    let events = report(&file, RowFormat::Chat).events(FileRole::Training);
+    assert_eq!(events.len(), 101);
+    assert!(
+        events
+            .iter()
+            .all(|event| event.level == domain::event::Level::Error)
+    );
+    assert!(
+        events[99]
+            .message
+            .starts_with("Invalid training file: line 100 cannot be parsed")
+    );
+    assert_eq!(
+        events[100].message,
+        "250 lines of the training file are invalid; the first 100 are listed"
+    );
+    assert_eq!(report(GOOD, RowFormat::Chat).events(FileRole::Training), []);
+}
+
+/// Lines as files have them: good ones, bad ones, blank ones.
+fn any_line() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        4 => Just(GOOD.as_bytes().to_vec()),
+        1 => Just(format!("{GOOD}\r").into_bytes()),
+        1 => Just(r#"{"messages":[{"role":"user","content":"héllo 🦊"},{"role":"assistant","content":"数据"}]}"#.as_bytes().to_vec()),
+        1 => Just(b"{\"foo\": 1}".to_vec()),
+        1 => Just(b"   ".to_vec()),
+        1 => Just(Vec::new()),
+        2 => proptest::collection::vec(any::<u8>(), 0..40),
+        1 => "[\\PC]{0,40}".prop_map(String::into_bytes),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn chunks_of_any_size_give_the_same_rows(
+        parts in proptest::collection::vec(any_line(), 0..12),
+        bom in any::<bool>(),
+        sizes in proptest::collection::vec(1usize..50, 1..20),
+    ) {
+        let mut file = if bom { b"\xef\xbb\xbf".to_vec() } else { Vec::new() };
+        file.extend(parts.join(&b'\n'));
+        let mut rows = Vec::new();
+        let mut parser = DatasetParser::new(RowFormat::Chat);
+        let mut rest = file.as_slice();
+        for size in sizes.iter().cycle() {
+            if rest.is_empty() {
+                break;
+            }
+            let (chunk, after) = rest.split_at((*size).min(rest.len()));
+            parser.push(chunk, &mut |row| rows.push(row));
+            rest = after;
+        }
+        parser.finish(&mut |row| rows.push(row));
+        prop_assert_eq!(&rows, &read(&file));
+        let reader = DatasetReader::new(std::io::BufReader::with_capacity(sizes[0], Cursor::new(&file)), RowFormat::Chat);
+        let read_rows: Vec<Row> = reader.map(Result::unwrap).collect();
+        prop_assert_eq!(&rows, &read_rows);
+    }
+
+    #[test]
+    fn any_text_as_content_survives_and_any_line_is_no_panic(content in "\\PC{1,60}", line in "[\\PC]{0,80}") {
+        let line_of_content = serde_json::json!({"messages": [
+            {"role": "user", "content": content},
+            {"role": "assistant", "content": content},
+        ]}).to_string();
+        let example = chat(&line_of_content);
+        prop_assert_eq!(example.messages[0].content.as_deref(), Some(content.as_str()));
+        let _ = parse_row(&line, RowFormat::Chat);
+    }
+}

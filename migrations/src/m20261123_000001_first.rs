@@ -307,9 +307,10 @@ fn metrics() -> TableSpec {
     }
 }
 
-/// OpenAI's six measurements of a step. A null where one is due is a number that is none.
+/// What a step measured; the words are OpenAI's. A null where a loss is due is a number that is none.
 fn measurements() -> Vec<crate::table::Col> {
     vec![
+        int("n_tokens", "Tokens the step read, labels or not"),
         real("train_loss", "Nats per label token").or_null(),
         real("train_mean_token_accuracy", "0 to 1").or_null(),
         real("valid_loss", "Nats per label token of a sample").or_null(),

@@ -89,7 +89,7 @@ fn of(job: &JobId) -> sea_orm::Select<Entity> {
 }
 
 pub(crate) fn to_row(checkpoint: &Checkpoint) -> Result<Model, StoreError> {
-    let m = Measurements::from(&checkpoint.metrics);
+    let m = Measurements::try_from(&checkpoint.metrics)?;
     Ok(Model {
         id: checkpoint.id.to_string(),
         job_id: checkpoint.job_id.to_string(),
@@ -104,6 +104,7 @@ pub(crate) fn to_row(checkpoint: &Checkpoint) -> Result<Model, StoreError> {
         adapter_sha256: text("adapter.sha256", &checkpoint.adapter.sha256)?,
         adapter_size_bytes: int(checkpoint.adapter.size_bytes)?,
         created_at: checkpoint.created_at.0,
+        n_tokens: m.n_tokens,
         train_loss: m.train_loss,
         train_mean_token_accuracy: m.train_mean_token_accuracy,
         valid_loss: m.valid_loss,
@@ -119,6 +120,7 @@ fn to_domains(rows: Vec<Model>) -> Result<Vec<Checkpoint>, StoreError> {
 
 fn to_domain(row: Model) -> Result<Checkpoint, StoreError> {
     let metrics = Measurements {
+        n_tokens: row.n_tokens,
         train_loss: row.train_loss,
         train_mean_token_accuracy: row.train_mean_token_accuracy,
         valid_loss: row.valid_loss,

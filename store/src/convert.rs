@@ -65,8 +65,9 @@ impl From<InvalidId> for StoreError {
     }
 }
 
-/// The six measurements as they stand in a row; a number that is none is kept as null.
+/// A step's measurements as they stand in a row; a number that is none is kept as null.
 pub struct Measurements {
+    pub n_tokens: i64,
     pub train_loss: Option<f64>,
     pub train_mean_token_accuracy: Option<f64>,
     pub valid_loss: Option<f64>,
@@ -75,17 +76,20 @@ pub struct Measurements {
     pub full_valid_mean_token_accuracy: Option<f64>,
 }
 
-impl From<&StepMetrics> for Measurements {
-    fn from(m: &StepMetrics) -> Self {
+impl TryFrom<&StepMetrics> for Measurements {
+    type Error = StoreError;
+
+    fn try_from(m: &StepMetrics) -> Result<Self, StoreError> {
         let number = |value: f64| (!value.is_nan()).then_some(value);
-        Self {
+        Ok(Self {
+            n_tokens: int(m.n_tokens)?,
             train_loss: number(m.train_loss),
             train_mean_token_accuracy: number(m.train_mean_token_accuracy),
             valid_loss: m.valid_loss.and_then(number),
             valid_mean_token_accuracy: m.valid_mean_token_accuracy.and_then(number),
             full_valid_loss: m.full_valid_loss.and_then(number),
             full_valid_mean_token_accuracy: m.full_valid_mean_token_accuracy.and_then(number),
-        }
+        })
     }
 }
 
@@ -93,6 +97,7 @@ impl Measurements {
     pub fn into_step(self, step: i64) -> Result<StepMetrics, StoreError> {
         Ok(StepMetrics {
             step: unsigned(step)?,
+            n_tokens: unsigned(self.n_tokens)?,
             train_loss: self.train_loss.unwrap_or(f64::NAN),
             train_mean_token_accuracy: self.train_mean_token_accuracy.unwrap_or(f64::NAN),
             valid_loss: self.valid_loss,

@@ -31,10 +31,11 @@ impl<'a> Metrics<'a> {
 }
 
 pub(crate) fn to_row(job: &JobId, metrics: &StepMetrics) -> Result<Model, StoreError> {
-    let m = Measurements::from(metrics);
+    let m = Measurements::try_from(metrics)?;
     Ok(Model {
         job_id: job.to_string(),
         step: int(metrics.step)?,
+        n_tokens: m.n_tokens,
         train_loss: m.train_loss,
         train_mean_token_accuracy: m.train_mean_token_accuracy,
         valid_loss: m.valid_loss,
@@ -46,6 +47,7 @@ pub(crate) fn to_row(job: &JobId, metrics: &StepMetrics) -> Result<Model, StoreE
 
 fn to_domain(row: Model) -> Result<StepMetrics, StoreError> {
     let measurements = Measurements {
+        n_tokens: row.n_tokens,
         train_loss: row.train_loss,
         train_mean_token_accuracy: row.train_mean_token_accuracy,
         valid_loss: row.valid_loss,

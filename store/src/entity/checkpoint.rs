@@ -19,6 +19,7 @@ pub struct Model {
     pub adapter_sha256: String,
     pub adapter_size_bytes: i64,
     pub created_at: i64,
+    pub n_tokens: i64,
     pub train_loss: Option<f64>,
     pub train_mean_token_accuracy: Option<f64>,
     pub valid_loss: Option<f64>,

@@ -9,6 +9,7 @@ pub struct Model {
     pub job_id: String,
     #[sea_orm(primary_key, auto_increment = false)]
     pub step: i64,
+    pub n_tokens: i64,
     pub train_loss: Option<f64>,
     pub train_mean_token_accuracy: Option<f64>,
     pub valid_loss: Option<f64>,

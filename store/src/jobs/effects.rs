@@ -181,6 +181,7 @@ async fn upsert_metrics(
     use metric::Column as C;
     let conflict = OnConflict::columns([C::JobId, C::Step])
         .update_columns([
+            C::NTokens,
             C::TrainLoss,
             C::TrainMeanTokenAccuracy,
             C::ValidLoss,

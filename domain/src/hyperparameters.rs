@@ -72,9 +72,19 @@ impl Hyperparameters {
             n_epochs: self.n_epochs.unwrap_or(auto_n_epochs(n_examples)),
             batch_size: self.batch_size.unwrap_or(auto_batch_size(n_examples)),
             learning_rate_multiplier,
-            learning_rate: base_learning_rate(hidden_size) * learning_rate_multiplier,
+            learning_rate: round_12_digits(
+                base_learning_rate(hidden_size) * learning_rate_multiplier,
+            ),
         }
     }
+}
+
+/// To 12 significant digits. The number is written as JSON text and read back with each change of the job and by each
+/// attempt; one of 17 digits may come back as its neighbour, and another attempt would train another model.
+fn round_12_digits(value: f64) -> f64 {
+    format!("{value:.11e}")
+        .parse()
+        .expect("a printed number reads back — a bug in round_12_digits")
 }
 
 /// OpenAI's public rule: 3 epochs, more for fewer than 34 examples, fewer above 8,333, so that a job sees
@@ -120,6 +130,29 @@ mod tests {
             (30_000, 1),
         ] {
             assert_eq!(auto_n_epochs(n), expected, "n = {n}");
+        }
+    }
+
+    #[test]
+    fn a_learning_rate_survives_any_number_of_trips_through_json() {
+        for hidden_size in [64, 576, 896, 1536, 2048, 4096] {
+            for multiplier in [0.1, 1.8, 2.0 / 3.0, 7.123456789123457] {
+                let asked = Hyperparameters {
+                    learning_rate_multiplier: Auto::Given(multiplier),
+                    ..Hyperparameters::default()
+                };
+                let resolved = asked.resolve(100, hidden_size).learning_rate;
+                let mut read = resolved;
+                for _ in 0..5 {
+                    let text = serde_json::to_string(&read).unwrap();
+                    read = serde_json::from_str(&text).unwrap();
+                }
+                assert_eq!(
+                    read.to_bits(),
+                    resolved.to_bits(),
+                    "{hidden_size} × {multiplier}"
+                );
+            }
         }
     }
 

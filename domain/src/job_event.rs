@@ -570,10 +570,12 @@ impl FineTuningJob {
             attempt,
             lease_until,
             worker_id,
+            estimated_finish,
             ..
         } = &mut self.p;
         *lease_until = None;
         *worker_id = None;
+        *estimated_finish = None;
         effects.push(Effect::EndAttempt {
             number: *attempt,
             end,

@@ -1,0 +1,362 @@
+//! What processes say to each other keeps its shape: an old worker and a new scheduler meet during every upgrade.
+//! `LUTHIER_UPDATE_GOLDEN=1` writes the files anew; a change of an existing line is a break.
+
+mod sample;
+
+use std::path::Path;
+
+use domain::base_model::{BaseModel, ManifestFile};
+use domain::error::FailureClass;
+use domain::generation::{
+    ChatMessage, FinishReason, Role, SamplingParams, TokenLogprob, ToolCall, TopLogprob,
+};
+use domain::hyperparameters::ResolvedHyperparameters;
+use domain::id::WorkerId;
+use domain::message::*;
+use domain::metrics::StepMetrics;
+use domain::model::ServedModel;
+use domain::usage::TokenUsage;
+use domain::worker::WorkerStatus;
+use sample::{adapter, at, checkpoint, dispatch, entropy, error, step};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// The value is spelled as the file says, and the file reads back as the value.
+fn check<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(name: &str, value: &T) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.json"));
+    let spelled = serde_json::to_string_pretty(value).unwrap() + "\n";
+    if std::env::var_os("LUTHIER_UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &spelled).unwrap();
+    }
+    let golden = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{name}: {e}"));
+    assert_eq!(spelled, golden, "{name}");
+    assert_eq!(
+        &serde_json::from_str::<T>(&golden).unwrap(),
+        value,
+        "{name}"
+    );
+    accepts_what_a_later_version_adds::<T>(name, &golden, value);
+}
+
+fn accepts_what_a_later_version_adds<T: DeserializeOwned + PartialEq + std::fmt::Debug>(
+    name: &str,
+    golden: &str,
+    value: &T,
+) {
+    let mut json: serde_json::Value = serde_json::from_str(golden).unwrap();
+    if let Some(object) = json.as_object_mut() {
+        object.insert("added_later".into(), serde_json::json!({"x": [1]}));
+        assert_eq!(&serde_json::from_value::<T>(json).unwrap(), value, "{name}");
+    }
+}
+
+fn worker_id() -> WorkerId {
+    WorkerId::mint(entropy(9))
+}
+
+fn status() -> WorkerStatus {
+    WorkerStatus {
+        worker_id: worker_id(),
+        address: "http://127.0.0.1:9000".into(),
+        base_models: vec!["tiny".into()],
+        adapters: vec!["aa".into()],
+        n_live: 1,
+        max_live: 8,
+        device: "cpu, 2 threads".into(),
+    }
+}
+
+fn base_model() -> BaseModel {
+    BaseModel {
+        name: "tiny".into(),
+        sha256: "dd".into(),
+        object_prefix: "base-models/tiny/dd".into(),
+        files: vec![ManifestFile {
+            name: "config.json".into(),
+            size_bytes: 5,
+            sha256: "ee".into(),
+        }],
+        architecture: "LlamaForCausalLM".into(),
+        hidden_size: 64,
+        n_parameters: 100_000,
+        context_length: 128,
+        created_at: at(0),
+    }
+}
+
+fn offer() -> OfferMessage {
+    OfferMessage {
+        version: 1,
+        job_id: sample::job().0.id,
+        dispatch_id: dispatch(5),
+    }
+}
+
+fn assignment() -> Assignment {
+    let dataset = DatasetRef {
+        object_key: "k".into(),
+        sha256: "ff".into(),
+        size_bytes: 7,
+    };
+    Assignment {
+        job_id: sample::job().0.id,
+        attempt: 2,
+        object_prefix: "projects/p/jobs/j/attempts/2".into(),
+        base_model: base_model(),
+        training_file: dataset.clone(),
+        validation_file: Some(dataset),
+        hyperparameters: ResolvedHyperparameters {
+            n_epochs: 3,
+            batch_size: 4,
+            learning_rate_multiplier: 1.0,
+            learning_rate: 1.25e-3,
+        },
+        total_steps: 6,
+        seed: 42,
+        resume: Some(ResumePoint {
+            step: 2,
+            state: checkpoint(1, 2, None).state,
+        }),
+        lease_ttl_s: 30,
+    }
+}
+
+#[test]
+fn messages_of_the_queue() {
+    assert_eq!(train_queue("tiny"), "train.tiny");
+    check("offer", &offer());
+    check(
+        "control",
+        &ControlMessage {
+            version: 1,
+            job_id: sample::job().0.id,
+        },
+    );
+}
+
+#[test]
+fn calls_of_the_scheduler_s_door() {
+    check("hello_request", &HelloRequest { status: status() });
+    check(
+        "hello_reply",
+        &HelloReply {
+            base_models: vec![base_model()],
+        },
+    );
+    let claim = ClaimRequest {
+        worker_id: worker_id(),
+        base_models: vec!["tiny".into()],
+        offer: Some(offer()),
+        wait_s: 20,
+    };
+    check("claim_request", &claim);
+    check(
+        "claim_reply",
+        &ClaimReply {
+            assignment: Some(assignment()),
+        },
+    );
+    check("claim_reply_empty", &ClaimReply { assignment: None });
+    let full = StepMetrics {
+        valid_loss: Some(0.75),
+        valid_mean_token_accuracy: Some(0.5),
+        full_valid_loss: Some(0.625),
+        full_valid_mean_token_accuracy: Some(0.25),
+        ..step(2)
+    };
+    let beat = BeatRequest {
+        status: status(),
+        metrics: vec![step(1), full],
+        estimated_finish: Some(at(600)),
+    };
+    check("beat_request", &beat);
+    for (name, desired) in [
+        ("go_on", Desired::GoOn),
+        ("pause", Desired::Pause),
+        ("cancel", Desired::Cancel),
+    ] {
+        check(&format!("attempt_reply_{name}"), &AttemptReply { desired });
+    }
+    let saved = checkpoint(2, 4, Some(2));
+    let request = CheckpointRequest {
+        step: 4,
+        epoch: Some(2),
+        state: saved.state,
+        adapter: saved.adapter,
+        metrics: saved.metrics,
+    };
+    check("checkpoint_request", &request);
+    check(
+        "finish_request",
+        &FinishRequest {
+            trained_tokens: 5_070,
+            adapter: adapter(6),
+        },
+    );
+    for (name, class) in [
+        ("user", FailureClass::User),
+        ("infra", FailureClass::Infra),
+        ("drain", FailureClass::Drain),
+    ] {
+        check(
+            &format!("fail_request_{name}"),
+            &FailRequest {
+                class,
+                error: error("server_error"),
+            },
+        );
+    }
+}
+
+fn conversation() -> Vec<ChatMessage> {
+    let said = |role, content: &str| ChatMessage {
+        role,
+        content: Some(content.into()),
+        name: None,
+        tool_calls: Vec::new(),
+        tool_call_id: None,
+    };
+    let call = ToolCall {
+        id: "call_1".into(),
+        name: "look_up".into(),
+        arguments: "{\"x\":1}".into(),
+    };
+    vec![
+        said(Role::System, "Be brief."),
+        ChatMessage {
+            name: Some("ann".into()),
+            ..said(Role::User, "héllo ☃")
+        },
+        ChatMessage {
+            content: None,
+            tool_calls: vec![call],
+            ..said(Role::Assistant, "")
+        },
+        ChatMessage {
+            tool_call_id: Some("call_1".into()),
+            ..said(Role::Tool, "42")
+        },
+    ]
+}
+
+#[test]
+fn a_request_for_an_answer() {
+    let request = GenerateRequest {
+        model: ServedModel {
+            base_model: "tiny".into(),
+            adapter: Some(adapter(6)),
+        },
+        messages: conversation(),
+        tools: vec![serde_json::json!({"type": "function", "function": {"name": "look_up"}})],
+        n: 2,
+        max_tokens: Some(64),
+        stop: vec!["\n\n".into()],
+        sampling: SamplingParams {
+            temperature: 0.5,
+            top_p: 0.75,
+            frequency_penalty: -0.5,
+            presence_penalty: 0.25,
+            seed: Some(7),
+            logit_bias: vec![(5, -100.0)],
+        },
+        top_logprobs: Some(1),
+    };
+    check("generate_request", &request);
+}
+
+#[test]
+fn the_lines_of_an_answer() {
+    let logprob = TokenLogprob {
+        token: "hé".into(),
+        bytes: "hé".as_bytes().to_vec(),
+        logprob: -0.5,
+        top: vec![TopLogprob {
+            token: "h".into(),
+            bytes: b"h".to_vec(),
+            logprob: -0.25,
+        }],
+    };
+    check(
+        "event_started",
+        &GenerateEvent::Started { prompt_tokens: 12 },
+    );
+    let delta = GenerateEvent::Delta {
+        index: 1,
+        text: "hé".into(),
+        logprobs: vec![logprob],
+    };
+    check("event_delta", &delta);
+    for (name, finish_reason) in [
+        ("stop", FinishReason::Stop),
+        ("length", FinishReason::Length),
+    ] {
+        check(
+            &format!("event_finished_{name}"),
+            &GenerateEvent::Finished {
+                index: 0,
+                finish_reason,
+            },
+        );
+    }
+    let usage = TokenUsage {
+        prompt_tokens: 12,
+        completion_tokens: 3,
+    };
+    check("event_done", &GenerateEvent::Done { usage });
+    check(
+        "event_failed",
+        &GenerateEvent::Failed {
+            error: GenerateError::Busy,
+        },
+    );
+}
+
+#[test]
+fn the_reasons_for_no_answer() {
+    let reason = || "because".to_string();
+    for (name, error) in [
+        (
+            "context",
+            GenerateError::ContextLengthExceeded {
+                context_length: 128,
+                prompt_tokens: 200,
+            },
+        ),
+        (
+            "unrenderable",
+            GenerateError::Unrenderable { reason: reason() },
+        ),
+        (
+            "not_installed",
+            GenerateError::ModelNotInstalled {
+                model: "tiny".into(),
+            },
+        ),
+        (
+            "adapter",
+            GenerateError::AdapterUnavailable { reason: reason() },
+        ),
+        ("busy", GenerateError::Busy),
+        ("internal", GenerateError::Internal { reason: reason() }),
+    ] {
+        check(&format!("generate_error_{name}"), &error);
+    }
+}
+
+#[test]
+fn what_an_earlier_version_left_out_has_a_default() {
+    let claim: ClaimRequest =
+        serde_json::from_str(r#"{"worker_id": "worker_1", "base_models": [], "offer": null}"#)
+            .unwrap();
+    assert_eq!(claim.wait_s, 0);
+    let delta: GenerateEvent =
+        serde_json::from_str(r#"{"type": "delta", "index": 0, "text": "a"}"#).unwrap();
+    assert_eq!(
+        delta,
+        GenerateEvent::Delta {
+            index: 0,
+            text: "a".into(),
+            logprobs: Vec::new()
+        }
+    );
+}

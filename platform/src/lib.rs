@@ -6,3 +6,8 @@ pub mod data_dir;
 pub mod objects;
 mod objects_dir;
 mod objects_s3;
+pub mod queue;
+mod queue_amqp;
+pub mod service_token;
+pub mod shutdown;
+pub mod telemetry;

@@ -1,3 +1,4 @@
 //! What tests of several rooms share: servers on loopback ports. It imports no room.
 
+pub mod proxy;
 pub mod s3;

@@ -1,0 +1,154 @@
+//! Owns the format of a training run's state: one safetensors file with the adapter, both moments and the step.
+
+use std::collections::HashMap;
+
+use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
+
+use crate::lora::names;
+use crate::simd::Isa;
+use crate::train::{TrainError, Trainer};
+use crate::weights::widen;
+
+/// Raised when the file changes so that an older reader would misread it.
+const FORMAT_VERSION: u32 = 1;
+
+/// Names the arithmetic: a state continues bit for bit only where it is the same. Every instruction-set level of the
+/// engine computes the same f32 chains, so this is one class for all of them.
+const ARITHMETIC: &str = "f32-fma-1";
+
+/// The one key of the file's metadata, so that the same state is always the same bytes: safetensors keeps its keys in
+/// no order.
+const HEADER_KEY: &str = "training_state";
+
+/// What stands beside the tensors, as JSON.
+#[derive(Serialize, Deserialize)]
+struct Header {
+    format_version: u32,
+    arithmetic: String,
+    /// Of the machine that wrote the file; told, not required.
+    instruction_set: String,
+    config_hash: String,
+    step: u64,
+}
+
+const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
+
+/// Writes the state of `trainer`.
+pub(crate) fn save(trainer: &Trainer) -> Vec<u8> {
+    let mut tensors = Vec::new();
+    for (suffix, values) in parts(trainer) {
+        for slot in trainer.layout.slots() {
+            let [a, b] = names(slot);
+            let r = trainer.layout.r;
+            tensors.push((
+                format!("{a}{suffix}"),
+                vec![r, slot.n_in],
+                &values[slot.a.clone()],
+            ));
+            tensors.push((
+                format!("{b}{suffix}"),
+                vec![slot.n_out, r],
+                &values[slot.b.clone()],
+            ));
+        }
+    }
+    let header = Header {
+        format_version: FORMAT_VERSION,
+        arithmetic: ARITHMETIC.to_owned(),
+        instruction_set: Isa::detect().name().to_owned(),
+        config_hash: config_hash(trainer),
+        step: trainer.n_steps,
+    };
+    let header = serde_json::to_string(&header).expect("strings and numbers can be written");
+    let metadata = HashMap::from([(HEADER_KEY.to_owned(), header)]);
+    crate::lora::serialize(tensors, metadata)
+}
+
+/// Reads a state into `trainer`, which is changed only if all of it is good.
+/// Errors: `BadInput`.
+pub(crate) fn load(trainer: &mut Trainer, bytes: &[u8]) -> Result<(), TrainError> {
+    let bad = |what: String| TrainError::BadInput(format!("the saved state {what}"));
+    let malformed = |error: safetensors::SafeTensorError| bad(format!("cannot be read: {error}"));
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(malformed)?;
+    let text = metadata
+        .metadata()
+        .as_ref()
+        .and_then(|map| map.get(HEADER_KEY));
+    let text = text.ok_or_else(|| bad(format!("has no {HEADER_KEY}")))?;
+    let header: Header =
+        serde_json::from_str(text).map_err(|error| bad(format!("cannot be read: {error}")))?;
+    let expected = [
+        (
+            "format_version",
+            header.format_version.to_string(),
+            FORMAT_VERSION.to_string(),
+        ),
+        ("arithmetic", header.arithmetic, ARITHMETIC.to_owned()),
+        ("config_hash", header.config_hash, config_hash(trainer)),
+    ];
+    if let Some((key, found, expected)) = expected
+        .into_iter()
+        .find(|(_, found, expected)| found != expected)
+    {
+        return Err(bad(format!("has {key} {found:?}, not {expected:?}")));
+    }
+    let tensors = SafeTensors::deserialize(bytes).map_err(malformed)?;
+    let mut loaded: Vec<Vec<f32>> = Vec::new();
+    for (suffix, _) in parts(trainer) {
+        loaded.push(read(trainer, &tensors, &suffix).map_err(bad)?);
+    }
+    let [values, exp_avg, exp_avg_sq] = loaded.try_into().expect("three parts were read above");
+    (trainer.values, trainer.exp_avg, trainer.exp_avg_sq) = (values, exp_avg, exp_avg_sq);
+    trainer.n_steps = header.step;
+    Ok(())
+}
+
+fn read(trainer: &Trainer, tensors: &SafeTensors<'_>, suffix: &str) -> Result<Vec<f32>, String> {
+    let mut values = vec![0.0; trainer.layout.n_values()];
+    for slot in trainer.layout.slots() {
+        for (name, range) in names(slot)
+            .into_iter()
+            .zip([slot.a.clone(), slot.b.clone()])
+        {
+            let name = format!("{name}{suffix}");
+            let view = tensors
+                .tensor(&name)
+                .map_err(|_| format!("lacks tensor {name}"))?;
+            if view.dtype() != Dtype::F32 || view.data().len() != range.len() * 4 {
+                return Err(format!(
+                    "has tensor {name} as {:?} {:?}",
+                    view.dtype(),
+                    view.shape()
+                ));
+            }
+            widen(Dtype::F32, view.data(), &mut values[range]);
+        }
+    }
+    Ok(values)
+}
+
+/// What is stored under each suffix of the tensors' names.
+fn parts(trainer: &Trainer) -> [(String, &[f32]); 3] {
+    let [first, second] = MOMENTS.map(|name| format!(".{name}"));
+    [
+        (String::new(), &trainer.values),
+        (first, &trainer.exp_avg),
+        (second, &trainer.exp_avg_sq),
+    ]
+}
+
+/// 64 bits that differ where model, adapter or training configuration do.
+fn config_hash(trainer: &Trainer) -> String {
+    let text = format!(
+        "{:?} {:?} {:?}",
+        trainer.base().config(),
+        trainer.lora_config,
+        trainer.config
+    );
+    // FNV-1a: stable over versions of the standard library, unlike its hashers.
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    format!("{hash:016x}")
+}

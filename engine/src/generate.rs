@@ -1,0 +1,449 @@
+//! Owns generation: sequences with their caches, advanced together, one forward for all, adapters mixed. Knows no text,
+//! no request and no clock.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::buffer::OutOfMemory;
+use crate::config::ModelConfig;
+use crate::kv_cache::{KvCache, Span, attend};
+use crate::lora::{Adapter, Layout, PackedLora};
+use crate::model::{Decoder, Keep};
+use crate::nn::attention::Heads;
+use crate::pool::Pool;
+pub use crate::sampling::Sampling;
+use crate::sampling::choose;
+use crate::weights::BaseModel;
+
+/// Prompt tokens that one step takes in at most: a long prompt must not hold up the sequences beside it.
+const PROMPT_TOKENS_PER_STEP: usize = 512;
+
+/// What a batcher may hold at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    pub max_sequences: usize,
+    /// Tokens that all sequences together may come to, prompt and answer.
+    pub max_cached_tokens: usize,
+}
+
+/// A sequence to generate.
+#[derive(Clone)]
+pub struct GenerateRequest {
+    pub prompt: Vec<u32>,
+    /// `None` is the base.
+    pub adapter: Option<Arc<Adapter>>,
+    pub sampling: Sampling,
+    pub max_new_tokens: usize,
+    /// Tokens that end the sequence.
+    pub stop_token_ids: Vec<u32>,
+    /// How many of the likeliest tokens to report at each place.
+    pub top_logprobs: Option<usize>,
+}
+
+/// Names a sequence for as long as its batcher lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(pub u64);
+
+/// Why a sequence ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop token, which is the token reported.
+    Stop,
+    /// `max_new_tokens`, or the model's context.
+    Length,
+}
+
+/// One new token of one sequence.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepOutput {
+    pub id: SequenceId,
+    pub token: u32,
+    /// Of the model itself: before bias, penalties, temperature and top_p. Natural.
+    pub logprob: f32,
+    /// The likeliest tokens, best first.
+    pub top: Vec<(u32, f32)>,
+    pub finished: Option<FinishReason>,
+}
+
+/// Why a sequence was not admitted.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum AdmitError {
+    #[error("all places are taken")]
+    Full,
+    #[error("a prompt of {n_tokens} tokens leaves no room for an answer; the limit is {limit}")]
+    TooLong { n_tokens: usize, limit: usize },
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    #[error("token {token} is not in the vocabulary of {vocab_size}")]
+    UnknownToken { token: u32, vocab_size: usize },
+    #[error("max_new_tokens is 0")]
+    NothingToGenerate,
+    #[error("the adapter was made for a model of another shape")]
+    WrongAdapter,
+}
+
+/// Why a step did nothing.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum GenerateError {
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+    #[error("the logits of sequence {} are not finite", .0.0)]
+    NotFinite(SequenceId),
+    #[error("{0}")]
+    BadInput(String),
+}
+
+/// All live sequences of one base model.
+pub struct Batcher {
+    base: Arc<BaseModel>,
+    pool: Pool,
+    limits: Limits,
+    live: Vec<Sequence>,
+    next_id: u64,
+    decoder: Decoder,
+}
+
+struct Sequence {
+    id: SequenceId,
+    request: GenerateRequest,
+    /// Prompt and answer; those beyond the cache are yet to be run.
+    tokens: Vec<u32>,
+    /// Where the sequence ends, at the latest.
+    max_tokens: usize,
+    cache: KvCache,
+    generated: HashMap<u32, u32>,
+}
+
+impl Batcher {
+    /// A batcher without sequences.
+    pub fn new(base: Arc<BaseModel>, pool: Pool, limits: Limits) -> Self {
+        Self {
+            base,
+            pool,
+            limits,
+            live: Vec::new(),
+            next_id: 0,
+            decoder: Decoder::default(),
+        }
+    }
+
+    /// Takes in a sequence; its prompt runs with the next step.
+    /// Errors: `Full` for now, the others for good.
+    pub fn admit(&mut self, request: GenerateRequest) -> Result<SequenceId, AdmitError> {
+        let config = self.base.config();
+        let max_tokens = check_request(config, self.limits, &request)?;
+        let n_promised: usize = self.live.iter().map(|sequence| sequence.max_tokens).sum();
+        if self.live.len() >= self.limits.max_sequences
+            || n_promised + max_tokens > self.limits.max_cached_tokens
+        {
+            return Err(AdmitError::Full);
+        }
+        let cache = KvCache::new(config, max_tokens).map_err(|_| AdmitError::Full)?;
+        let id = SequenceId(self.next_id);
+        self.next_id += 1;
+        let tokens = request.prompt.clone();
+        self.live.push(Sequence {
+            id,
+            request,
+            tokens,
+            max_tokens,
+            cache,
+            generated: HashMap::new(),
+        });
+        Ok(id)
+    }
+
+    /// One forward for all live sequences: a new token for each whose prompt is through. Finished ones leave.
+    /// Errors: `OutOfMemory`; `NotFinite` names a sequence, which the caller should cancel. No sequence is changed.
+    pub fn step(&mut self) -> Result<Vec<StepOutput>, GenerateError> {
+        // One adapter's rows stand together; the sort is stable, so order of admission decides within.
+        self.live.sort_by_key(|sequence| {
+            sequence
+                .request
+                .adapter
+                .as_ref()
+                .map_or(0, |a| Arc::as_ptr(a) as usize)
+        });
+        let plan = plan(&self.live);
+        let mut chosen = Vec::new();
+        {
+            let (pool, base) = (&self.pool, &*self.base);
+            let adapters: Vec<_> = self
+                .live
+                .iter()
+                .map(|sequence| sequence.request.adapter.clone())
+                .collect();
+            let tokens: Vec<u32> = plan
+                .iter()
+                .flat_map(|&(i, n, _)| self.live[i].pending()[..n].iter().copied())
+                .collect();
+            let mut spans = Vec::new();
+            let mut last_rows = Vec::new();
+            let mut row = 0;
+            let mut planned = plan.iter().peekable();
+            for (i, sequence) in self.live.iter_mut().enumerate() {
+                let Some(&(_, n, is_whole)) = planned.next_if(|&&(planned, ..)| planned == i)
+                else {
+                    continue;
+                };
+                if is_whole {
+                    last_rows.push((i, row + n - 1));
+                }
+                spans.push((
+                    i,
+                    Span {
+                        rows: row..row + n,
+                        cache: &mut sequence.cache,
+                    },
+                ));
+                row += n;
+            }
+            let loras = group(pool, &adapters, &spans);
+            let mut spans: Vec<_> = spans.into_iter().map(|(_, span)| span).collect();
+            run(&mut self.decoder, pool, base, &loras, &tokens, &mut spans)?;
+            let rows: Vec<usize> = last_rows.iter().map(|&(_, row)| row).collect();
+            let logits = self.decoder.logits_mut(pool, base, &rows)?;
+            for (&(i, _), logits) in last_rows
+                .iter()
+                .zip(logits.chunks_exact_mut(base.config().vocab_size))
+            {
+                chosen.push((
+                    i,
+                    self.live[i]
+                        .choose(logits)
+                        .ok_or(GenerateError::NotFinite(self.live[i].id))?,
+                ));
+            }
+        }
+        for &(i, n, _) in &plan {
+            self.live[i].cache.n_cached += n;
+        }
+        let outputs = chosen
+            .into_iter()
+            .map(|(i, choice)| self.live[i].push(choice))
+            .collect::<Vec<_>>();
+        self.live.retain(|s| {
+            !outputs
+                .iter()
+                .any(|output| output.id == s.id && output.finished.is_some())
+        });
+        Ok(outputs)
+    }
+
+    /// Drops a sequence; one that is not there is no error.
+    pub fn cancel(&mut self, id: SequenceId) {
+        self.live.retain(|sequence| sequence.id != id);
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.live.is_empty()
+    }
+
+    /// Sequences taken in and not finished.
+    pub fn n_live(&self) -> usize {
+        self.live.len()
+    }
+
+    /// log p(token i | those before) for i ≥ 1, natural, computed as a prompt is: through the cache.
+    /// Errors: `BadInput` for tokens outside the vocabulary, too many tokens or an adapter of another model; `OutOfMemory`.
+    pub fn score(
+        &mut self,
+        tokens: &[u32],
+        adapter: Option<&Adapter>,
+    ) -> Result<Vec<f32>, GenerateError> {
+        let config = self.base.config();
+        check_tokens(config, tokens).map_err(|error| GenerateError::BadInput(error.to_string()))?;
+        if adapter.is_some_and(|adapter| !fits(config, adapter)) {
+            return Err(GenerateError::BadInput(
+                AdmitError::WrongAdapter.to_string(),
+            ));
+        }
+        if tokens.len() > config.max_position_embeddings {
+            let limit = config.max_position_embeddings;
+            return Err(GenerateError::BadInput(format!(
+                "{} tokens exceed the context of {limit}",
+                tokens.len()
+            )));
+        }
+        let mut cache = KvCache::new(config, tokens.len())?;
+        let mut logprobs = Vec::new();
+        let inputs = &tokens[..tokens.len().saturating_sub(1)];
+        for (i, chunk) in inputs.chunks(PROMPT_TOKENS_PER_STEP).enumerate() {
+            let rows: Vec<usize> = (0..chunk.len()).collect();
+            let packed = adapter.map(|adapter| (0..chunk.len(), adapter.packed(&self.pool)));
+            let loras: Vec<_> = packed.into_iter().collect();
+            let mut spans = [Span {
+                rows: 0..chunk.len(),
+                cache: &mut cache,
+            }];
+            run(
+                &mut self.decoder,
+                &self.pool,
+                &self.base,
+                &loras,
+                chunk,
+                &mut spans,
+            )?;
+            cache.n_cached += chunk.len();
+            let first_target = i * PROMPT_TOKENS_PER_STEP + 1;
+            let targets = &tokens[first_target..first_target + chunk.len()];
+            let losses =
+                self.decoder
+                    .losses_of(&self.pool, &self.base, &rows, targets, Keep::Nothing)?;
+            logprobs.extend(losses.logprobs);
+        }
+        Ok(logprobs)
+    }
+}
+
+/// (sequence, rows, whether these are all of its pending tokens), in the order of `live`.
+fn plan(live: &[Sequence]) -> Vec<(usize, usize, bool)> {
+    let mut budget = PROMPT_TOKENS_PER_STEP;
+    let mut by_age: Vec<usize> = (0..live.len()).collect();
+    by_age.sort_by_key(|&i| live[i].id);
+    let mut plan = Vec::new();
+    for i in by_age {
+        let n_pending = live[i].pending().len();
+        let n = if n_pending == 1 {
+            1
+        } else {
+            n_pending.min(budget)
+        };
+        if n_pending > 1 {
+            budget -= n;
+        }
+        if n > 0 {
+            plan.push((i, n, n == n_pending));
+        }
+    }
+    plan.sort_unstable();
+    plan
+}
+
+/// Ranges of rows that one adapter changes.
+fn group<'a>(
+    pool: &Pool,
+    adapters: &'a [Option<Arc<Adapter>>],
+    spans: &[(usize, Span<'_>)],
+) -> Vec<(Range<usize>, &'a PackedLora)> {
+    let mut groups: Vec<(Range<usize>, &PackedLora)> = Vec::new();
+    for (i, span) in spans {
+        let Some(adapter) = &adapters[*i] else {
+            continue;
+        };
+        let packed = adapter.packed(pool);
+        match groups.last_mut() {
+            Some((rows, last)) if std::ptr::eq(*last, packed) && rows.end == span.rows.start => {
+                rows.end = span.rows.end
+            }
+            _ => groups.push((span.rows.clone(), packed)),
+        }
+    }
+    groups
+}
+
+/// Runs new rows of sequences through every block; their caches take the keys and values, but do not count them yet.
+fn run(
+    decoder: &mut Decoder,
+    pool: &Pool,
+    base: &BaseModel,
+    loras: &[(Range<usize>, &PackedLora)],
+    tokens: &[u32],
+    spans: &mut [Span<'_>],
+) -> Result<(), OutOfMemory> {
+    let heads = Heads::new(base.config());
+    let positions: Vec<usize> = spans
+        .iter()
+        .flat_map(|span| (0..span.rows.len()).map(|i| span.cache.n_cached + i))
+        .collect();
+    decoder.forward_with(
+        pool,
+        base,
+        loras,
+        tokens,
+        positions.into_iter(),
+        Keep::Nothing,
+        |layer, qkv, out, _| {
+            attend(pool, heads, layer, spans, qkv, out);
+            Ok(())
+        },
+    )
+}
+
+impl Sequence {
+    fn pending(&self) -> &[u32] {
+        &self.tokens[self.cache.n_cached..]
+    }
+
+    fn choose(&self, logits: &mut [f32]) -> Option<crate::sampling::Choice> {
+        let n_generated = (self.tokens.len() - self.request.prompt.len()) as u64;
+        let n_top = self.request.top_logprobs.unwrap_or(0);
+        choose(
+            logits,
+            &self.request.sampling,
+            &self.generated,
+            n_generated,
+            n_top,
+        )
+    }
+
+    fn push(&mut self, choice: crate::sampling::Choice) -> StepOutput {
+        self.tokens.push(choice.token);
+        *self.generated.entry(choice.token).or_default() += 1;
+        let finished = if self.request.stop_token_ids.contains(&choice.token) {
+            Some(FinishReason::Stop)
+        } else if self.tokens.len() >= self.max_tokens {
+            Some(FinishReason::Length)
+        } else {
+            None
+        };
+        StepOutput {
+            id: self.id,
+            token: choice.token,
+            logprob: choice.logprob,
+            top: choice.top,
+            finished,
+        }
+    }
+}
+
+/// Judges a request; returns the most tokens it can come to.
+fn check_request(
+    config: &ModelConfig,
+    limits: Limits,
+    request: &GenerateRequest,
+) -> Result<usize, AdmitError> {
+    let n_tokens = request.prompt.len();
+    if n_tokens == 0 {
+        return Err(AdmitError::EmptyPrompt);
+    }
+    if request.max_new_tokens == 0 {
+        return Err(AdmitError::NothingToGenerate);
+    }
+    let max_tokens = n_tokens
+        .saturating_add(request.max_new_tokens)
+        .min(config.max_position_embeddings);
+    let limit = config.max_position_embeddings.min(limits.max_cached_tokens);
+    if n_tokens >= limit || max_tokens > limits.max_cached_tokens {
+        return Err(AdmitError::TooLong { n_tokens, limit });
+    }
+    check_tokens(config, &request.prompt)?;
+    match &request.adapter {
+        Some(adapter) if !fits(config, adapter) => Err(AdmitError::WrongAdapter),
+        _ => Ok(max_tokens),
+    }
+}
+
+fn check_tokens(config: &ModelConfig, tokens: &[u32]) -> Result<(), AdmitError> {
+    let vocab_size = config.vocab_size;
+    match tokens.iter().find(|&&token| token as usize >= vocab_size) {
+        Some(&token) => Err(AdmitError::UnknownToken { token, vocab_size }),
+        None => Ok(()),
+    }
+}
+
+fn fits(config: &ModelConfig, adapter: &Adapter) -> bool {
+    Layout::new(config, adapter.config()).is_ok_and(|layout| layout == **adapter.layout())
+}

@@ -1,0 +1,231 @@
+//! The whole stack of blocks, forward, and the head.
+
+use std::ops::Range;
+
+use crate::buffer::{Buffer, OutOfMemory};
+use crate::model::block::{Activations, Block, Loras, Scratch};
+use crate::nn::attention::{self, Heads, PackedKeys};
+use crate::nn::cross_entropy::{self, RowLosses};
+use crate::nn::rms_norm;
+use crate::nn::rope::Angles;
+use crate::pool::Pool;
+use crate::weights::BaseModel;
+
+/// Whether a forward is followed by a backward.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// Keep what the backward needs, of every block.
+    All,
+    /// Keep nothing.
+    Nothing,
+}
+
+/// Documents laid end to end, without padding.
+#[derive(Default, Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Batch {
+    pub tokens: Vec<u32>,
+    /// The rows of each document; positions restart with each.
+    pub documents: Vec<Range<usize>>,
+    /// Rows whose next token is a label, ascending.
+    pub label_rows: Vec<usize>,
+    /// The labels, one for each of `label_rows`.
+    pub labels: Vec<u32>,
+}
+
+/// The memory of a forward and backward; it grows to the largest batch and stays.
+#[derive(Default)]
+pub(crate) struct Decoder {
+    /// The stream into each block and out of the last, (T, D) each; two take turns where nothing is kept.
+    pub(super) streams: Vec<Buffer>,
+    /// One for each block, or one for all where nothing is kept.
+    pub(super) saved: Vec<Activations>,
+    pub(super) scratch: Scratch,
+    pub(super) angles: Angles,
+    pub(super) keys: PackedKeys,
+    /// Rows that reach the head: the stream, its normed form and the factor of the norm.
+    pub(super) last: Buffer,
+    pub(super) last_normed: Buffer,
+    pub(super) last_rstd: Buffer,
+    pub(super) logits: Buffer,
+    pub(super) gradients: super::backward::Gradients,
+}
+
+impl Decoder {
+    /// Runs `batch` through every block; the stream that leaves is [`Self::hidden`].
+    /// Errors: `OutOfMemory`.
+    pub fn forward(
+        &mut self,
+        pool: &Pool,
+        base: &BaseModel,
+        loras: &Loras<'_>,
+        batch: &Batch,
+        keep: Keep,
+    ) -> Result<(), OutOfMemory> {
+        let heads = Heads::new(base.config());
+        let mut keys = std::mem::take(&mut self.keys);
+        let positions = batch
+            .documents
+            .iter()
+            .flat_map(|document| 0..document.len());
+        let result = self.forward_with(
+            pool,
+            base,
+            loras,
+            &batch.tokens,
+            positions,
+            keep,
+            |_, qkv, out, lse| {
+                attention::forward(pool, heads, &batch.documents, qkv, &mut keys, out, lse)
+            },
+        );
+        self.keys = keys;
+        result
+    }
+
+    /// As [`Self::forward`], with rows at any positions and the attention of the caller, who is told the block's number.
+    /// Errors: `OutOfMemory`.
+    #[allow(clippy::too_many_arguments)]
+    pub fn forward_with(
+        &mut self,
+        pool: &Pool,
+        base: &BaseModel,
+        loras: &Loras<'_>,
+        tokens: &[u32],
+        positions: impl Iterator<Item = usize>,
+        keep: Keep,
+        mut attend: impl FnMut(usize, &[f32], &mut [f32], &mut [f32]) -> Result<(), OutOfMemory>,
+    ) -> Result<(), OutOfMemory> {
+        self.ensure(base, tokens.len(), keep)?;
+        base.rope.angles(positions, &mut self.angles);
+        embed(pool, base, tokens, &mut self.streams[0]);
+        for (index, layer) in base.layers.iter().enumerate() {
+            let (from, to) = if keep == Keep::All {
+                (index, index + 1)
+            } else {
+                (index % 2, (index + 1) % 2)
+            };
+            let saved = &mut self.saved[if keep == Keep::All { index } else { 0 }];
+            let [x, out] = self
+                .streams
+                .get_disjoint_mut([from, to])
+                .expect("two streams are two — a bug above");
+            let block = Block {
+                pool,
+                config: base.config(),
+                layer,
+                index,
+                loras,
+            };
+            block.forward(
+                x,
+                out,
+                &self.angles,
+                saved,
+                &mut self.scratch,
+                |qkv, out, lse| attend(index, qkv, out, lse),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// The stream out of the last block, (T, D), after a forward that kept `keep`.
+    pub fn hidden(&self, base: &BaseModel, keep: Keep) -> &[f32] {
+        let n = base.layers.len();
+        &self.streams[if keep == Keep::All { n } else { n % 2 }]
+    }
+
+    /// log p of `targets` by `rows` of what a forward has just run.
+    /// Errors: `OutOfMemory`.
+    pub fn losses_of(
+        &mut self,
+        pool: &Pool,
+        base: &BaseModel,
+        rows: &[usize],
+        targets: &[u32],
+        keep: Keep,
+    ) -> Result<RowLosses, OutOfMemory> {
+        self.gather(pool, base, rows, keep)?;
+        cross_entropy::losses(
+            pool,
+            base.head(),
+            &self.last_normed,
+            targets,
+            &mut self.logits,
+        )
+    }
+
+    /// The logits of some rows of what a forward that kept nothing has just run, (rows, V); the caller may change them.
+    /// Errors: `OutOfMemory`.
+    pub fn logits_mut(
+        &mut self,
+        pool: &Pool,
+        base: &BaseModel,
+        rows: &[usize],
+    ) -> Result<&mut [f32], OutOfMemory> {
+        self.gather(pool, base, rows, Keep::Nothing)?;
+        cross_entropy::logits(pool, base.head(), &self.last_normed, &mut self.logits)?;
+        Ok(&mut self.logits)
+    }
+
+    /// Copies `rows` of the last stream and applies the last norm to them.
+    pub(super) fn gather(
+        &mut self,
+        pool: &Pool,
+        base: &BaseModel,
+        rows: &[usize],
+        keep: Keep,
+    ) -> Result<(), OutOfMemory> {
+        let width = base.config().hidden_size;
+        let mut last = std::mem::take(&mut self.last);
+        last.ensure(rows.len() * width)?;
+        let hidden = self.hidden(base, keep);
+        for (to, &row) in last.chunks_exact_mut(width).zip(rows) {
+            to.copy_from_slice(&hidden[row * width..(row + 1) * width]);
+        }
+        self.last = last;
+        self.last_normed.ensure(rows.len() * width)?;
+        self.last_rstd.ensure(rows.len())?;
+        let eps = base.config().rms_norm_eps;
+        rms_norm::forward(
+            pool,
+            &self.last,
+            &base.norm,
+            eps,
+            &mut self.last_normed,
+            &mut self.last_rstd,
+        );
+        Ok(())
+    }
+
+    fn ensure(&mut self, base: &BaseModel, rows: usize, keep: Keep) -> Result<(), OutOfMemory> {
+        let n_layers = base.layers.len();
+        let (n_streams, n_saved) = if keep == Keep::All {
+            (n_layers + 1, n_layers)
+        } else {
+            (2, 1)
+        };
+        if self.streams.len() < n_streams {
+            self.streams.resize_with(n_streams, Buffer::default);
+        }
+        if self.saved.len() < n_saved {
+            self.saved.resize_with(n_saved, Activations::default);
+        }
+        let config = base.config();
+        self.streams[..n_streams]
+            .iter_mut()
+            .try_for_each(|stream| stream.ensure(rows * config.hidden_size))?;
+        self.saved[..n_saved]
+            .iter_mut()
+            .try_for_each(|saved| saved.ensure(config, rows))?;
+        self.scratch.ensure(config, rows)
+    }
+}
+
+fn embed(pool: &Pool, base: &BaseModel, tokens: &[u32], x: &mut [f32]) {
+    let width = base.config().hidden_size;
+    pool.for_rows(tokens.len(), [(x, width)], |rows, [x]| {
+        for (row, x) in rows.zip(x.chunks_exact_mut(width)) {
+            base.embed_tokens.copy_weight_row(tokens[row] as usize, x);
+        }
+    });
+}

@@ -1,0 +1,9 @@
+//! Owns the decoder: one explicit forward and backward for training and generation, no autograd. Knows no optimizer.
+
+mod backward;
+mod block;
+mod decoder;
+
+pub(crate) use backward::Trained;
+pub(crate) use block::Loras;
+pub(crate) use decoder::{Batch, Decoder, Keep};

@@ -1,0 +1,74 @@
+//! Root-mean-square normalisation. Source: Zhang & Sennrich 2019, eq. 4 (arXiv:1910.07467).
+
+use crate::pool::Pool;
+use crate::simd::{sum, vectorized};
+
+/// Scales each row of `x` to unit root mean square, then by `weight`; `rstd` keeps each row's factor for the backward.
+/// Shapes: `x` and `y` (T, D), `weight` (D), `rstd` (T).
+pub(crate) fn forward(
+    pool: &Pool,
+    x: &[f32],
+    weight: &[f32],
+    eps: f32,
+    y: &mut [f32],
+    rstd: &mut [f32],
+) {
+    let width = weight.len();
+    pool.for_rows(rstd.len(), [(y, width), (rstd, 1)], |rows, [y, rstd]| {
+        vectorized(|| {
+            for ((row, y), rstd) in rows.zip(y.chunks_exact_mut(width)).zip(rstd) {
+                let x = &x[row * width..(row + 1) * width];
+                let mean = sum(width, |j| x[j] * x[j]) / width as f32;
+                *rstd = 1.0 / (mean + eps).sqrt();
+                scale_row(x, weight, *rstd, y);
+            }
+        });
+    });
+}
+
+/// The forward's `y` again, from the `rstd` it kept.
+pub(crate) fn recompute(pool: &Pool, x: &[f32], weight: &[f32], rstd: &[f32], y: &mut [f32]) {
+    let width = weight.len();
+    pool.for_rows(rstd.len(), [(y, width)], |rows, [y]| {
+        vectorized(|| {
+            for (row, y) in rows.zip(y.chunks_exact_mut(width)) {
+                scale_row(&x[row * width..(row + 1) * width], weight, rstd[row], y);
+            }
+        });
+    });
+}
+
+#[inline(always)]
+fn scale_row(x: &[f32], weight: &[f32], rstd: f32, y: &mut [f32]) {
+    for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
+        *y = x * rstd * w;
+    }
+}
+
+/// Adds the gradient of the input to `dx`: with g = dy ∘ weight, dx += rstd·g − x·rstd³·mean(g ∘ x).
+/// Shapes: `dy`, `x`, `dx` (T, D).
+pub(crate) fn backward(
+    pool: &Pool,
+    dy: &[f32],
+    x: &[f32],
+    weight: &[f32],
+    rstd: &[f32],
+    dx: &mut [f32],
+) {
+    let width = weight.len();
+    pool.for_rows(rstd.len(), [(dx, width)], |rows, [dx]| {
+        vectorized(|| {
+            for (row, dx) in rows.zip(dx.chunks_exact_mut(width)) {
+                let (x, dy) = (
+                    &x[row * width..(row + 1) * width],
+                    &dy[row * width..(row + 1) * width],
+                );
+                let r = rstd[row];
+                let c = sum(width, |j| dy[j] * weight[j] * x[j]) * r * r * r / width as f32;
+                for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(weight) {
+                    *dx += r * dy * w - c * x;
+                }
+            }
+        });
+    });
+}

@@ -1,0 +1,317 @@
+//! Owns the threads that compute. Work is cut into numbered tasks that write disjoint memory; which thread takes a task
+//! never changes a result, so every number is the same for any thread count.
+
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+
+/// How often an idle thread looks for the next region before it sleeps: regions follow each other within microseconds,
+/// and waking a sleeping thread costs tens of them.
+const SPINS_BEFORE_SLEEP: u32 = 4_000;
+
+/// A persistent set of threads; cloning shares it. The calling thread is one of them.
+#[derive(Clone)]
+pub struct Pool {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    /// One region at a time.
+    turn: Mutex<()>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// The region being run. The pointer is valid while `Shared::active` is not zero.
+#[derive(Clone, Copy)]
+struct Region {
+    task: *const (dyn Fn(usize) + Sync),
+    n_tasks: usize,
+}
+
+// SAFETY: the task behind the pointer is `Sync`, and `Pool::run` keeps it alive until every thread has left it.
+unsafe impl Send for Region {}
+
+struct Shared {
+    region: Mutex<Option<Region>>,
+    started: Condvar,
+    finished: Condvar,
+    /// Counts regions; a change tells the threads that there is a new one.
+    epoch: AtomicU64,
+    next_task: AtomicUsize,
+    /// Threads that have not yet left the region.
+    active: AtomicUsize,
+    panicked: AtomicBool,
+    closing: AtomicBool,
+}
+
+impl Pool {
+    /// Starts `n_threads - 1` threads beside the caller's; 0 counts as 1.
+    pub fn new(n_threads: usize) -> Self {
+        let shared = Arc::new(Shared {
+            region: Mutex::new(None),
+            started: Condvar::new(),
+            finished: Condvar::new(),
+            epoch: AtomicU64::new(0),
+            next_task: AtomicUsize::new(0),
+            active: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+        });
+        let threads = (1..n_threads)
+            .map(|i| {
+                let shared = shared.clone();
+                let builder = std::thread::Builder::new().name(format!("engine-{i}"));
+                builder
+                    .spawn(move || shared.serve())
+                    .expect("the system can start a thread")
+            })
+            .collect();
+        Self {
+            inner: Arc::new(Inner {
+                shared,
+                turn: Mutex::new(()),
+                threads,
+            }),
+        }
+    }
+
+    /// The number of threads that compute, the caller's included.
+    pub fn n_threads(&self) -> usize {
+        self.inner.threads.len() + 1
+    }
+
+    /// Runs `task(0)` … `task(n_tasks - 1)`, in any order on any thread, and returns when all are done.
+    /// A task must not call `run` on the same pool. A panic in a task is raised again here.
+    pub fn run(&self, n_tasks: usize, task: impl Fn(usize) + Sync) {
+        if n_tasks <= 1 || self.inner.threads.is_empty() {
+            (0..n_tasks).for_each(task);
+            return;
+        }
+        let _turn = lock(&self.inner.turn);
+        self.inner
+            .shared
+            .run(n_tasks, &task, self.inner.threads.len());
+    }
+
+    /// Cuts `n_rows` rows into ranges and gives each, with the same rows of every output, to `body`.
+    /// An output is (values, row length); it must hold `n_rows` rows.
+    pub fn for_rows<const N: usize>(
+        &self,
+        n_rows: usize,
+        outputs: [(&mut [f32], usize); N],
+        body: impl Fn(Range<usize>, [&mut [f32]; N]) + Sync,
+    ) {
+        let outputs = outputs.map(|(values, width)| {
+            assert!(
+                values.len() >= n_rows * width,
+                "an output is shorter than its rows — a bug in the caller"
+            );
+            (SharedMut::new(values), width)
+        });
+        let rows_per_task = n_rows.div_ceil(self.n_threads() * 4).max(4);
+        self.run(n_rows.div_ceil(rows_per_task), |i| {
+            let rows = i * rows_per_task..n_rows.min((i + 1) * rows_per_task);
+            let parts = outputs.each_ref().map(|(start, width)| {
+                // SAFETY: tasks have disjoint row ranges, each within the length asserted above.
+                unsafe { start.slice(rows.start * width..rows.end * width) }
+            });
+            body(rows, parts);
+        });
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        {
+            let _region = lock(&self.shared.region);
+            self.shared.closing.store(true, Ordering::Release);
+            self.shared.epoch.fetch_add(1, Ordering::Release);
+            self.shared.started.notify_all();
+        }
+        for thread in self.threads.drain(..) {
+            thread
+                .join()
+                .expect("a thread catches its tasks' panics — a bug in the pool");
+        }
+    }
+}
+
+impl Shared {
+    fn run(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync), n_threads: usize) {
+        // SAFETY: only the lifetime changes; `wait` below outlives every use of the pointer.
+        let task_for_ever: *const (dyn Fn(usize) + Sync + 'static) =
+            unsafe { std::mem::transmute(std::ptr::from_ref(task)) };
+        {
+            let mut region = lock(&self.region);
+            *region = Some(Region {
+                task: task_for_ever,
+                n_tasks,
+            });
+            self.next_task.store(0, Ordering::Relaxed);
+            self.active.store(n_threads, Ordering::Relaxed);
+            self.epoch.fetch_add(1, Ordering::Release);
+            self.started.notify_all();
+        }
+        let own = catch_unwind(AssertUnwindSafe(|| self.work(task, n_tasks)));
+        self.wait();
+        if let Err(panic) = own {
+            resume_unwind(panic);
+        }
+        assert!(
+            !self.panicked.swap(false, Ordering::Relaxed),
+            "a task panicked on another thread"
+        );
+    }
+
+    fn work(&self, task: &(dyn Fn(usize) + Sync), n_tasks: usize) {
+        loop {
+            let i = self.next_task.fetch_add(1, Ordering::Relaxed);
+            if i >= n_tasks {
+                return;
+            }
+            task(i);
+        }
+    }
+
+    fn wait(&self) {
+        for _ in 0..SPINS_BEFORE_SLEEP {
+            if self.active.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        let mut region = lock(&self.region);
+        while self.active.load(Ordering::Acquire) != 0 {
+            region = self
+                .finished
+                .wait(region)
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+    }
+
+    fn serve(&self) {
+        let mut seen = 0;
+        while let Some(region) = self.next_region(&mut seen) {
+            // SAFETY: `Pool::run` waits until `active` is zero before the task goes away.
+            let task = unsafe { &*region.task };
+            if catch_unwind(AssertUnwindSafe(|| self.work(task, region.n_tasks))).is_err() {
+                self.panicked.store(true, Ordering::Relaxed);
+            }
+            if self.active.fetch_sub(1, Ordering::AcqRel) == 1 {
+                let _region = lock(&self.region);
+                self.finished.notify_all();
+            }
+        }
+    }
+
+    fn next_region(&self, seen: &mut u64) -> Option<Region> {
+        for _ in 0..SPINS_BEFORE_SLEEP {
+            if self.epoch.load(Ordering::Acquire) != *seen {
+                break;
+            }
+            std::hint::spin_loop();
+        }
+        let mut region = lock(&self.region);
+        while self.epoch.load(Ordering::Acquire) == *seen {
+            region = self
+                .started
+                .wait(region)
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+        *seen = self.epoch.load(Ordering::Acquire);
+        if self.closing.load(Ordering::Acquire) {
+            None
+        } else {
+            *region
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// The start of memory that tasks write in disjoint pieces.
+#[derive(Clone, Copy)]
+pub(crate) struct SharedMut(*mut f32);
+
+// SAFETY: a bare address; every use states why its piece is written by one task only.
+unsafe impl Send for SharedMut {}
+unsafe impl Sync for SharedMut {}
+
+impl SharedMut {
+    pub(crate) fn new(memory: &mut [f32]) -> Self {
+        Self(memory.as_mut_ptr())
+    }
+
+    /// The address `offset` values further on.
+    pub(crate) fn at(self, offset: usize) -> *mut f32 {
+        self.0.wrapping_add(offset)
+    }
+
+    /// The memory from `offset` on.
+    pub(crate) fn skip(self, offset: usize) -> Self {
+        Self(self.at(offset))
+    }
+
+    /// # Safety
+    /// `range` must lie within the memory and overlap no piece that is in use elsewhere.
+    pub(crate) unsafe fn slice<'a>(self, range: Range<usize>) -> &'a mut [f32] {
+        // SAFETY: promised by the caller.
+        unsafe { std::slice::from_raw_parts_mut(self.at(range.start), range.len()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once_for_any_thread_count() {
+        for n_threads in [0, 1, 2, 5] {
+            let pool = Pool::new(n_threads);
+            for n_tasks in [0, 1, 2, 1000] {
+                let counts: Vec<AtomicUsize> = (0..n_tasks).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(n_tasks, |i| {
+                    counts[i].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_handed_out_whole_and_disjoint() {
+        let pool = Pool::new(3);
+        let (mut a, mut b) = (vec![0.0; 101 * 2], vec![0.0; 101]);
+        pool.for_rows(101, [(&mut a, 2), (&mut b, 1)], |rows, [a, b]| {
+            for (i, row) in rows.enumerate() {
+                a[2 * i] += row as f32;
+                a[2 * i + 1] -= row as f32;
+                b[i] += 1.0;
+            }
+        });
+        assert!(
+            (0..101).all(|i| a[2 * i] == i as f32 && a[2 * i + 1] == -(i as f32) && b[i] == 1.0)
+        );
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
+        let pool = Pool::new(2);
+        for bad in 0..20 {
+            let raised = catch_unwind(AssertUnwindSafe(|| pool.run(20, |i| assert_ne!(i, bad))));
+            assert!(raised.is_err());
+        }
+        let count = AtomicUsize::new(0);
+        pool.run(20, |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(count.load(Ordering::Relaxed), 20);
+    }
+}

@@ -1,0 +1,324 @@
+//! Owns the choice of the next token from its logits; a pure function of logits, settings, seed and index.
+
+use std::collections::HashMap;
+
+use crate::rng::{Purpose, Stream};
+use crate::simd::{exp, max, sum, vectorized};
+
+/// How the next token is chosen, in OpenAI's terms.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampling {
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// Only the likeliest tokens that together have this probability are drawn from.
+    pub top_p: f32,
+    /// Subtracted from a token's logit for each time it has been generated.
+    pub frequency_penalty: f32,
+    /// Subtracted once from the logit of every token that has been generated.
+    pub presence_penalty: f32,
+    /// Same seed, same prompt, same model: same tokens.
+    pub seed: u64,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_p: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            seed: 0,
+            logit_bias: Vec::new(),
+        }
+    }
+}
+
+/// A chosen token. Log probabilities are those of the model itself: before bias, penalties, temperature and top_p.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Choice {
+    pub token: u32,
+    pub logprob: f32,
+    /// The likeliest tokens, best first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Chooses from `logits`, which are used up. `generated` counts the tokens generated so far; `index` is their number.
+/// Returns `None` if the logits are no numbers.
+pub(crate) fn choose(
+    logits: &mut [f32],
+    sampling: &Sampling,
+    generated: &HashMap<u32, u32>,
+    index: u64,
+    n_top: usize,
+) -> Option<Choice> {
+    let lse = vectorized(|| {
+        let top = max(logits);
+        top + sum(logits.len(), |j| exp(logits[j] - top)).ln()
+    });
+    if !lse.is_finite() {
+        return None;
+    }
+    let top = likeliest(logits, n_top)
+        .into_iter()
+        .map(|(token, x)| (token, x - lse))
+        .collect();
+    let changed: Vec<(usize, f32)> = adjustments(sampling, generated, logits.len());
+    let raw: Vec<f32> = changed.iter().map(|&(token, _)| logits[token]).collect();
+    for &(token, change) in &changed {
+        logits[token] += change;
+    }
+    let token = if sampling.temperature <= 0.0 {
+        likeliest(logits, 1)[0].0
+    } else {
+        draw(logits, sampling, index)
+    };
+    // A token may have been changed more than once: its first entry holds the model's own logit.
+    let unchanged = changed
+        .iter()
+        .position(|&(i, _)| i == token as usize)
+        .map(|i| raw[i]);
+    let own = unchanged.unwrap_or(logits[token as usize]);
+    Some(Choice {
+        token,
+        logprob: own - lse,
+        top,
+    })
+}
+
+fn adjustments(
+    sampling: &Sampling,
+    generated: &HashMap<u32, u32>,
+    vocab: usize,
+) -> Vec<(usize, f32)> {
+    let mut changes: Vec<(usize, f32)> = sampling
+        .logit_bias
+        .iter()
+        .map(|&(token, bias)| (token as usize, bias))
+        .collect();
+    if sampling.frequency_penalty != 0.0 || sampling.presence_penalty != 0.0 {
+        changes.extend(generated.iter().map(|(&token, &count)| {
+            (
+                token as usize,
+                -(count as f32 * sampling.frequency_penalty + sampling.presence_penalty),
+            )
+        }));
+    }
+    changes.retain(|&(token, _)| token < vocab);
+    changes
+}
+
+/// The `n` largest, best first; of equals the lower id.
+fn likeliest(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
+    let mut best: Vec<(u32, f32)> = Vec::with_capacity(n + 1);
+    if n == 0 {
+        return best;
+    }
+    let mut bar = f32::NEG_INFINITY;
+    for (token, &x) in logits.iter().enumerate() {
+        if x > bar || best.len() < n {
+            let place = best.partition_point(|&(_, y)| y >= x);
+            best.insert(place, (token as u32, x));
+            best.truncate(n);
+            if best.len() == n {
+                bar = best[n - 1].1;
+            }
+        }
+    }
+    best
+}
+
+/// Draws from the softmax at the temperature, cut to its nucleus.
+fn draw(logits: &mut [f32], sampling: &Sampling, index: u64) -> u32 {
+    let inverse = 1.0 / sampling.temperature;
+    let total = vectorized(|| {
+        let top = max(logits);
+        for x in logits.iter_mut() {
+            *x = exp((*x - top) * inverse);
+        }
+        sum(logits.len(), |j| logits[j])
+    });
+    let weights: &[f32] = logits;
+    let random = Stream::new(sampling.seed, Purpose::Sampling, 0).uniform_f64(index);
+    if sampling.top_p < 1.0 {
+        return pick(&nucleus(weights, total, sampling.top_p.max(0.0)), random);
+    }
+    let all: Vec<(u32, f32)> = weights
+        .iter()
+        .enumerate()
+        .map(|(token, &w)| (token as u32, w))
+        .collect();
+    pick(&all, random)
+}
+
+/// The likeliest tokens that together have `top_p` of `total`, one at least. Source: Holtzman et al. 2020 (arXiv:1904.09751).
+fn nucleus(weights: &[f32], total: f32, top_p: f32) -> Vec<(u32, f32)> {
+    // Tokens below this together weigh less than the 1 − top_p that is cut anyway: they need no sorting.
+    let bar = (1.0 - top_p) * total / weights.len() as f32 * 0.999;
+    let mut tokens: Vec<(u32, f32)> = weights
+        .iter()
+        .enumerate()
+        .filter(|&(_, &w)| w >= bar)
+        .map(|(token, &w)| (token as u32, w))
+        .collect();
+    tokens.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    let goal = f64::from(top_p) * f64::from(total);
+    let mut mass = 0.0;
+    let n = tokens.iter().position(|&(_, w)| {
+        mass += f64::from(w);
+        mass >= goal
+    });
+    tokens.truncate(n.map_or(tokens.len(), |n| n + 1));
+    tokens
+}
+
+/// The token at share `random`, in [0, 1), of the weights laid end to end.
+fn pick(tokens: &[(u32, f32)], random: f64) -> u32 {
+    let total: f64 = tokens.iter().map(|&(_, w)| f64::from(w)).sum();
+    let mut left = random * total;
+    for &(token, w) in tokens {
+        left -= f64::from(w);
+        if left < 0.0 {
+            return token;
+        }
+    }
+    tokens
+        .last()
+        .expect("a nucleus has a token — a bug in `nucleus`")
+        .0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn choice(logits: &[f32], sampling: &Sampling, generated: &[(u32, u32)], index: u64) -> Choice {
+        choose(
+            &mut logits.to_vec(),
+            sampling,
+            &generated.iter().copied().collect(),
+            index,
+            3,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn greedy_takes_the_largest_and_the_lower_id_of_equals() {
+        let greedy = Sampling {
+            temperature: 0.0,
+            ..Sampling::default()
+        };
+        let got = choice(&[1.0, 3.0, 3.0, 2.0], &greedy, &[], 0);
+        assert_eq!(got.token, 1);
+        assert_eq!(got.top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 2, 3]);
+        let total: f64 = [1.0f64, 3.0, 3.0, 2.0].iter().map(|x| x.exp()).sum();
+        assert!((f64::from(got.logprob) - (3.0 - total.ln())).abs() < 1e-6);
+    }
+
+    #[test]
+    fn bias_and_penalties_change_the_choice_and_not_the_logprob() {
+        let plain = Sampling {
+            temperature: 0.0,
+            ..Sampling::default()
+        };
+        let logits = [1.0, 3.0, 2.5, 2.0];
+        let own = |token: usize| choice(&logits, &plain, &[], 0).logprob - 3.0 + logits[token];
+        let cases = [
+            (
+                Sampling {
+                    logit_bias: vec![(3, 5.0)],
+                    ..plain.clone()
+                },
+                vec![],
+                3,
+            ),
+            (
+                Sampling {
+                    frequency_penalty: 0.3,
+                    ..plain.clone()
+                },
+                vec![(1, 1)],
+                1,
+            ),
+            (
+                Sampling {
+                    frequency_penalty: 0.3,
+                    ..plain.clone()
+                },
+                vec![(1, 2)],
+                2,
+            ),
+            (
+                Sampling {
+                    presence_penalty: 0.6,
+                    ..plain.clone()
+                },
+                vec![(1, 9)],
+                2,
+            ),
+            (
+                Sampling {
+                    presence_penalty: 2.0,
+                    logit_bias: vec![(1, 1.9)],
+                    ..plain.clone()
+                },
+                vec![(1, 1)],
+                1,
+            ),
+        ];
+        for (sampling, generated, token) in cases {
+            let got = choice(&logits, &sampling, &generated, 0);
+            assert_eq!(got.token, token, "{sampling:?}");
+            assert!((got.logprob - own(token as usize)).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn draws_follow_the_softmax_at_the_temperature() {
+        let sampling = Sampling {
+            temperature: 0.5,
+            seed: 9,
+            ..Sampling::default()
+        };
+        let logits = [0.0, 0.5, 1.0];
+        let weights = logits.map(|x: f32| f64::from(x * 2.0).exp());
+        let n = 30_000;
+        let mut counts = [0u32; 3];
+        for i in 0..n {
+            counts[choice(&logits, &sampling, &[], i).token as usize] += 1;
+        }
+        for (count, weight) in counts.iter().zip(weights) {
+            let expected = weight / weights.iter().sum::<f64>();
+            // Five standard deviations of a share over 30,000 draws are below 0.015.
+            assert!(
+                (f64::from(*count) / n as f64 - expected).abs() < 0.015,
+                "{counts:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_nucleus_is_the_smallest_set_that_reaches_top_p() {
+        let weights = [0.05, 0.5, 0.15, 0.3];
+        for (top_p, expected) in [
+            (0.0, vec![1]),
+            (0.5, vec![1]),
+            (0.6, vec![1, 3]),
+            (0.9, vec![1, 3, 2]),
+        ] {
+            let tokens: Vec<u32> = nucleus(&weights, 1.0, top_p).iter().map(|t| t.0).collect();
+            assert_eq!(tokens, expected, "{top_p}");
+        }
+    }
+
+    #[test]
+    fn logits_that_are_no_numbers_are_refused() {
+        let mut logits = [1.0, f32::NAN, 0.0];
+        assert_eq!(
+            choose(&mut logits, &Sampling::default(), &HashMap::new(), 0, 0),
+            None
+        );
+    }
+}

@@ -1,0 +1,348 @@
+//! Owns a base model's weights in memory, read from a Hugging Face folder; knows no adapter.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+
+use crate::buffer::OutOfMemory;
+use crate::config::{ConfigError, ModelConfig};
+use crate::lora::Fused;
+use crate::nn::gemm::Panels;
+use crate::nn::rope::Rope;
+use crate::pool::Pool;
+
+/// Why a model folder cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("{path:?} cannot be read: {source}")]
+    Unreadable {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{path:?} is not valid: {reason}")]
+    Malformed { path: PathBuf, reason: String },
+    #[error("tensor {name} is missing")]
+    MissingTensor { name: String },
+    #[error("tensor {name} has shape {found:?}, not {expected:?}")]
+    WrongShape {
+        name: String,
+        found: Vec<usize>,
+        expected: Vec<usize>,
+    },
+    #[error("tensor {name} is {found:?}; F32, BF16 and F16 can be read")]
+    WrongDtype { name: String, found: Dtype },
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+}
+
+/// A frozen model: one copy serves training and generation.
+pub struct BaseModel {
+    config: ModelConfig,
+    n_parameters: u64,
+    /// (V, D)
+    pub(crate) embed_tokens: Panels,
+    pub(crate) layers: Vec<Layer>,
+    /// (D)
+    pub(crate) norm: Vec<f32>,
+    /// (V, D); `None` where it is `embed_tokens`.
+    lm_head: Option<Panels>,
+    pub(crate) rope: Rope,
+}
+
+/// The weights of one decoder block; linears that read the same input are one matrix.
+pub(crate) struct Layer {
+    pub input_layernorm: Vec<f32>,
+    /// q, k and v below each other.
+    pub qkv: Linear,
+    pub o: Linear,
+    pub post_attention_layernorm: Vec<f32>,
+    /// gate and up below each other.
+    pub gate_up: Linear,
+    pub down: Linear,
+}
+
+/// A frozen linear: y = x·Wᵀ + bias, W (N, K).
+pub(crate) struct Linear {
+    pub weight: Panels,
+    pub bias: Option<Vec<f32>>,
+}
+
+impl BaseModel {
+    /// Reads `config.json` and `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+    /// Errors: as [`LoadError`] says; nothing is kept.
+    pub fn load(dir: &Path, pool: &Pool) -> Result<Self, LoadError> {
+        let config = ModelConfig::from_dir(dir)?;
+        let files = map_files(dir)?;
+        let tensors = Tensors::parse(&files)?;
+        Self::from_tensors(config, &tensors, pool)
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The number of distinct parameters: a tied head is not counted twice.
+    pub fn n_parameters(&self) -> u64 {
+        self.n_parameters
+    }
+
+    pub(crate) fn head(&self) -> &Panels {
+        self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
+    }
+
+    fn from_tensors(
+        config: ModelConfig,
+        tensors: &Tensors<'_>,
+        pool: &Pool,
+    ) -> Result<Self, LoadError> {
+        let reader = Reader { tensors, pool };
+        let (hidden, vocab) = (config.hidden_size, config.vocab_size);
+        let embed_tokens =
+            reader.matrix(&[("model.embed_tokens.weight".to_owned(), vocab)], hidden)?;
+        let layers = (0..config.num_hidden_layers)
+            .map(|i| reader.layer(&config, i))
+            .collect::<Result<Vec<_>, _>>()?;
+        let norm = reader.vector("model.norm.weight", hidden)?;
+        let lm_head = if config.tie_word_embeddings {
+            None
+        } else {
+            Some(reader.matrix(&[("lm_head.weight".to_owned(), vocab)], hidden)?)
+        };
+        let mut n_parameters = (embed_tokens.n_values() + norm.len()) as u64;
+        n_parameters += layers.iter().map(Layer::n_parameters).sum::<u64>();
+        n_parameters += lm_head.as_ref().map_or(0, |head| head.n_values() as u64);
+        let rope = Rope::new(&config);
+        Ok(Self {
+            config,
+            n_parameters,
+            embed_tokens,
+            layers,
+            norm,
+            lm_head,
+            rope,
+        })
+    }
+}
+
+impl Layer {
+    pub(crate) fn linear(&self, fused: Fused) -> &Linear {
+        match fused {
+            Fused::Qkv => &self.qkv,
+            Fused::O => &self.o,
+            Fused::GateUp => &self.gate_up,
+            Fused::Down => &self.down,
+        }
+    }
+
+    fn n_parameters(&self) -> u64 {
+        let norms = self.input_layernorm.len() + self.post_attention_layernorm.len();
+        let linears = [&self.qkv, &self.o, &self.gate_up, &self.down];
+        let in_linears: usize = linears
+            .map(|l| l.weight.n_values() + l.bias.as_ref().map_or(0, Vec::len))
+            .iter()
+            .sum();
+        (norms + in_linears) as u64
+    }
+}
+
+/// Reads named tensors into the engine's layout.
+struct Reader<'a> {
+    tensors: &'a Tensors<'a>,
+    pool: &'a Pool,
+}
+
+impl Reader<'_> {
+    fn layer(&self, config: &ModelConfig, i: usize) -> Result<Layer, LoadError> {
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let (q, kv) = (config.query_size(), config.key_value_size());
+        let name = |module: &str| format!("model.layers.{i}.{module}");
+        let qkv = [("q_proj", q), ("k_proj", kv), ("v_proj", kv)]
+            .map(|(m, n)| (name(&format!("self_attn.{m}")), n));
+        let gate_up = ["gate_proj", "up_proj"].map(|m| (name(&format!("mlp.{m}")), inner));
+        Ok(Layer {
+            input_layernorm: self.vector(&name("input_layernorm.weight"), hidden)?,
+            qkv: self.linear(&qkv, hidden)?,
+            o: self.linear(&[(name("self_attn.o_proj"), hidden)], q)?,
+            post_attention_layernorm: self
+                .vector(&name("post_attention_layernorm.weight"), hidden)?,
+            gate_up: self.linear(&gate_up, hidden)?,
+            down: self.linear(&[(name("mlp.down_proj"), hidden)], inner)?,
+        })
+    }
+
+    /// Linears with a common input as one; a bias is there if any of them has one.
+    fn linear(&self, modules: &[(String, usize)], depth: usize) -> Result<Linear, LoadError> {
+        let weights: Vec<_> = modules
+            .iter()
+            .map(|(name, n)| (format!("{name}.weight"), *n))
+            .collect();
+        let weight = self.matrix(&weights, depth)?;
+        let mut bias = None;
+        let mut first = 0;
+        for (name, n) in modules {
+            let name = format!("{name}.bias");
+            if self.tensors.by_name.contains_key(&name) {
+                let bias = bias.get_or_insert_with(|| vec![0.0; weight.columns()]);
+                bias[first..first + n].copy_from_slice(&self.vector(&name, *n)?);
+            }
+            first += n;
+        }
+        Ok(Linear { weight, bias })
+    }
+
+    /// Matrices (n, depth) below each other.
+    fn matrix(&self, parts: &[(String, usize)], depth: usize) -> Result<Panels, LoadError> {
+        let mut rows: Vec<&[u8]> = Vec::new();
+        let mut dtype = Dtype::F32;
+        for (name, n) in parts {
+            let view = self.tensors.get(name, &[*n, depth])?;
+            if !rows.is_empty() && view.dtype() != dtype {
+                return Err(LoadError::WrongDtype {
+                    name: name.clone(),
+                    found: view.dtype(),
+                });
+            }
+            dtype = view.dtype();
+            rows.extend(view.data().chunks_exact(view.data().len() / n));
+        }
+        Ok(Panels::from_weight_rows(
+            self.pool,
+            rows.len(),
+            depth,
+            |n, row| widen(dtype, rows[n], row),
+        )?)
+    }
+
+    fn vector(&self, name: &str, n: usize) -> Result<Vec<f32>, LoadError> {
+        let view = self.tensors.get(name, &[n])?;
+        let mut values = vec![0.0; n];
+        widen(view.dtype(), view.data(), &mut values);
+        Ok(values)
+    }
+}
+
+/// Every tensor of every file, by name.
+struct Tensors<'a> {
+    by_name: HashMap<String, TensorView<'a>>,
+}
+
+impl<'a> Tensors<'a> {
+    fn parse(files: &'a [(PathBuf, Mmap)]) -> Result<Self, LoadError> {
+        let mut by_name = HashMap::new();
+        for (path, bytes) in files {
+            let malformed = |error: safetensors::SafeTensorError| LoadError::Malformed {
+                path: path.clone(),
+                reason: error.to_string(),
+            };
+            by_name.extend(
+                SafeTensors::deserialize(bytes)
+                    .map_err(malformed)?
+                    .tensors(),
+            );
+        }
+        Ok(Self { by_name })
+    }
+
+    fn get(&self, name: &str, shape: &[usize]) -> Result<&TensorView<'a>, LoadError> {
+        let view = self
+            .by_name
+            .get(name)
+            .ok_or_else(|| LoadError::MissingTensor {
+                name: name.to_owned(),
+            })?;
+        if view.shape() != shape {
+            let (found, expected) = (view.shape().to_vec(), shape.to_vec());
+            return Err(LoadError::WrongShape {
+                name: name.to_owned(),
+                found,
+                expected,
+            });
+        }
+        if !matches!(view.dtype(), Dtype::F32 | Dtype::BF16 | Dtype::F16) {
+            return Err(LoadError::WrongDtype {
+                name: name.to_owned(),
+                found: view.dtype(),
+            });
+        }
+        Ok(view)
+    }
+}
+
+/// Little-endian numbers of a dtype that `Tensors::get` let pass → f32, exactly.
+pub(crate) fn widen(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
+    match dtype {
+        Dtype::F32 => {
+            for (to, from) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                *to = f32::from_le_bytes(*from);
+            }
+        }
+        Dtype::BF16 => {
+            for (to, from) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                *to = half::bf16::from_le_bytes(*from).to_f32();
+            }
+        }
+        Dtype::F16 => {
+            for (to, from) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                *to = half::f16::from_le_bytes(*from).to_f32();
+            }
+        }
+        other => unreachable!("{other:?} was refused when the tensor was looked up"),
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Index {
+    weight_map: HashMap<String, String>,
+}
+
+fn map_files(dir: &Path) -> Result<Vec<(PathBuf, Mmap)>, LoadError> {
+    let index_path = dir.join("model.safetensors.index.json");
+    let names = match std::fs::read_to_string(&index_path) {
+        Ok(text) => shard_names(&index_path, &text)?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            vec!["model.safetensors".to_owned()]
+        }
+        Err(source) => {
+            return Err(LoadError::Unreadable {
+                path: index_path,
+                source,
+            });
+        }
+    };
+    names.iter().map(|name| map_file(dir.join(name))).collect()
+}
+
+fn shard_names(path: &Path, text: &str) -> Result<Vec<String>, LoadError> {
+    let malformed = |reason: String| LoadError::Malformed {
+        path: path.to_owned(),
+        reason,
+    };
+    let index: Index = serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
+    let mut names: Vec<String> = index.weight_map.into_values().collect();
+    names.sort();
+    names.dedup();
+    // A shard lies in the folder: a name with a path in it could point anywhere.
+    match names
+        .iter()
+        .find(|name| Path::new(name).file_name() != Some(name.as_ref()))
+    {
+        Some(name) => Err(malformed(format!(
+            "shard {name:?} is not a plain file name"
+        ))),
+        None => Ok(names),
+    }
+}
+
+fn map_file(path: PathBuf) -> Result<(PathBuf, Mmap), LoadError> {
+    // SAFETY: the map is private and read once, here; the service never writes into an installed base's files.
+    match File::open(&path).and_then(|file| unsafe { Mmap::map(&file) }) {
+        Ok(map) => Ok((path, map)),
+        Err(source) => Err(LoadError::Unreadable { path, source }),
+    }
+}

@@ -1,0 +1,277 @@
+//! Generation: a batch equals its single runs, serving equals training, and sequences come and go.
+
+mod common;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use common::{LLAMA, Numbers, QWEN2, adapter, example};
+use engine::generate::{
+    AdmitError, Batcher, FinishReason, GenerateRequest, Limits, Sampling, SequenceId, StepOutput,
+};
+use engine::lora::{Adapter, LoraConfig};
+use engine::pool::Pool;
+use engine::train::{TrainConfig, Trainer};
+use engine::weights::BaseModel;
+
+const LIMITS: Limits = Limits {
+    max_sequences: 16,
+    max_cached_tokens: 4096,
+};
+
+fn request(len: usize, seed: u64, adapter: Option<Arc<Adapter>>) -> GenerateRequest {
+    let mut numbers = Numbers(seed);
+    GenerateRequest {
+        prompt: (0..len).map(|_| numbers.below(101) as u32).collect(),
+        adapter,
+        sampling: Sampling {
+            temperature: (seed % 3) as f32 * 0.5,
+            top_p: 0.9,
+            seed,
+            ..Sampling::default()
+        },
+        max_new_tokens: 12,
+        stop_token_ids: vec![],
+        top_logprobs: Some(3),
+    }
+}
+
+fn drain(batcher: &mut Batcher) -> HashMap<SequenceId, Vec<StepOutput>> {
+    let mut all: HashMap<SequenceId, Vec<StepOutput>> = HashMap::new();
+    while !batcher.is_idle() {
+        for output in batcher.step().unwrap() {
+            all.entry(output.id).or_default().push(output);
+        }
+    }
+    all
+}
+
+type Told = (u32, f32, Vec<(u32, f32)>, Option<FinishReason>);
+
+/// Tokens, log probabilities and alternatives, without the id.
+fn told(outputs: &[StepOutput]) -> Vec<Told> {
+    outputs
+        .iter()
+        .map(|o| (o.token, o.logprob, o.top.clone(), o.finished))
+        .collect()
+}
+
+fn adapters(base: &BaseModel) -> [Option<Arc<Adapter>>; 3] {
+    let config = LoraConfig::all_linear(4, 8.0);
+    [
+        None,
+        Some(Arc::new(adapter(base, &config, 1))),
+        Some(Arc::new(adapter(base, &config, 2))),
+    ]
+}
+
+#[test]
+fn every_sequence_of_a_mixed_batch_equals_its_single_run_bit_for_bit() {
+    for tiny in [LLAMA, QWEN2] {
+        let base = tiny.load(&Pool::new(2));
+        let adapters = adapters(&base);
+        let lengths = [5, 1, 90, 17, 33, 64, 2, 40];
+        let requests: Vec<_> = lengths
+            .iter()
+            .enumerate()
+            .map(|(i, &len)| request(len, i as u64, adapters[i % 3].clone()))
+            .collect();
+        let mut batcher = Batcher::new(base.clone(), Pool::new(2), LIMITS);
+        let ids: Vec<_> = requests[..6]
+            .iter()
+            .map(|r| batcher.admit(r.clone()).unwrap())
+            .collect();
+        // Two arrive while the others are already answering.
+        let mut outputs = batcher.step().unwrap();
+        outputs.extend(batcher.step().unwrap());
+        let late: Vec<_> = requests[6..]
+            .iter()
+            .map(|r| batcher.admit(r.clone()).unwrap())
+            .collect();
+        let mut together = drain(&mut batcher);
+        for output in outputs.into_iter().rev() {
+            together.get_mut(&output.id).unwrap().insert(0, output);
+        }
+        for (id, request) in ids.into_iter().chain(late).zip(requests) {
+            let mut alone = Batcher::new(base.clone(), Pool::new(1), LIMITS);
+            let own = alone.admit(request).unwrap();
+            assert_eq!(told(&together[&id]), told(&drain(&mut alone)[&own]));
+        }
+    }
+}
+
+#[test]
+fn adapters_change_the_answer() {
+    let base = LLAMA.load(&Pool::new(2));
+    let mut batcher = Batcher::new(base.clone(), Pool::new(2), LIMITS);
+    let ids = adapters(&base).map(|a| batcher.admit(request(20, 0, a)).unwrap());
+    let all = drain(&mut batcher);
+    assert_ne!(told(&all[&ids[0]]), told(&all[&ids[1]]));
+    assert_ne!(told(&all[&ids[1]]), told(&all[&ids[2]]));
+}
+
+#[test]
+fn the_serving_path_scores_as_the_trainer_does() {
+    let pool = Pool::new(2);
+    let base = QWEN2.load(&pool);
+    let adapter = adapter(&base, &LoraConfig::all_linear(4, 8.0), 3);
+    let mut example = example(101, 200, 4);
+    example.mask.fill(true);
+    let mut trainer = Trainer::new(
+        base.clone(),
+        adapter.clone(),
+        TrainConfig::default(),
+        pool.clone(),
+    );
+    let trained = trainer.label_logprobs(&example).unwrap();
+    let served = Batcher::new(base, pool, LIMITS)
+        .score(&example.tokens, Some(&adapter))
+        .unwrap();
+    assert_eq!(trained, served);
+    assert_eq!(served.len(), 199);
+}
+
+#[test]
+fn what_is_generated_has_the_logprobs_that_scoring_gives() {
+    let pool = Pool::new(2);
+    let base = LLAMA.load(&pool);
+    let adapter = Arc::new(adapter(&base, &LoraConfig::all_linear(4, 8.0), 3));
+    let mut batcher = Batcher::new(
+        base,
+        pool,
+        Limits {
+            max_sequences: 2,
+            max_cached_tokens: 2048,
+        },
+    );
+    // Greedy, and longer than one block of rows and one block of depth: decoding meets every edge of the cache.
+    let mut request = request(150, 0, Some(adapter.clone()));
+    request.max_new_tokens = 60;
+    let mut tokens = request.prompt.clone();
+    let id = batcher.admit(request).unwrap();
+    let outputs = &drain(&mut batcher)[&id];
+    tokens.extend(outputs.iter().map(|o| o.token));
+    let scores = batcher.score(&tokens, Some(&adapter)).unwrap();
+    let generated: Vec<f32> = outputs.iter().map(|o| o.logprob).collect();
+    assert_eq!(generated, scores[149..]);
+    assert!(outputs.iter().all(|o| o.top[0] == (o.token, o.logprob)));
+}
+
+#[test]
+fn a_prompt_longer_than_a_step_takes_in_changes_nothing() {
+    let pool = Pool::new(2);
+    let base = common::Tiny { layers: 1, ..LLAMA }.load(&pool);
+    let mut long = request(500, 3, None);
+    long.max_new_tokens = 4;
+    let mut alone = Batcher::new(base.clone(), pool.clone(), LIMITS);
+    let id = alone.admit(long.clone()).unwrap();
+    let expected = told(&drain(&mut alone)[&id]);
+    let mut batcher = Batcher::new(base, pool, LIMITS);
+    batcher.admit(request(300, 1, None)).unwrap();
+    let id = batcher.admit(long).unwrap();
+    assert_eq!(told(&drain(&mut batcher)[&id]), expected);
+}
+
+#[test]
+fn sequences_end_at_a_stop_token_at_their_length_and_at_the_context() {
+    let base = LLAMA.load(&Pool::new(1));
+    let mut batcher = Batcher::new(base, Pool::new(1), LIMITS);
+    let greedy = |len| GenerateRequest {
+        sampling: Sampling {
+            temperature: 0.0,
+            ..Sampling::default()
+        },
+        ..request(len, 0, None)
+    };
+    let id = batcher.admit(greedy(10)).unwrap();
+    let outputs = drain(&mut batcher).remove(&id).unwrap();
+    assert_eq!(outputs.len(), 12);
+    assert_eq!(outputs[11].finished, Some(FinishReason::Length));
+    let stop = outputs[4].token;
+    let first = outputs.iter().position(|o| o.token == stop).unwrap();
+    let id = batcher
+        .admit(GenerateRequest {
+            stop_token_ids: vec![stop],
+            ..greedy(10)
+        })
+        .unwrap();
+    let stopped = drain(&mut batcher).remove(&id).unwrap();
+    assert_eq!(stopped.len(), first + 1);
+    assert_eq!(
+        (stopped[first].token, stopped[first].finished),
+        (stop, Some(FinishReason::Stop))
+    );
+    // The context of the model is 512.
+    let id = batcher.admit(greedy(509)).unwrap();
+    assert_eq!(drain(&mut batcher)[&id].len(), 3);
+}
+
+#[test]
+fn what_cannot_be_run_is_not_admitted() {
+    let base = LLAMA.load(&Pool::new(1));
+    let other = QWEN2.load(&Pool::new(1));
+    let foreign = Adapter::init(other.config(), &LoraConfig::all_linear(4, 8.0), 1).unwrap();
+    let mut batcher = Batcher::new(
+        base,
+        Pool::new(1),
+        Limits {
+            max_sequences: 2,
+            max_cached_tokens: 100,
+        },
+    );
+    let good = request(10, 1, None);
+    let cases = [
+        (
+            GenerateRequest {
+                prompt: vec![],
+                ..good.clone()
+            },
+            AdmitError::EmptyPrompt,
+        ),
+        (
+            GenerateRequest {
+                max_new_tokens: 0,
+                ..good.clone()
+            },
+            AdmitError::NothingToGenerate,
+        ),
+        (
+            GenerateRequest {
+                prompt: vec![101],
+                ..good.clone()
+            },
+            AdmitError::UnknownToken {
+                token: 101,
+                vocab_size: 101,
+            },
+        ),
+        (
+            request(100, 1, None),
+            AdmitError::TooLong {
+                n_tokens: 100,
+                limit: 100,
+            },
+        ),
+        (
+            GenerateRequest {
+                adapter: Some(Arc::new(foreign)),
+                ..good.clone()
+            },
+            AdmitError::WrongAdapter,
+        ),
+    ];
+    for (request, expected) in cases {
+        assert_eq!(batcher.admit(request).unwrap_err(), expected);
+    }
+    let first = batcher.admit(request(60, 1, None)).unwrap();
+    // 72 of 100 tokens are promised.
+    assert_eq!(
+        batcher.admit(request(20, 1, None)).unwrap_err(),
+        AdmitError::Full
+    );
+    batcher.cancel(first);
+    batcher.admit(good.clone()).unwrap();
+    batcher.admit(good.clone()).unwrap();
+    assert_eq!(batcher.admit(good).unwrap_err(), AdmitError::Full);
+    assert_eq!(batcher.n_live(), 2);
+}

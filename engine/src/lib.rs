@@ -6,7 +6,6 @@ mod buffer;
 mod checkpoint;
 pub mod config;
 pub mod generate;
-pub mod gguf;
 mod kv_cache;
 pub mod lora;
 mod model;

@@ -5,4 +5,5 @@ mod block;
 mod decoder;
 
 pub(crate) use backward::Trained;
+pub(crate) use block::Loras;
 pub(crate) use decoder::{Batch, Decoder, Keep};

@@ -1,0 +1,157 @@
+//! A tuned model as a PEFT folder in one zip, streamed from the bucket.
+
+use std::io::{self, Write};
+
+use bytes::Bytes;
+use domain::model::TunedModel;
+use domain::project::Project;
+use futures::{Stream, StreamExt};
+use platform::objects::ByteStream;
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipWriter};
+
+use super::models::find_tuned;
+use super::objects_error;
+use crate::error::ApiError;
+use crate::state::State;
+
+/// Pieces that wait for a slow client: at most so many chunks are in memory.
+const CHUNKS_AHEAD: usize = 4;
+/// Size of a piece. Bytes.
+const CHUNK_BYTES: usize = 256 * 1024;
+/// From this size on an entry needs zip64. Bytes.
+const ZIP64_FROM: u64 = 0xffff_ffff;
+
+/// A file name and its bytes.
+pub struct Archive {
+    pub filename: String,
+    pub bytes: ByteStream,
+}
+
+/// `adapter_config.json`, `adapter_model.safetensors` and `README.md`. Errors: 404; 400 for a base model.
+pub async fn peft(state: &State, project: &Project, name: &str) -> Result<Archive, ApiError> {
+    let Some(model) = find_tuned(state, project, name).await? else {
+        super::models::get(state, project, name).await?;
+        let message = "A base model has no adapter: only tuned models can be exported.";
+        return Err(ApiError::unsupported("model", message));
+    };
+    let prefix = &model.adapter.object_prefix;
+    let config = state
+        .objects
+        .get_bytes(&format!("{prefix}/adapter_config.json"))
+        .await
+        .map_err(objects_error)?;
+    let weights = state
+        .objects
+        .get(&format!("{prefix}/adapter_model.safetensors"))
+        .await
+        .map_err(objects_error)?;
+    Ok(Archive {
+        filename: format!("{}.zip", name.replace(':', "-")),
+        bytes: zipped(model, config, weights).boxed(),
+    })
+}
+
+/// Zips on a thread of its own, as fast as the client reads. A failure ends the stream with an error, so that the
+/// client sees a broken transfer, never a whole zip with wrong content.
+fn zipped(
+    model: TunedModel,
+    config: Bytes,
+    weights: ByteStream,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
+    let runtime = tokio::runtime::Handle::current();
+    tokio::task::spawn_blocking(move || {
+        let mut out = Sender {
+            pending: Vec::with_capacity(CHUNK_BYTES),
+            sender,
+        };
+        let mut weights = weights;
+        let next = || runtime.block_on(weights.next());
+        let written = write(&mut out, &model, &config, next).and_then(|()| out.flush());
+        if let Err(error) = written {
+            tracing::warn!(model = model.name, %error, "an export broke off");
+            // The client may be gone already.
+            let _ = out.sender.blocking_send(Err(error));
+        }
+    });
+    futures::stream::unfold(receiver, |mut receiver| async move {
+        receiver.recv().await.map(|chunk| (chunk, receiver))
+    })
+}
+
+fn write(
+    out: &mut Sender,
+    model: &TunedModel,
+    config: &[u8],
+    mut next: impl FnMut() -> Option<io::Result<Bytes>>,
+) -> io::Result<()> {
+    let mut zip = ZipWriter::new_stream(out);
+    // Weights hardly compress.
+    let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
+    zip.start_file("adapter_config.json", options)?;
+    zip.write_all(config)?;
+    zip.start_file("README.md", options)?;
+    zip.write_all(readme(model).as_bytes())?;
+    let large = model.adapter.size_bytes >= ZIP64_FROM;
+    zip.start_file("adapter_model.safetensors", options.large_file(large))?;
+    let mut hash = Sha256::new();
+    while let Some(chunk) = next() {
+        let chunk = chunk?;
+        hash.update(&chunk);
+        zip.write_all(&chunk)?;
+    }
+    let sha256: String = hash
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    if sha256 != model.adapter.sha256 {
+        let reason = format!(
+            "the stored adapter has the hash {sha256}, not {}",
+            model.adapter.sha256
+        );
+        return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+    }
+    zip.finish()?;
+    Ok(())
+}
+
+/// The end of a channel as a writer.
+struct Sender {
+    pending: Vec<u8>,
+    sender: mpsc::Sender<io::Result<Bytes>>,
+}
+
+impl Write for Sender {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.pending.extend_from_slice(bytes);
+        if self.pending.len() >= CHUNK_BYTES {
+            self.flush()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let chunk = std::mem::replace(&mut self.pending, Vec::with_capacity(CHUNK_BYTES));
+        let sent = self.sender.blocking_send(Ok(chunk.into()));
+        sent.map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+fn readme(model: &TunedModel) -> String {
+    format!(
+        "---\nbase_model: {base}\nlibrary_name: peft\npipeline_tag: text-generation\n---\n\n# {name}\n\nA LoRA adapter \
+         for `{base}`, trained by the fine-tuning job `{job}`.\n\n```python\nfrom peft import PeftModel\nfrom \
+         transformers import AutoModelForCausalLM\n\nbase = AutoModelForCausalLM.from_pretrained(\"{base}\")  # or the \
+         folder that holds it\nmodel = PeftModel.from_pretrained(base, \".\")  # this folder\n```\n",
+        base = model.base_model,
+        name = model.name,
+        job = model.job_id,
+    )
+}

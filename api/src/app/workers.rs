@@ -1,0 +1,330 @@
+//! Which worker answers, and its answer as events. The bytes of adapters never pass through here.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use domain::message::{GenerateError, GenerateEvent, GenerateRequest};
+use domain::worker::Worker;
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
+
+use super::store_error;
+use crate::error::{ApiError, Kind};
+use crate::state::State;
+use crate::wire::decode::echo;
+
+/// A worker says every few seconds that it lives; one that was silent for so long is not asked. Seconds.
+const ALIVE_S: i64 = 30;
+/// Validity of the token of one call; it is checked when the call begins.
+const TOKEN_TTL: Duration = Duration::from_secs(60);
+/// A line holds one piece of text. Bytes.
+const MAX_LINE: usize = 4 * 1024 * 1024;
+
+/// What a worker says, line by line; a broken connection is a `Failed`.
+pub type Events = BoxStream<'static, GenerateEvent>;
+
+/// Asks the best worker, and the next one where that one cannot. The first event is already there: it is `Started`.
+/// Dropping the events ends the generation. Errors: what the client did wrong; 503 where no worker can answer.
+pub async fn generate(
+    state: &State,
+    model: &str,
+    request: &GenerateRequest,
+) -> Result<Events, ApiError> {
+    let since = state.now().plus_s(-ALIVE_S);
+    let alive = state
+        .store
+        .workers()
+        .alive(since)
+        .await
+        .map_err(store_error)?;
+    let mut refusal = no_worker(model);
+    for worker in ranked(alive, request) {
+        match ask(state, &worker, request).await {
+            Ok(events) => return Ok(events),
+            Err(Refused::Next(next)) => {
+                tracing::info!(worker = %worker.status.worker_id, reason = %next.message, "asking the next worker");
+                refusal = next;
+            }
+            Err(Refused::Final(error)) => return Err(error),
+        }
+    }
+    Err(refusal)
+}
+
+/// Those that hold the base model: first the ones with room, of these the ones that hold the adapter, of these the
+/// least busy.
+fn ranked(alive: Vec<Worker>, request: &GenerateRequest) -> Vec<Worker> {
+    let adapter = request
+        .model
+        .adapter
+        .as_ref()
+        .map(|adapter| &adapter.sha256);
+    let mut able: Vec<Worker> = alive
+        .into_iter()
+        .filter(|worker| {
+            worker
+                .status
+                .base_models
+                .contains(&request.model.base_model)
+        })
+        .collect();
+    able.sort_by_key(|worker| {
+        let status = &worker.status;
+        let holds = adapter.is_none_or(|sha256| status.adapters.contains(sha256));
+        let load = u64::from(status.n_live) * 1000 / u64::from(status.max_live.max(1));
+        (status.n_live >= status.max_live, !holds, load)
+    });
+    able
+}
+
+/// Why a worker does not answer.
+enum Refused {
+    /// Another worker may.
+    Next(ApiError),
+    /// No worker would.
+    Final(ApiError),
+}
+
+async fn ask(state: &State, worker: &Worker, request: &GenerateRequest) -> Result<Events, Refused> {
+    let token = platform::service_token::issue(&state.service_key, "worker", TOKEN_TTL);
+    let url = format!(
+        "{}/v1/generate",
+        worker.status.address.trim_end_matches('/')
+    );
+    let sent = state
+        .http
+        .post(url)
+        .bearer_auth(token)
+        .json(request)
+        .send()
+        .await;
+    let response = sent.map_err(|error| {
+        Refused::Next(ApiError::overloaded(UNREACHABLE).detail(error.to_string()))
+    })?;
+    if !response.status().is_success() {
+        return Err(refused(response).await);
+    }
+    let mut events = events(
+        response
+            .bytes_stream()
+            .map(|chunk| chunk.map_err(io::Error::other)),
+    );
+    match events.next().await {
+        Some(GenerateEvent::Failed { error }) => Err(mapped(error)),
+        Some(first) => Ok(futures::stream::iter([first]).chain(events).boxed()),
+        None => Err(Refused::Next(ApiError::overloaded(UNREACHABLE))),
+    }
+}
+
+const UNREACHABLE: &str =
+    "The worker that serves this model does not respond. Please try again shortly.";
+
+async fn refused(response: reqwest::Response) -> Refused {
+    let status = response.status();
+    match response.json::<GenerateError>().await {
+        Ok(error) => mapped(error),
+        Err(_) => {
+            let detail = format!("the worker answered {status} without a reason");
+            Refused::Next(ApiError::internal(detail))
+        }
+    }
+}
+
+fn mapped(error: GenerateError) -> Refused {
+    let shown = api_error(&error);
+    match error {
+        GenerateError::ContextLengthExceeded { .. } | GenerateError::Unrenderable { .. } => {
+            Refused::Final(shown)
+        }
+        _ => Refused::Next(shown),
+    }
+}
+
+/// What the client reads of a worker's error.
+pub fn api_error(error: &GenerateError) -> ApiError {
+    match error {
+        GenerateError::ContextLengthExceeded {
+            context_length,
+            prompt_tokens,
+        } => ApiError::invalid(
+            "messages",
+            "context_length_exceeded",
+            format!(
+                "This model's maximum context length is {context_length} tokens. However, your messages resulted in \
+                 {prompt_tokens} tokens. Please reduce the length of the messages."
+            ),
+        ),
+        GenerateError::Unrenderable { reason } => ApiError::invalid(
+            "messages",
+            "invalid_value",
+            format!("The chat template of this model refuses these messages: {reason}."),
+        ),
+        GenerateError::Busy => {
+            ApiError::overloaded("All workers are busy. Please try again shortly.")
+        }
+        GenerateError::AdapterUnavailable { reason } => ApiError::new(
+            Kind::Unavailable,
+            "The weights of this model cannot be loaded at the moment. Please try again shortly.",
+        )
+        .retry_after(5)
+        .detail(reason.clone()),
+        GenerateError::ModelNotInstalled { model } => no_worker(model),
+        GenerateError::Internal { reason } => {
+            ApiError::internal(format!("the worker failed: {reason}"))
+        }
+    }
+}
+
+fn no_worker(model: &str) -> ApiError {
+    let message = format!(
+        "No worker serves the model '{}' at the moment. Please try again shortly.",
+        echo(model)
+    );
+    ApiError::overloaded(message).retry_after(2)
+}
+
+/// The lines of a worker's reply.
+fn events(chunks: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Events {
+    let start = Some((chunks.boxed(), BytesMut::new()));
+    futures::stream::unfold(start, |reading| async move {
+        let (mut chunks, mut buffer) = reading?;
+        loop {
+            if let Some(end) = memchr::memchr(b'\n', &buffer) {
+                let line = buffer.split_to(end + 1);
+                if line.trim_ascii().is_empty() {
+                    continue;
+                }
+                return Some(match serde_json::from_slice(&line) {
+                    Ok(event) => (event, Some((chunks, buffer))),
+                    Err(error) => (
+                        broken(format!("a line of the worker is unreadable: {error}")),
+                        None,
+                    ),
+                });
+            }
+            if buffer.len() > MAX_LINE {
+                return Some((broken("a line of the worker does not end".to_owned()), None));
+            }
+            match chunks.next().await? {
+                Ok(chunk) => buffer.extend_from_slice(&chunk),
+                Err(error) => {
+                    return Some((
+                        broken(format!("the worker's reply broke off: {error}")),
+                        None,
+                    ));
+                }
+            }
+        }
+    })
+    .boxed()
+}
+
+fn broken(reason: String) -> GenerateEvent {
+    GenerateEvent::Failed {
+        error: GenerateError::Internal { reason },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::id::WorkerId;
+    use domain::model::{AdapterRef, ServedModel};
+    use domain::time::Timestamp;
+    use domain::worker::WorkerStatus;
+
+    use super::*;
+
+    fn worker(address: &str, adapters: &[&str], n_live: u32) -> Worker {
+        Worker {
+            status: WorkerStatus {
+                worker_id: WorkerId::mint([1; 24]),
+                address: address.to_owned(),
+                base_models: vec!["m".to_owned()],
+                adapters: adapters.iter().map(|a| (*a).to_owned()).collect(),
+                n_live,
+                max_live: 4,
+                device: "cpu".to_owned(),
+            },
+            seen_at: Timestamp(0),
+        }
+    }
+
+    fn request(base_model: &str, adapter: Option<&str>) -> GenerateRequest {
+        let adapter = adapter.map(|sha256| AdapterRef {
+            object_prefix: "p".to_owned(),
+            sha256: sha256.to_owned(),
+            size_bytes: 1,
+        });
+        GenerateRequest {
+            model: ServedModel {
+                base_model: base_model.to_owned(),
+                adapter,
+            },
+            messages: Vec::new(),
+            tools: Vec::new(),
+            n: 1,
+            max_tokens: None,
+            stop: Vec::new(),
+            sampling: Default::default(),
+            top_logprobs: None,
+        }
+    }
+
+    #[test]
+    fn the_worker_that_holds_the_adapter_comes_first_unless_it_is_full() {
+        let order = |request: &GenerateRequest, full_holder: bool| -> Vec<String> {
+            let workers = vec![
+                worker("busy", &[], 3),
+                worker("holder", &["a"], if full_holder { 4 } else { 2 }),
+                worker("idle", &[], 0),
+            ];
+            ranked(workers, request)
+                .into_iter()
+                .map(|w| w.status.address)
+                .collect()
+        };
+        assert_eq!(
+            order(&request("m", Some("a")), false),
+            ["holder", "idle", "busy"]
+        );
+        assert_eq!(
+            order(&request("m", Some("a")), true),
+            ["idle", "busy", "holder"]
+        );
+        assert_eq!(
+            order(&request("m", None), false),
+            ["idle", "holder", "busy"]
+        );
+        assert_eq!(order(&request("other", None), false), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn lines_are_read_however_they_are_cut_and_a_broken_reply_ends_with_failed() {
+        let text = b"{\"type\":\"started\",\"prompt_tokens\":3}\n\n{\"type\":\"failed\",\"error\":{\"code\":\"busy\"}}\n{";
+        for size in [1, 5, 1000] {
+            let chunks: Vec<_> = text
+                .chunks(size)
+                .map(|c| Ok(Bytes::copy_from_slice(c)))
+                .collect();
+            let chunks = futures::stream::iter(chunks).chain(futures::stream::iter([Err(
+                io::ErrorKind::ConnectionReset.into(),
+            )]));
+            let read: Vec<_> = events(chunks).collect().await;
+            assert_eq!(read[0], GenerateEvent::Started { prompt_tokens: 3 });
+            assert_eq!(
+                read[1],
+                GenerateEvent::Failed {
+                    error: GenerateError::Busy
+                }
+            );
+            assert!(matches!(
+                &read[2],
+                GenerateEvent::Failed {
+                    error: GenerateError::Internal { .. }
+                }
+            ));
+            assert_eq!(read.len(), 3);
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Request bodies: read within a bound and a pace, parsed as JSON, decoded with paths.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::{Stream, StreamExt};
+use poem::http::{HeaderMap, header};
+use poem::{Request, RequestBody};
+use poem_openapi::registry::{MetaMediaType, MetaRequest, Registry};
+use poem_openapi::types::Type;
+use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions};
+use serde_json::Value;
+
+use crate::error::{ApiError, Kind};
+use crate::wire::decode::Fields;
+
+/// Room for a long conversation; files travel as multipart. Bytes.
+pub const MAX_JSON_BYTES: usize = 16 * 1024 * 1024;
+/// A client that sends nothing for so long is gone.
+pub const IDLE: Duration = Duration::from_secs(30);
+
+/// A request in OpenAI's JSON.
+pub trait Decode: Sized + Send {
+    /// What the document shows of it.
+    type Schema: Type;
+
+    /// Judges the body. Errors: 400 that names the parameter.
+    fn decode(body: Fields) -> Result<Self, ApiError>;
+}
+
+/// A JSON body, decoded. `raw` is what came, for a fingerprint of the request.
+pub struct JsonBody<T> {
+    pub value: T,
+    pub raw: Value,
+}
+
+impl<'a, T: Decode> ApiExtractor<'a> for JsonBody<T> {
+    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
+    type ParamType = ();
+    type ParamRawType = ();
+
+    fn register(registry: &mut Registry) {
+        T::Schema::register(registry);
+    }
+
+    fn request_meta() -> Option<MetaRequest> {
+        Some(MetaRequest {
+            description: None,
+            content: vec![MetaMediaType {
+                content_type: "application/json",
+                schema: T::Schema::schema_ref(),
+            }],
+            required: true,
+        })
+    }
+
+    async fn from_request(
+        request: &'a Request,
+        body: &mut RequestBody,
+        _options: ExtractParamOptions<Self::ParamType>,
+    ) -> poem::Result<Self> {
+        refuse_encoding(request.headers())?;
+        let raw = parse(&read(body.take()?.into_bytes_stream(), MAX_JSON_BYTES).await?)?;
+        let value = T::decode(Fields::root(raw.clone())?)?;
+        Ok(Self { value, raw })
+    }
+}
+
+/// A compressed body could be a thousand times its size: none is taken.
+pub fn refuse_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
+    let encoded = headers
+        .get(header::CONTENT_ENCODING)
+        .is_some_and(|encoding| encoding.as_bytes() != b"identity");
+    if encoded {
+        let message = "A compressed request body is not supported.";
+        return Err(ApiError::new(Kind::UnsupportedMediaType, message));
+    }
+    Ok(())
+}
+
+fn parse(body: &Bytes) -> Result<Value, ApiError> {
+    serde_json::from_slice(body).map_err(|error| {
+        ApiError::new(
+            Kind::BadRequest,
+            format!(
+                "We could not parse the JSON body of your request. (HINT: what was sent is not valid JSON: line {}, \
+                 column {}.)",
+                error.line(),
+                error.column()
+            ),
+        )
+    })
+}
+
+async fn read(
+    chunks: impl Stream<Item = std::io::Result<Bytes>> + Send,
+    max_bytes: usize,
+) -> Result<Bytes, ApiError> {
+    let mut chunks = std::pin::pin!(paced(chunks));
+    let mut whole = BytesMut::new();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(unread)?;
+        if whole.len() + chunk.len() > max_bytes {
+            return Err(too_large(max_bytes as u64));
+        }
+        whole.extend_from_slice(&chunk);
+    }
+    Ok(whole.freeze())
+}
+
+/// The chunks as they come, and an error where none comes for [`IDLE`].
+pub fn paced(
+    chunks: impl Stream<Item = std::io::Result<Bytes>> + Send,
+) -> impl Stream<Item = std::io::Result<Bytes>> + Send {
+    let chunks = Box::pin(chunks);
+    futures::stream::unfold(Some(chunks), |chunks| async move {
+        let mut chunks = chunks?;
+        match tokio::time::timeout(IDLE, chunks.next()).await {
+            Ok(Some(chunk)) => Some((chunk, Some(chunks))),
+            Ok(None) => None,
+            Err(_elapsed) => Some((Err(std::io::ErrorKind::TimedOut.into()), None)),
+        }
+    })
+}
+
+/// The body did not arrive whole.
+pub fn unread(error: std::io::Error) -> ApiError {
+    if error.kind() == std::io::ErrorKind::TimedOut {
+        let message = "Timed out while waiting for the rest of the request body.";
+        return ApiError::new(Kind::RequestTimeout, message);
+    }
+    ApiError::new(
+        Kind::BadRequest,
+        "The request body ended before it was complete.",
+    )
+    .detail(error.to_string())
+}
+
+/// The body is larger than it may be.
+pub fn too_large(max_bytes: u64) -> ApiError {
+    let message = format!("The request body is too large: at most {max_bytes} bytes are accepted.");
+    ApiError::new(Kind::TooLarge, message)
+}

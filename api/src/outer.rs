@@ -1,0 +1,239 @@
+//! What surrounds every route: request id, caller, timing, the envelope for whatever goes wrong, one line of log.
+
+use std::panic::AssertUnwindSafe;
+use std::time::Instant;
+
+use futures::FutureExt;
+use poem::http::uri::{PathAndQuery, Scheme};
+use poem::http::{HeaderMap, HeaderValue, Method, Uri, header};
+use poem::{Endpoint, IntoResponse, PathPattern, Request, Response};
+
+use crate::auth::{Caller, authenticate};
+use crate::error::{ApiError, preflight_status};
+use crate::state::Shared;
+use crate::wire::decode::echo;
+
+/// The API version OpenAI names in every reply.
+const OPENAI_VERSION: HeaderValue = HeaderValue::from_static("2020-10-01");
+/// What a browser's script may read of a reply.
+const EXPOSED: HeaderValue = HeaderValue::from_static(
+    "x-request-id, openai-processing-ms, openai-version, openai-organization, openai-model, retry-after, \
+     content-disposition, idempotent-replayed",
+);
+
+/// The outermost endpoint of the public listener.
+pub struct Outer<E> {
+    inner: E,
+    state: Shared,
+}
+
+impl<E> Outer<E> {
+    pub fn new(inner: E, state: Shared) -> Self {
+        Self { inner, state }
+    }
+}
+
+/// What is known of a request before it is answered.
+struct Seen {
+    id: String,
+    method: Method,
+    path: String,
+    is_https: bool,
+    begun: Instant,
+}
+
+impl<E: Endpoint> Endpoint for Outer<E> {
+    type Output = Response;
+
+    async fn call(&self, mut request: Request) -> poem::Result<Response> {
+        let seen = Seen {
+            id: request_id(),
+            method: request.method().clone(),
+            path: request.uri().path().to_owned(),
+            is_https: *request.scheme() == Scheme::HTTPS,
+            begun: Instant::now(),
+        };
+        let is_api = is_api(&seen.path);
+        if is_api && seen.method == Method::OPTIONS {
+            return Ok(preflight(&request));
+        }
+        let mut caller = None;
+        let answered = match self.admit(&mut request, is_api, &mut caller).await {
+            Ok(()) => self.answer(request, &seen).await,
+            Err(error) => Err(error),
+        };
+        let (mut response, error) = match answered {
+            Ok(response) => (response, None),
+            Err(error) => (
+                poem::Error::from(error.clone()).into_response(),
+                Some(error),
+            ),
+        };
+        decorate(response.headers_mut(), &seen, is_api, caller.as_ref());
+        note(&seen, &response, caller.as_ref(), error.as_ref());
+        Ok(response)
+    }
+}
+
+impl<E: Endpoint> Outer<E> {
+    /// The caller first: without a key nothing else on `/v1` is told.
+    async fn admit(
+        &self,
+        request: &mut Request,
+        is_api: bool,
+        caller: &mut Option<Caller>,
+    ) -> Result<(), ApiError> {
+        if is_api {
+            let found = authenticate(&self.state, request.headers()).await?;
+            request.extensions_mut().insert(found.clone());
+            *caller = Some(found);
+            one_segment_models(request);
+        }
+        Ok(())
+    }
+
+    async fn answer(&self, request: Request, seen: &Seen) -> Result<Response, ApiError> {
+        match AssertUnwindSafe(self.inner.call(request))
+            .catch_unwind()
+            .await
+        {
+            Ok(Ok(response)) => Ok(response.into_response()),
+            Ok(Err(error)) => Err(ApiError::from_poem(
+                error,
+                &seen.method,
+                &echo_path(&seen.path),
+            )),
+            Err(_panic) => Err(ApiError::internal("a handler panicked")),
+        }
+    }
+}
+
+fn is_api(path: &str) -> bool {
+    path == "/v1" || path.starts_with("/v1/")
+}
+
+fn echo_path(path: &str) -> String {
+    echo(path)
+}
+
+/// Some clients send a model's name with bare slashes: everything behind `/v1/models/` is the name.
+fn one_segment_models(request: &mut Request) {
+    let uri = request.uri();
+    let Some(name) = uri.path().strip_prefix("/v1/models/") else {
+        return;
+    };
+    if !name.contains('/') {
+        return;
+    }
+    let query = uri
+        .query()
+        .map(|query| format!("?{query}"))
+        .unwrap_or_default();
+    let path = format!("/v1/models/{}{query}", name.replace('/', "%2F"));
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = PathAndQuery::try_from(path).ok();
+    if let Ok(uri) = Uri::from_parts(parts) {
+        *request.uri_mut() = uri;
+    }
+}
+
+/// `req_` and 32 hexadecimal digits, as OpenAI's.
+fn request_id() -> String {
+    format!("req_{:032x}", rand::random::<u128>())
+}
+
+/// Scripts of any origin may call `/v1`: it is opened by a key they must hold, never by a cookie.
+fn preflight(request: &Request) -> Response {
+    let mut response = Response::builder().status(preflight_status()).finish();
+    let headers = response.headers_mut();
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_ORIGIN,
+        HeaderValue::from_static("*"),
+    );
+    let methods = HeaderValue::from_static("GET, POST, DELETE, OPTIONS");
+    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
+    if let Some(wanted) = request
+        .headers()
+        .get(header::ACCESS_CONTROL_REQUEST_HEADERS)
+    {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, wanted.clone());
+    }
+    headers.insert(
+        header::ACCESS_CONTROL_MAX_AGE,
+        HeaderValue::from_static("86400"),
+    );
+    headers.insert(
+        header::VARY,
+        HeaderValue::from_static("access-control-request-headers"),
+    );
+    response
+}
+
+fn decorate(headers: &mut HeaderMap, seen: &Seen, is_api: bool, caller: Option<&Caller>) {
+    let id = HeaderValue::try_from(&seen.id).expect("hexadecimal digits — a bug in request_id");
+    headers.insert("x-request-id", id);
+    let took_ms = u64::try_from(seen.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    headers.insert("openai-processing-ms", took_ms.into());
+    headers.insert("openai-version", OPENAI_VERSION);
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+    if is_api {
+        headers.insert(
+            header::ACCESS_CONTROL_ALLOW_ORIGIN,
+            HeaderValue::from_static("*"),
+        );
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
+    }
+    if seen.is_https {
+        let year = HeaderValue::from_static("max-age=31536000");
+        headers.insert(header::STRICT_TRANSPORT_SECURITY, year);
+    }
+    let slug = caller.map(|caller| HeaderValue::try_from(&caller.project.organization_slug));
+    if let Some(Ok(slug)) = slug {
+        headers.insert("openai-organization", slug);
+    }
+}
+
+/// One line a request: never a body, a key or a file name.
+fn note(seen: &Seen, response: &Response, caller: Option<&Caller>, error: Option<&ApiError>) {
+    let route = response
+        .data::<PathPattern>()
+        .map_or("unmatched", |pattern| &pattern.0);
+    let (status, took) = (response.status().as_u16(), seen.begun.elapsed());
+    let project = caller.map(|caller| caller.project.id.as_str());
+    let detail = error.and_then(|error| error.detail.as_deref());
+    let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    let (id, method) = (seen.id.as_str(), seen.method.as_str());
+    if response.status().is_server_error() {
+        tracing::error!(
+            request_id = id,
+            method,
+            route,
+            status,
+            ms,
+            project,
+            detail,
+            "request"
+        );
+    } else {
+        tracing::info!(
+            request_id = id,
+            method,
+            route,
+            status,
+            ms,
+            project,
+            detail,
+            "request"
+        );
+    }
+    let labels = [
+        ("method", seen.method.to_string()),
+        ("route", route.to_owned()),
+        ("status", status.to_string()),
+    ];
+    metrics::counter!("luthier_http_requests_total", &labels).increment(1);
+    metrics::histogram!("luthier_http_request_seconds", &labels[..2]).record(took.as_secs_f64());
+}

@@ -1,0 +1,38 @@
+//! `/v1/chat/completions`.
+
+use poem::web::Data;
+use poem_openapi::OpenApi;
+
+use super::Tag;
+use super::reply::ChatReply;
+use crate::app;
+use crate::auth::Caller;
+use crate::body::JsonBody;
+use crate::error::ApiError;
+use crate::state::Shared;
+use crate::wire::chat::{ChatOrder, ReplyForm};
+
+pub struct ChatApi;
+
+#[OpenApi(prefix_path = "/v1/chat", tag = "Tag::Chat")]
+impl ChatApi {
+    /// Answers a conversation with a base model, a tuned model or a checkpoint.
+    #[oai(
+        path = "/completions",
+        method = "post",
+        operation_id = "createChatCompletion"
+    )]
+    async fn create(
+        &self,
+        state: Data<&Shared>,
+        caller: Caller,
+        body: JsonBody<ChatOrder>,
+    ) -> Result<ChatReply, ApiError> {
+        let reply = body.value.reply;
+        let answer = app::chat::begin(&state, &caller.project, body.value).await?;
+        Ok(match reply {
+            ReplyForm::Whole => ChatReply::whole(app::chat::whole(answer).await?),
+            ReplyForm::Stream { include_usage } => ChatReply::stream(answer, include_usage),
+        })
+    }
+}

@@ -1,0 +1,398 @@
+//! Requests and replies that are more than parameters and JSON.
+
+use std::io;
+
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use platform::objects::ByteStream;
+use poem::http::{HeaderValue, header};
+use poem::{Body, IntoResponse, Request, RequestBody, Response};
+use poem_openapi::payload::{Json, Payload};
+use poem_openapi::registry::{
+    MetaMediaType, MetaParamIn, MetaRequest, MetaResponse, MetaResponses, MetaSchema,
+    MetaSchemaRef, Registry,
+};
+use poem_openapi::types::{ToJSON, Type};
+use poem_openapi::{ApiExtractor, ApiExtractorType, ApiResponse, ExtractParamOptions};
+use serde_json::json;
+use store::MetadataFilter;
+
+use crate::app::chat::Answer;
+use crate::app::repeat::Repeat;
+use crate::body::{paced, refuse_encoding};
+use crate::error::ApiError;
+use crate::stream::sse;
+use crate::wire::chat_reply::{ChatCompletion, ChatCompletionChunk};
+use crate::wire::decode::{At, metadata};
+
+/// A multipart body as it comes.
+pub struct UploadForm {
+    pub content_type: Option<String>,
+    pub chunks: BoxStream<'static, io::Result<Bytes>>,
+}
+
+impl<'a> ApiExtractor<'a> for UploadForm {
+    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
+    type ParamType = ();
+    type ParamRawType = ();
+
+    fn request_meta() -> Option<MetaRequest> {
+        let inline = |schema| MetaSchemaRef::Inline(Box::new(schema));
+        let words = domain::file::Purpose::UPLOADABLE;
+        let purpose = MetaSchema {
+            enum_items: words
+                .into_iter()
+                .map(|purpose| json!(purpose.as_str()))
+                .collect(),
+            ..MetaSchema::new("string")
+        };
+        let anchor = MetaSchema {
+            enum_items: vec![json!("created_at")],
+            ..MetaSchema::new("string")
+        };
+        let seconds = MetaSchema {
+            minimum: Some(*domain::file::EXPIRES_AFTER_S.start() as f64),
+            maximum: Some(*domain::file::EXPIRES_AFTER_S.end() as f64),
+            ..MetaSchema::new("integer")
+        };
+        let form = MetaSchema {
+            required: vec!["file", "purpose"],
+            properties: vec![
+                (
+                    "file",
+                    inline(MetaSchema::new_with_format("string", "binary")),
+                ),
+                ("purpose", inline(purpose)),
+                ("expires_after[anchor]", inline(anchor)),
+                ("expires_after[seconds]", inline(seconds)),
+            ],
+            ..MetaSchema::new("object")
+        };
+        Some(MetaRequest {
+            description: Some("The fields may come in any order."),
+            content: vec![MetaMediaType {
+                content_type: "multipart/form-data",
+                schema: inline(form),
+            }],
+            required: true,
+        })
+    }
+
+    async fn from_request(
+        request: &'a Request,
+        body: &mut RequestBody,
+        _options: ExtractParamOptions<Self::ParamType>,
+    ) -> poem::Result<Self> {
+        refuse_encoding(request.headers())?;
+        Ok(Self {
+            content_type: request.content_type().map(str::to_owned),
+            chunks: paced(body.take()?.into_bytes_stream()).boxed(),
+        })
+    }
+}
+
+/// What the headers say of being a repetition.
+pub struct RepeatHeaders(pub Repeat);
+
+impl<'a> ApiExtractor<'a> for RepeatHeaders {
+    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::PoemExtractor];
+    type ParamType = ();
+    type ParamRawType = ();
+
+    async fn from_request(
+        request: &'a Request,
+        _body: &mut RequestBody,
+        _options: ExtractParamOptions<Self::ParamType>,
+    ) -> poem::Result<Self> {
+        let key = request.headers().get("idempotency-key");
+        let retries = request.header("x-stainless-retry-count");
+        Ok(Self(Repeat {
+            key: key.map(|key| String::from_utf8_lossy(key.as_bytes()).into_owned()),
+            retry_count: retries.and_then(|count| count.parse().ok()).unwrap_or(0),
+        }))
+    }
+}
+
+/// `metadata[k]=v` (several must all hold) or `metadata=null`: jobs without metadata.
+pub struct MetadataQuery(pub MetadataFilter);
+
+impl<'a> ApiExtractor<'a> for MetadataQuery {
+    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::Parameter];
+    type ParamType = ();
+    type ParamRawType = ();
+
+    fn param_in() -> Option<MetaParamIn> {
+        Some(MetaParamIn::Query)
+    }
+
+    fn param_schema_ref() -> Option<MetaSchemaRef> {
+        Some(MetaSchemaRef::Inline(Box::new(MetaSchema {
+            additional_properties: Some(Box::new(String::schema_ref())),
+            nullable: true,
+            ..MetaSchema::new("object")
+        })))
+    }
+
+    async fn from_request(
+        request: &'a Request,
+        _body: &mut RequestBody,
+        _options: ExtractParamOptions<Self::ParamType>,
+    ) -> poem::Result<Self> {
+        Ok(Self(metadata_filter(
+            request.uri().query().unwrap_or_default(),
+        )?))
+    }
+}
+
+fn metadata_filter(query: &str) -> Result<MetadataFilter, ApiError> {
+    let mut pairs = serde_json::Map::new();
+    // Only the query matters; the rest is what a URL needs to be one.
+    let url = reqwest::Url::parse(&format!("http://localhost/?{query}"))
+        .map_err(|error| ApiError::internal(format!("an unreadable query: {error}")))?;
+    for (name, value) in url.query_pairs() {
+        if name == "metadata" && value == "null" {
+            return Ok(MetadataFilter::None_);
+        }
+        let key = name
+            .strip_prefix("metadata[")
+            .and_then(|rest| rest.strip_suffix(']'));
+        match key {
+            Some(key) => pairs.insert(key.to_owned(), json!(value)),
+            None if name == "metadata" => {
+                let message = "Invalid 'metadata': expected metadata[key]=value or metadata=null.";
+                return Err(ApiError::invalid("metadata", "invalid_value", message));
+            }
+            None => continue,
+        };
+    }
+    if pairs.is_empty() {
+        return Ok(MetadataFilter::Any);
+    }
+    metadata(At::new("metadata", pairs.into())).map(MetadataFilter::All)
+}
+
+/// An object that was made, or found because the same request made it before.
+pub struct Made<T> {
+    object: T,
+    is_replay: bool,
+}
+
+impl<T> Made<T> {
+    pub fn new(object: T, is_replay: bool) -> Self {
+        Self { object, is_replay }
+    }
+}
+
+impl<T: ToJSON> IntoResponse for Made<T> {
+    fn into_response(self) -> Response {
+        let mut response = Json(self.object).into_response();
+        if self.is_replay {
+            let replayed = HeaderValue::from_static("true");
+            response
+                .headers_mut()
+                .insert("idempotent-replayed", replayed);
+        }
+        response
+    }
+}
+
+impl<T: ToJSON> ApiResponse for Made<T> {
+    fn meta() -> MetaResponses {
+        Json::<T>::meta()
+    }
+
+    fn register(registry: &mut Registry) {
+        T::register(registry);
+    }
+}
+
+/// Bytes to be saved under a name.
+pub struct Download {
+    disposition: String,
+    size_bytes: Option<u64>,
+    bytes: ByteStream,
+}
+
+impl Download {
+    /// With a size, a transfer that breaks off is seen as broken.
+    pub fn new(filename: &str, size_bytes: Option<u64>, bytes: ByteStream) -> Self {
+        Self {
+            disposition: content_disposition(filename),
+            size_bytes,
+            bytes,
+        }
+    }
+}
+
+impl IntoResponse for Download {
+    fn into_response(self) -> Response {
+        let body = Body::from_bytes_stream(self.bytes.inspect_err(|error| {
+            tracing::warn!(%error, "a download broke off");
+        }));
+        let mut response = Response::builder()
+            .content_type("application/octet-stream")
+            .body(body);
+        let headers = response.headers_mut();
+        let disposition = HeaderValue::try_from(self.disposition);
+        let disposition = disposition.expect("only printable ASCII — a bug in content_disposition");
+        headers.insert(header::CONTENT_DISPOSITION, disposition);
+        if let Some(size_bytes) = self.size_bytes {
+            headers.insert(header::CONTENT_LENGTH, size_bytes.into());
+        }
+        response
+    }
+}
+
+impl ApiResponse for Download {
+    fn meta() -> MetaResponses {
+        let bytes = MetaSchema::new_with_format("string", "binary");
+        ok(vec![MetaMediaType {
+            content_type: "application/octet-stream",
+            schema: MetaSchemaRef::Inline(Box::new(bytes)),
+        }])
+    }
+
+    fn register(_registry: &mut Registry) {}
+}
+
+/// A plain name for old clients, the whole one for the rest. Source: RFC 6266, RFC 8187.
+fn content_disposition(filename: &str) -> String {
+    let plain: String = filename
+        .chars()
+        .map(|c| {
+            if c.is_ascii_graphic() && !matches!(c, '"' | '\\' | '%' | '/') || c == ' ' {
+                c
+            } else {
+                '_'
+            }
+        })
+        .collect();
+    let mut whole = String::new();
+    for byte in filename.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b'~') {
+            whole.push(byte as char);
+        } else {
+            whole.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    format!("attachment; filename=\"{plain}\"; filename*=UTF-8''{whole}")
+}
+
+/// An answer, whole or as events.
+pub enum ChatReply {
+    Whole(Box<ChatCompletion>),
+    Stream(BoxStream<'static, Bytes>, String),
+}
+
+impl ChatReply {
+    pub fn whole(completion: ChatCompletion) -> Self {
+        Self::Whole(Box::new(completion))
+    }
+
+    pub fn stream(answer: Answer, include_usage: bool) -> Self {
+        let model = answer.model.clone();
+        Self::Stream(sse(answer, include_usage).boxed(), model)
+    }
+}
+
+impl IntoResponse for ChatReply {
+    fn into_response(self) -> Response {
+        let (mut response, model) = match self {
+            ChatReply::Whole(completion) => {
+                let model = completion.model.clone();
+                (Json(*completion).into_response(), model)
+            }
+            ChatReply::Stream(bytes, model) => {
+                let body = Body::from_bytes_stream(bytes.map(Ok::<_, io::Error>));
+                let mut response = Response::builder()
+                    .content_type("text/event-stream; charset=utf-8")
+                    .body(body);
+                // A proxy that waits for more would undo the stream.
+                let no = HeaderValue::from_static("no");
+                response.headers_mut().insert("x-accel-buffering", no);
+                (response, model)
+            }
+        };
+        let headers = response.headers_mut();
+        let no_cache = HeaderValue::from_static("no-cache, must-revalidate");
+        headers.insert(header::CACHE_CONTROL, no_cache);
+        if let Ok(model) = HeaderValue::try_from(model) {
+            headers.insert("openai-model", model);
+        }
+        response
+    }
+}
+
+impl ApiResponse for ChatReply {
+    fn meta() -> MetaResponses {
+        let chunks = MetaSchema {
+            items: Some(Box::new(ChatCompletionChunk::schema_ref())),
+            ..MetaSchema::new_with_format("array", "event-stream")
+        };
+        ok(vec![
+            MetaMediaType {
+                content_type: Json::<ChatCompletion>::CONTENT_TYPE,
+                schema: ChatCompletion::schema_ref(),
+            },
+            MetaMediaType {
+                content_type: "text/event-stream",
+                schema: MetaSchemaRef::Inline(Box::new(chunks)),
+            },
+        ])
+    }
+
+    fn register(registry: &mut Registry) {
+        ChatCompletion::register(registry);
+        ChatCompletionChunk::register(registry);
+    }
+}
+
+fn ok(content: Vec<MetaMediaType>) -> MetaResponses {
+    MetaResponses {
+        responses: vec![MetaResponse {
+            description: "",
+            status: Some(200),
+            status_range: None,
+            content,
+            headers: vec![],
+        }],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_name_cannot_leave_its_header() {
+        assert_eq!(
+            content_disposition("a\"b/\r\nX: ä.jsonl"),
+            "attachment; filename=\"a_b___X: _.jsonl\"; filename*=UTF-8''a%22b%2F%0D%0AX%3A%20%C3%A4.jsonl"
+        );
+    }
+
+    #[test]
+    fn metadata_filters_are_read() {
+        let all = |pairs: &[(&str, &str)]| {
+            MetadataFilter::All(
+                pairs
+                    .iter()
+                    .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                    .collect(),
+            )
+        };
+        for (query, filter) in [
+            ("", MetadataFilter::Any),
+            ("limit=2", MetadataFilter::Any),
+            ("metadata=null", MetadataFilter::None_),
+            (
+                "metadata%5Ba%20b%5D=c&metadata[d]=&limit=2",
+                all(&[("a b", "c"), ("d", "")]),
+            ),
+        ] {
+            assert_eq!(metadata_filter(query).unwrap(), filter, "{query}");
+        }
+        assert!(metadata_filter("metadata=5").is_err());
+    }
+}

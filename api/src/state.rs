@@ -1,0 +1,52 @@
+//! What every handler works with.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use domain::id::Entropy;
+use domain::time::Timestamp;
+use platform::config::Secret;
+use platform::objects::Objects;
+use platform::service_token::ServiceKey;
+use store::Store;
+
+use crate::auth::KeyCache;
+
+/// Shared by all requests.
+pub struct State {
+    pub store: Store,
+    pub objects: Objects,
+    pub key_pepper: Secret<String>,
+    pub service_key: ServiceKey,
+    pub keys: KeyCache,
+    /// Speaks to the workers.
+    pub http: reqwest::Client,
+    pub max_file_bytes: u64,
+}
+
+/// Handlers share the state.
+pub type Shared = Arc<State>;
+
+impl State {
+    /// The wall clock: this is where the outside enters.
+    pub fn now(&self) -> Timestamp {
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Timestamp(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+    }
+
+    /// Random bytes for a new identifier.
+    pub fn entropy(&self) -> Entropy {
+        rand::random()
+    }
+}
+
+/// Connects quickly or not at all; an answer may take its time, but not between two lines of it.
+pub fn worker_client() -> Result<reqwest::Client, reqwest::Error> {
+    reqwest::Client::builder()
+        .connect_timeout(Duration::from_secs(2))
+        .read_timeout(Duration::from_secs(300))
+        .no_proxy()
+        .build()
+}

@@ -1,0 +1,421 @@
+//! What a client asks of `POST /v1/chat/completions`.
+
+use domain::generation::{ChatMessage, SamplingParams};
+use poem_openapi::Object;
+use serde_json::Value;
+
+use super::chat_messages::{MessageRequest, messages, tools};
+use super::decode::{At, Fields, metadata};
+use crate::body::Decode;
+use crate::error::ApiError;
+
+/// Most tokens one answer may be asked for; the model's context is smaller anyway.
+const MAX_TOKENS: i64 = i32::MAX as i64;
+const MAX_STOPS: usize = 4;
+/// Longest stop string. Characters.
+const MAX_STOP_CHARS: usize = 256;
+const MAX_LOGIT_BIASES: usize = 1024;
+/// Accepted, because they change nothing about what this service answers.
+const IGNORED: [&str; 10] = [
+    "user",
+    "service_tier",
+    "reasoning_effort",
+    "verbosity",
+    "prediction",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "prompt_cache_options",
+    "parallel_tool_calls",
+];
+
+/// The body of `POST /v1/chat/completions`.
+#[derive(Debug, Clone, PartialEq, Object)]
+pub struct CreateChatCompletionRequest {
+    /// A base model, a tuned model or a checkpoint of one.
+    pub model: String,
+    /// The conversation so far, at least one message.
+    pub messages: Vec<MessageRequest>,
+    /// 0–2, default 1; 0 always takes the likeliest token.
+    pub temperature: Option<f64>,
+    /// 0–1, default 1.
+    pub top_p: Option<f64>,
+    /// 1–128, default 1.
+    pub n: Option<u32>,
+    /// Most tokens of an answer; default: until the context is full.
+    pub max_completion_tokens: Option<u32>,
+    /// Deprecated name of `max_completion_tokens`.
+    pub max_tokens: Option<u32>,
+    /// A string or up to four; the answer ends before the first that appears.
+    pub stop: Option<Value>,
+    /// The same seed and request give the same answer on the same device.
+    pub seed: Option<i64>,
+    /// −2–2.
+    pub frequency_penalty: Option<f64>,
+    /// −2–2.
+    pub presence_penalty: Option<f64>,
+    /// Token id → −100–100, added to the token's logit.
+    pub logit_bias: Option<std::collections::BTreeMap<String, f64>>,
+    /// Whether to return the log-probability of each token.
+    pub logprobs: Option<bool>,
+    /// 0–20 likeliest tokens at each place; needs `logprobs`.
+    pub top_logprobs: Option<u32>,
+    /// Whether to answer as server-sent events.
+    pub stream: Option<bool>,
+    pub stream_options: Option<StreamOptions>,
+    /// Functions the model may call, at most 128; the chat template renders them.
+    pub tools: Option<Vec<Value>>,
+    /// `auto` or `none`.
+    pub tool_choice: Option<Value>,
+    /// `{"type": "text"}` only.
+    pub response_format: Option<Value>,
+    /// Must be false or absent: answers are not stored.
+    pub store: Option<bool>,
+    /// Accepted; it has no meaning while answers are not stored.
+    pub metadata: Option<std::collections::BTreeMap<String, String>>,
+    /// `["text"]` only.
+    pub modalities: Option<Vec<String>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Object)]
+pub struct StreamOptions {
+    /// Sends one more chunk at the end, with the usage of the whole request.
+    pub include_usage: Option<bool>,
+}
+
+/// The request, judged as far as it can be without the model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ChatOrder {
+    pub model: String,
+    pub messages: Vec<ChatMessage>,
+    pub tools: Vec<Value>,
+    pub n: u32,
+    pub max_tokens: Option<u32>,
+    pub stop: Vec<String>,
+    pub sampling: SamplingParams,
+    pub top_logprobs: Option<u8>,
+    pub reply: ReplyForm,
+}
+
+/// How the answer travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplyForm {
+    Whole,
+    Stream { include_usage: bool },
+}
+
+impl Decode for ChatOrder {
+    type Schema = CreateChatCompletionRequest;
+
+    fn decode(mut body: Fields) -> Result<Self, ApiError> {
+        let order = Self {
+            model: body.require("model")?.string_up_to(512)?,
+            messages: messages(body.require("messages")?)?,
+            tools: tools(&mut body)?,
+            n: body.take("n").map_or(Ok(1), |at| small(at, 1, 128))?,
+            max_tokens: max_tokens(&mut body)?,
+            stop: body.take("stop").map_or(Ok(Vec::new()), stop)?,
+            sampling: sampling(&mut body)?,
+            top_logprobs: top_logprobs(&mut body)?,
+            reply: reply_form(&mut body)?,
+        };
+        refuse_what_is_not_done(&mut body)?;
+        body.take("metadata").map(metadata).transpose()?;
+        body.ignore(&IGNORED);
+        body.finish()?;
+        Ok(order)
+    }
+}
+
+fn small(at: At, min: u32, max: u32) -> Result<u32, ApiError> {
+    let value = at.integer(i64::from(min)..=i64::from(max))?;
+    Ok(u32::try_from(value).expect("within a range of u32 — a bug in At::integer"))
+}
+
+fn max_tokens(body: &mut Fields) -> Result<Option<u32>, ApiError> {
+    let read = |at: At| {
+        let value = at.integer(1..=MAX_TOKENS)?;
+        Ok(u32::try_from(value).expect("at most 2^31 − 1 — a bug in At::integer"))
+    };
+    let newer = body.take("max_completion_tokens").map(read).transpose()?;
+    let older = body.take("max_tokens").map(read).transpose()?;
+    if newer.is_some() && older.is_some() {
+        let message =
+            "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported.";
+        return Err(ApiError::invalid(
+            "max_tokens",
+            "invalid_parameter_combination",
+            message,
+        ));
+    }
+    Ok(newer.or(older))
+}
+
+fn stop(at: At) -> Result<Vec<String>, ApiError> {
+    let items = if at.is_array() {
+        at.items(0, MAX_STOPS)?
+    } else {
+        vec![at]
+    };
+    let read = |at: At| {
+        let path = at.path.clone();
+        let text = at.string_up_to(MAX_STOP_CHARS)?;
+        if text.is_empty() {
+            let message = format!("Invalid '{path}': expected a string that is not empty.");
+            return Err(ApiError::invalid(path, "invalid_value", message));
+        }
+        Ok(text)
+    };
+    items.into_iter().map(read).collect()
+}
+
+fn sampling(body: &mut Fields) -> Result<SamplingParams, ApiError> {
+    let mut number = |key: &str, min: f64, max: f64, default: f32| match body.take(key) {
+        Some(at) => at.decimal(min, max).map(|value| value as f32),
+        None => Ok(default),
+    };
+    let (temperature, top_p) = (
+        number("temperature", 0.0, 2.0, 1.0)?,
+        number("top_p", 0.0, 1.0, 1.0)?,
+    );
+    let frequency_penalty = number("frequency_penalty", -2.0, 2.0, 0.0)?;
+    let presence_penalty = number("presence_penalty", -2.0, 2.0, 0.0)?;
+    let seed = body
+        .take("seed")
+        .map(|at| at.integer(i64::MIN..=i64::MAX))
+        .transpose()?;
+    Ok(SamplingParams {
+        temperature,
+        top_p,
+        frequency_penalty,
+        presence_penalty,
+        // The bits are the seed; the sign has no meaning.
+        seed: seed.map(|seed| seed as u64),
+        logit_bias: body.take("logit_bias").map_or(Ok(Vec::new()), logit_bias)?,
+    })
+}
+
+fn logit_bias(at: At) -> Result<Vec<(u32, f32)>, ApiError> {
+    let read = |(key, at): (String, At)| {
+        let Ok(token) = key.parse::<u32>() else {
+            let message = format!(
+                "Invalid '{}': expected the id of a token as the key.",
+                at.path
+            );
+            return Err(ApiError::invalid("logit_bias", "invalid_value", message));
+        };
+        Ok((token, at.decimal(-100.0, 100.0)? as f32))
+    };
+    at.pairs(MAX_LOGIT_BIASES)?.into_iter().map(read).collect()
+}
+
+fn top_logprobs(body: &mut Fields) -> Result<Option<u8>, ApiError> {
+    let wanted = body.take("logprobs").map_or(Ok(false), At::boolean)?;
+    let top = body
+        .take("top_logprobs")
+        .map(|at| small(at, 0, 20))
+        .transpose()?;
+    match (wanted, top) {
+        (true, top) => Ok(Some(top.unwrap_or(0) as u8)),
+        (false, None) => Ok(None),
+        (false, Some(_)) => {
+            let message =
+                "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled.";
+            Err(ApiError::invalid("top_logprobs", "invalid_value", message))
+        }
+    }
+}
+
+fn reply_form(body: &mut Fields) -> Result<ReplyForm, ApiError> {
+    let stream = body.take("stream").map_or(Ok(false), At::boolean)?;
+    let Some(options) = body.take("stream_options") else {
+        return Ok(match stream {
+            true => ReplyForm::Stream {
+                include_usage: false,
+            },
+            false => ReplyForm::Whole,
+        });
+    };
+    if !stream {
+        let message = "The 'stream_options' parameter is only allowed when 'stream' is enabled.";
+        return Err(ApiError::invalid(
+            "stream_options",
+            "invalid_value",
+            message,
+        ));
+    }
+    let mut options = options.object()?;
+    let include_usage = options
+        .take("include_usage")
+        .map_or(Ok(false), At::boolean)?;
+    options.ignore(&["include_obfuscation"]);
+    options.finish()?;
+    Ok(ReplyForm::Stream { include_usage })
+}
+
+/// What would change the answer and is not done here is refused, never ignored.
+fn refuse_what_is_not_done(body: &mut Fields) -> Result<(), ApiError> {
+    response_format(body)?;
+    if let Some(at) = body.take("modalities") {
+        for item in at.items(0, 8)? {
+            item.one_of(&["text"])?;
+        }
+    }
+    if body.take("store").map_or(Ok(false), At::boolean)? {
+        let message = "Unsupported value: 'store' does not support true with this service: answers are not stored.";
+        return Err(ApiError::unsupported("store", message));
+    }
+    body.refuse(&["audio"], "This service answers in text only.")?;
+    body.refuse(
+        &["web_search_options"],
+        "This service does not search the web.",
+    )?;
+    body.refuse(
+        &["functions", "function_call"],
+        "Use 'tools' and 'tool_choice' instead.",
+    )?;
+    body.refuse(&["moderation"], "This service does not moderate.")
+}
+
+fn response_format(body: &mut Fields) -> Result<(), ApiError> {
+    let Some(at) = body.take("response_format") else {
+        return Ok(());
+    };
+    let mut format = at.object()?;
+    let name = format
+        .require("type")?
+        .one_of(&["text", "json_object", "json_schema"])?;
+    if name != "text" {
+        let message = format!(
+            "Unsupported value: 'response_format.type' does not support '{name}' with this service."
+        );
+        return Err(ApiError::unsupported("response_format.type", message));
+    }
+    format.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn decode(extra: Value) -> Result<ChatOrder, ApiError> {
+        let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
+        for (key, value) in extra.as_object().unwrap() {
+            body[key] = value.clone();
+        }
+        ChatOrder::decode(Fields::root(body).unwrap())
+    }
+
+    #[test]
+    fn what_is_absent_has_openais_default() {
+        let order = decode(json!({})).unwrap();
+        assert_eq!(order.sampling, SamplingParams::default());
+        assert_eq!(
+            (order.n, order.max_tokens, order.top_logprobs),
+            (1, None, None)
+        );
+        assert_eq!(order.reply, ReplyForm::Whole);
+    }
+
+    #[test]
+    fn null_asks_for_nothing() {
+        let nulls = json!({
+            "temperature": null, "n": null, "stop": null, "stream": null, "stream_options": null, "tools": null,
+            "tool_choice": null, "response_format": null, "logit_bias": null, "seed": null, "audio": null,
+            "functions": null, "store": null, "metadata": null, "max_tokens": null,
+        });
+        assert_eq!(decode(nulls).unwrap(), decode(json!({})).unwrap());
+    }
+
+    #[test]
+    fn every_bound_is_held() {
+        for (extra, param, code) in [
+            (
+                json!({"temperature": 3}),
+                "temperature",
+                "decimal_above_max_value",
+            ),
+            (json!({"top_p": -0.1}), "top_p", "decimal_below_min_value"),
+            (json!({"n": 0}), "n", "integer_below_min_value"),
+            (json!({"n": 129}), "n", "integer_above_max_value"),
+            (
+                json!({"max_tokens": 0}),
+                "max_tokens",
+                "integer_below_min_value",
+            ),
+            (
+                json!({"max_tokens": 1_000_000_000_000_u64}),
+                "max_tokens",
+                "integer_above_max_value",
+            ),
+            (
+                json!({"max_tokens": 1, "max_completion_tokens": 1}),
+                "max_tokens",
+                "invalid_parameter_combination",
+            ),
+            (json!({"top_logprobs": 2}), "top_logprobs", "invalid_value"),
+            (
+                json!({"logprobs": true, "top_logprobs": 21}),
+                "top_logprobs",
+                "integer_above_max_value",
+            ),
+            (
+                json!({"stop": ["a", "b", "c", "d", "e"]}),
+                "stop",
+                "array_above_max_length",
+            ),
+            (json!({"stop": ["a", 5]}), "stop[1]", "invalid_type"),
+            (
+                json!({"logit_bias": {"5": 101}}),
+                "logit_bias.5",
+                "decimal_above_max_value",
+            ),
+            (
+                json!({"logit_bias": {"x": 1}}),
+                "logit_bias",
+                "invalid_value",
+            ),
+            (
+                json!({"presence_penalty": 2.5}),
+                "presence_penalty",
+                "decimal_above_max_value",
+            ),
+            (
+                json!({"stream_options": {"include_usage": true}}),
+                "stream_options",
+                "invalid_value",
+            ),
+            (
+                json!({"response_format": {"type": "json_object"}}),
+                "response_format.type",
+                "unsupported_value",
+            ),
+            (json!({"store": true}), "store", "unsupported_value"),
+            (
+                json!({"modalities": ["text", "audio"]}),
+                "modalities[1]",
+                "invalid_value",
+            ),
+            (
+                json!({"web_search_options": {}}),
+                "web_search_options",
+                "unsupported_parameter",
+            ),
+            (
+                json!({"chat_template": "x"}),
+                "chat_template",
+                "unknown_parameter",
+            ),
+            (json!({"stream": "yes"}), "stream", "invalid_type"),
+        ] {
+            let error = decode(extra.clone()).unwrap_err();
+            assert_eq!(
+                (error.param.as_deref(), error.code),
+                (Some(param), Some(code)),
+                "{extra}"
+            );
+        }
+    }
+}

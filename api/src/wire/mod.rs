@@ -1,0 +1,15 @@
+//! OpenAI's JSON: what requests must look like and what replies look like. It knows no HTTP and no row.
+
+pub mod chat;
+pub mod chat_messages;
+pub mod chat_reply;
+pub mod decode;
+pub mod error;
+pub mod files;
+pub mod fine_tuning;
+pub mod fine_tuning_job;
+pub mod list;
+pub mod models;
+pub mod nullable;
+pub mod number_or_auto;
+pub mod reply;

@@ -1,0 +1,11 @@
+//! The public surface over real HTTP, on SQLite and a directory, with a worker that speaks the door's language.
+
+mod auth;
+mod chat;
+mod export;
+mod files;
+mod fine_tuning;
+mod models;
+mod openapi;
+mod support;
+mod transport;

@@ -1,0 +1,250 @@
+//! A running API with its own database, bucket and worker, and what tests say to it.
+
+pub mod jobs;
+pub mod worker;
+
+use std::net::SocketAddr;
+
+use domain::api_key::{ApiKey, redact, spell_project_key};
+use domain::base_model::BaseModel;
+use domain::id::{KeyId, ProjectId};
+use domain::project::Project;
+use domain::time::Timestamp;
+use platform::config::Config;
+use platform::objects::Objects;
+use platform::shutdown::Shutdown;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use store::{Store, StoreConfig};
+
+use self::worker::FakeWorker;
+
+pub const BASE_MODEL: &str = "tiny-llama";
+
+/// Two projects of one installation, each with a key.
+pub struct App {
+    pub base: String,
+    pub operational: String,
+    pub key: String,
+    pub other_key: String,
+    pub project: Project,
+    pub store: Store,
+    pub objects: Objects,
+    pub worker: FakeWorker,
+    pub http: reqwest::Client,
+    pub directory: tempfile::TempDir,
+}
+
+/// A reply, whole.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: StatusCode,
+    pub headers: reqwest::header::HeaderMap,
+    pub bytes: bytes::Bytes,
+}
+
+impl Reply {
+    pub async fn of(response: reqwest::Response) -> Self {
+        let (status, headers) = (response.status(), response.headers().clone());
+        let bytes = response.bytes().await.unwrap();
+        Self {
+            status,
+            headers,
+            bytes,
+        }
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.bytes)
+            .unwrap_or_else(|error| panic!("{error}: {:?}", String::from_utf8_lossy(&self.bytes)))
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers
+            .get(name)
+            .map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// The whole body is this error.
+    #[track_caller]
+    pub fn assert_error(
+        &self,
+        status: u16,
+        code: Option<&str>,
+        param: Option<&str>,
+        message: &str,
+    ) {
+        let kind = match status {
+            500 => "server_error",
+            503 => "service_unavailable_error",
+            _ => "invalid_request_error",
+        };
+        let expected =
+            json!({"error": {"message": message, "type": kind, "param": param, "code": code}});
+        assert_eq!((self.status.as_u16(), self.json()), (status, expected));
+        assert!(self.header("content-type").starts_with("application/json"));
+        assert!(self.header("x-request-id").starts_with("req_"));
+    }
+
+    /// The error names this parameter with this code.
+    #[track_caller]
+    pub fn assert_refused(&self, code: &str, param: &str) {
+        let error = &self.json()["error"];
+        assert_eq!(
+            (self.status.as_u16(), &error["code"], &error["param"]),
+            (400, &json!(code), &json!(param)),
+            "{error}"
+        );
+    }
+}
+
+pub fn now() -> Timestamp {
+    let since = std::time::UNIX_EPOCH.elapsed().unwrap();
+    Timestamp(since.as_micros() as i64)
+}
+
+impl App {
+    pub async fn start() -> Self {
+        Self::start_with(|_config| {}).await
+    }
+
+    pub async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = Config::embedded(directory.path());
+        config.api.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        config.api.operational_listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        config.ensure_secrets().unwrap();
+        change(&mut config);
+        let store = Store::connect(&StoreConfig::new(config.database.url.expose()))
+            .await
+            .unwrap();
+        store.migrate().await.unwrap();
+        let objects = Objects::open(&config.objects).unwrap();
+        let project = store
+            .projects()
+            .ensure_default([rand::random(), rand::random()], now())
+            .await
+            .unwrap();
+        let other = Project {
+            id: ProjectId::mint(rand::random()),
+            name: "other".to_owned(),
+            ..project.clone()
+        };
+        store.projects().insert(&other).await.unwrap();
+        let key = make_key(&store, &config, &project.id).await;
+        let other_key = make_key(&store, &config, &other.id).await;
+        install_base_model(&store).await;
+        let worker = FakeWorker::start(config.service_key().unwrap().clone()).await;
+        store
+            .workers()
+            .upsert(&worker.status(), now())
+            .await
+            .unwrap();
+        let options = api::ApiOptions {
+            config,
+            store: store.clone(),
+            objects: objects.clone(),
+        };
+        let server = api::bind(options).await.unwrap();
+        let base = format!("http://{}", server.address());
+        let operational = format!("http://{}", server.operational_address());
+        tokio::spawn(server.serve(Shutdown::new()));
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        Self {
+            base,
+            operational,
+            key,
+            other_key,
+            project,
+            store,
+            objects,
+            worker,
+            http,
+            directory,
+        }
+    }
+
+    pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.http
+            .request(method, format!("{}{path}", self.base))
+            .bearer_auth(&self.key)
+    }
+
+    pub async fn get(&self, path: &str) -> Reply {
+        Reply::of(self.request(Method::GET, path).send().await.unwrap()).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Reply {
+        Reply::of(self.request(Method::DELETE, path).send().await.unwrap()).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Reply {
+        Reply::of(
+            self.request(Method::POST, path)
+                .json(&body)
+                .send()
+                .await
+                .unwrap(),
+        )
+        .await
+    }
+
+    /// As the other project.
+    pub async fn foreign(&self, method: Method, path: &str) -> Reply {
+        let request = self.request(method, path).bearer_auth(&self.other_key);
+        let mut request = request.build().unwrap();
+        let bearer = format!("Bearer {}", self.other_key);
+        request
+            .headers_mut()
+            .insert("authorization", bearer.parse().unwrap());
+        Reply::of(self.http.execute(request).await.unwrap()).await
+    }
+
+    /// Uploads `content` for fine-tuning; its id.
+    pub async fn upload(&self, content: &[u8]) -> String {
+        let part = reqwest::multipart::Part::bytes(content.to_vec()).file_name("train.jsonl");
+        let form = reqwest::multipart::Form::new()
+            .text("purpose", "fine-tune")
+            .part("file", part);
+        let sent = self
+            .request(Method::POST, "/v1/files")
+            .multipart(form)
+            .send()
+            .await
+            .unwrap();
+        let reply = Reply::of(sent).await;
+        assert_eq!(reply.status, 200, "{reply:?}");
+        reply.json()["id"].as_str().unwrap().to_owned()
+    }
+}
+
+pub async fn make_key(store: &Store, config: &Config, project: &ProjectId) -> String {
+    let secret = spell_project_key(rand::random(), rand::random());
+    let key = ApiKey {
+        id: KeyId::mint(rand::random()),
+        project_id: project.clone(),
+        name: "test".to_owned(),
+        hmac: api::auth::key_hmac(config.key_pepper().unwrap(), &secret),
+        redacted: redact(&secret),
+        created_at: now(),
+        last_used_at: None,
+        revoked_at: None,
+    };
+    store.api_keys().insert(&key).await.unwrap();
+    secret
+}
+
+async fn install_base_model(store: &Store) {
+    let model = BaseModel {
+        name: BASE_MODEL.to_owned(),
+        sha256: "0".repeat(64),
+        object_prefix: "base-models/tiny-llama/0".to_owned(),
+        files: Vec::new(),
+        architecture: "LlamaForCausalLM".to_owned(),
+        hidden_size: 64,
+        n_parameters: 1000,
+        context_length: 512,
+        created_at: Timestamp::from_unix_s(1_700_000_000),
+    };
+    store.base_models().upsert(&model).await.unwrap();
+}

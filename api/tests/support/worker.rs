@@ -1,0 +1,220 @@
+//! The worker's door as the API sees it: it checks the token, keeps what it was asked, and answers by the last
+//! message's text.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use domain::generation::{FinishReason, TokenLogprob, TopLogprob};
+use domain::id::WorkerId;
+use domain::message::{GenerateError, GenerateEvent, GenerateRequest};
+use domain::usage::TokenUsage;
+use domain::worker::WorkerStatus;
+use platform::config::Secret;
+use platform::service_token::{ServiceKey, verify};
+use poem::http::StatusCode;
+use poem::listener::{Acceptor, Listener, TcpListener};
+use poem::web::Data;
+use poem::{Body, EndpointExt, Request, Response, Route, Server, handler, post};
+use tokio::sync::Notify;
+
+pub struct FakeWorker {
+    pub address: String,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    key: ServiceKey,
+    asked: Mutex<Vec<GenerateRequest>>,
+    /// An endless answer was dropped.
+    dropped: Arc<Notify>,
+}
+
+impl FakeWorker {
+    pub async fn start(key: Secret<String>) -> Self {
+        let shared = Arc::new(Shared {
+            key: ServiceKey::new(&key),
+            asked: Mutex::new(Vec::new()),
+            dropped: Arc::new(Notify::new()),
+        });
+        let acceptor = TcpListener::bind("127.0.0.1:0")
+            .into_acceptor()
+            .await
+            .unwrap();
+        let address = format!(
+            "http://{}",
+            acceptor.local_addr()[0].as_socket_addr().unwrap()
+        );
+        let route = Route::new()
+            .at("/v1/generate", post(generate))
+            .data(shared.clone());
+        tokio::spawn(Server::new_with_acceptor(acceptor).run(route));
+        Self { address, shared }
+    }
+
+    pub fn status(&self) -> WorkerStatus {
+        WorkerStatus {
+            worker_id: WorkerId::mint([1; 24]),
+            address: self.address.clone(),
+            base_models: vec![super::BASE_MODEL.to_owned()],
+            adapters: Vec::new(),
+            n_live: 0,
+            max_live: 8,
+            device: "fake".to_owned(),
+        }
+    }
+
+    /// What was asked last.
+    pub fn last(&self) -> GenerateRequest {
+        self.shared.asked.lock().unwrap().last().unwrap().clone()
+    }
+
+    pub fn n_asked(&self) -> usize {
+        self.shared.asked.lock().unwrap().len()
+    }
+
+    /// Returns once an endless answer was dropped.
+    pub async fn dropped(&self) {
+        let waited =
+            tokio::time::timeout(Duration::from_secs(10), self.shared.dropped.notified()).await;
+        waited.expect("the generation goes on although nobody listens");
+    }
+}
+
+#[handler]
+async fn generate(shared: Data<&Arc<Shared>>, request: &Request, body: Body) -> Response {
+    let token = request
+        .header("authorization")
+        .and_then(|value| value.strip_prefix("Bearer "));
+    if token.is_none_or(|token| verify(&shared.key, "worker", token).is_err()) {
+        return Response::builder()
+            .status(StatusCode::UNAUTHORIZED)
+            .finish();
+    }
+    let asked: GenerateRequest = serde_json::from_slice(&body.into_bytes().await.unwrap()).unwrap();
+    shared.asked.lock().unwrap().push(asked.clone());
+    match asked
+        .messages
+        .last()
+        .unwrap()
+        .content
+        .as_deref()
+        .unwrap_or_default()
+    {
+        "too long" => refusal(
+            400,
+            &GenerateError::ContextLengthExceeded {
+                context_length: 512,
+                prompt_tokens: 900,
+            },
+        ),
+        "unrenderable" => refusal(
+            400,
+            &GenerateError::Unrenderable {
+                reason: "roles must alternate".to_owned(),
+            },
+        ),
+        "busy" => refusal(503, &GenerateError::Busy),
+        "no adapter" => refusal(
+            503,
+            &GenerateError::AdapterUnavailable {
+                reason: "secret path".to_owned(),
+            },
+        ),
+        "broken" => refusal(
+            500,
+            &GenerateError::Internal {
+                reason: "secret reason".to_owned(),
+            },
+        ),
+        "breaks off" => lines(answer(&asked).into_iter().take(2).collect()),
+        "endless" => endless(shared.dropped.clone()),
+        _ => lines(answer(&asked)),
+    }
+}
+
+fn refusal(status: u16, error: &GenerateError) -> Response {
+    Response::builder()
+        .status(StatusCode::from_u16(status).unwrap())
+        .body(serde_json::to_vec(error).unwrap())
+}
+
+fn line(event: &GenerateEvent) -> Vec<u8> {
+    let mut line = serde_json::to_vec(event).unwrap();
+    line.push(b'\n');
+    line
+}
+
+fn lines(events: Vec<GenerateEvent>) -> Response {
+    let bytes: Vec<u8> = events.iter().flat_map(line).collect();
+    Response::builder()
+        .content_type("application/x-ndjson")
+        .body(bytes)
+}
+
+/// "Hello", then " wörld" of each answer.
+fn answer(asked: &GenerateRequest) -> Vec<GenerateEvent> {
+    let mut events = vec![GenerateEvent::Started { prompt_tokens: 7 }];
+    for index in 0..asked.n {
+        for text in ["Hello", " wörld"] {
+            events.push(GenerateEvent::Delta {
+                index,
+                text: text.to_owned(),
+                logprobs: asked
+                    .top_logprobs
+                    .map(|top| logprob(text, top))
+                    .into_iter()
+                    .collect(),
+            });
+        }
+        events.push(GenerateEvent::Finished {
+            index,
+            finish_reason: FinishReason::Stop,
+        });
+    }
+    let usage = TokenUsage {
+        prompt_tokens: 7,
+        completion_tokens: 3 * u64::from(asked.n),
+    };
+    events.push(GenerateEvent::Done { usage });
+    events
+}
+
+fn logprob(text: &str, top: u8) -> TokenLogprob {
+    let likeliest = TopLogprob {
+        token: text.to_owned(),
+        bytes: text.as_bytes().to_vec(),
+        logprob: -0.5,
+    };
+    TokenLogprob {
+        token: text.to_owned(),
+        bytes: text.as_bytes().to_vec(),
+        logprob: -0.5,
+        top: vec![likeliest; usize::from(top)],
+    }
+}
+
+fn endless(dropped: Arc<Notify>) -> Response {
+    struct OnDrop(Arc<Notify>);
+    impl Drop for OnDrop {
+        fn drop(&mut self) {
+            self.0.notify_one();
+        }
+    }
+    let guard = OnDrop(dropped);
+    let started = line(&GenerateEvent::Started { prompt_tokens: 7 });
+    let events = futures::stream::unfold((guard, Some(started)), |(guard, first)| async move {
+        let bytes = match first {
+            Some(first) => first,
+            None => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                line(&GenerateEvent::Delta {
+                    index: 0,
+                    text: "x".to_owned(),
+                    logprobs: Vec::new(),
+                })
+            }
+        };
+        Some((Ok::<_, std::io::Error>(bytes), (guard, None)))
+    });
+    Response::builder().body(Body::from_bytes_stream(events))
+}

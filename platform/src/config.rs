@@ -80,13 +80,18 @@ impl Config {
         Self::default().layered(path, std::env::vars_os(), overrides)
     }
 
-    /// As [`Config::load`], over [`Config::embedded`] in place of the plain defaults.
+    /// As [`Config::load`], over [`Config::embedded`] in place of the plain defaults. `data_dir` is
+    /// what the command line says, so it wins over the file and the environment.
     pub fn load_embedded(
         data_dir: &Path,
         path: Option<&Path>,
         overrides: &[(&str, String)],
     ) -> Result<Self, ConfigError> {
-        Self::embedded(data_dir).layered(path, std::env::vars_os(), overrides)
+        let mut config = Self::embedded(data_dir).layered(path, std::env::vars_os(), overrides)?;
+        config.clear_default_places();
+        config.data_dir = data_dir.to_owned();
+        config.fill_places();
+        Ok(config)
     }
 
     /// One machine, one process tree: SQLite and objects in `data_dir`, no broker, the door and

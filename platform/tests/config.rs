@@ -217,20 +217,70 @@ fn moving_data_dir_moves_what_lies_in_it() {
 }
 
 #[test]
-fn with_postgres_a_missing_secret_is_an_error() {
-    let mut config = load("[database]\nurl = \"postgres://db/luthier\"", &[], &[]).unwrap();
-    config.ensure_secrets().unwrap();
-    let error = config.key_pepper().unwrap_err();
-    assert!(
-        matches!(
-            error,
-            ConfigError::Missing {
-                key: "secrets.key_pepper",
-                ..
-            }
-        ),
-        "{error}"
+fn the_data_directory_of_the_command_line_wins_over_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    // Names data_dir = "/var/lib/luthier" and an empty database.url.
+    let config = Config::load_embedded(dir.path(), Some(&example_path()), &[]).unwrap();
+    assert_eq!(config.data_dir, dir.path());
+    let place = dir.path().display();
+    assert_eq!(
+        config.database.url.expose(),
+        &format!("sqlite://{place}/luthier.db?mode=rwc")
     );
+    assert_eq!(config.objects.url, format!("file://{place}/objects"));
+}
+
+#[test]
+fn where_hosts_share_something_a_missing_secret_is_an_error() {
+    let on_postgres = "[database]\nurl = \"postgres://db/luthier\"";
+    let worker_host =
+        "[objects]\nurl = \"s3://b\"\naccess_key_id = \"k\"\nsecret_access_key = \"s\"";
+    for file in [on_postgres, worker_host] {
+        let mut config = load(file, &[], &[]).unwrap();
+        config.ensure_secrets().unwrap();
+        let error = config.service_key().unwrap_err();
+        assert!(
+            matches!(
+                error,
+                ConfigError::Missing {
+                    key: "secrets.service_key",
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn the_compose_file_and_the_units_set_keys_that_exist() {
+    let deploy = example_path().parent().unwrap().to_owned();
+    let names: Vec<String> = Config::keys()
+        .into_iter()
+        .flat_map(|key| [env_name(&key.name), format!("{}_FILE", env_name(&key.name))])
+        .collect();
+    let mut n_found = 0;
+    for file in std::fs::read_dir(deploy).unwrap() {
+        let path = file.unwrap().path();
+        let Ok(text) = std::fs::read_to_string(&path) else {
+            continue;
+        };
+        if path.ends_with("config.example.toml") {
+            continue;
+        }
+        for word in text.split(|c: char| !c.is_ascii_uppercase() && c != '_') {
+            // A word that ends in an underscore is a prefix in prose.
+            if word.starts_with("LUTHIER_") && !word.ends_with('_') && !word.contains("_BUILD_") {
+                n_found += 1;
+                assert!(
+                    names.iter().any(|name| name == word),
+                    "{}: {word}",
+                    path.display()
+                );
+            }
+        }
+    }
+    assert!(n_found > 10, "{n_found} keys found");
 }
 
 #[test]

@@ -75,6 +75,7 @@ macro_rules! suite {
 suite! {
     what_is_put_comes_back
     a_put_replaces
+    keys_may_be_as_long_as_ours_are
     a_body_that_fails_leaves_nothing
     a_dropped_upload_leaves_nothing
     a_large_body_needs_little_memory
@@ -138,6 +139,18 @@ async fn a_put_replaces(objects: Objects) {
     for text in ["a first text", "another"] {
         objects.put_bytes("a", Bytes::from(text)).await.unwrap();
         assert_eq!(objects.get_bytes("a").await.unwrap(), text);
+    }
+}
+
+async fn keys_may_be_as_long_as_ours_are(objects: Objects) {
+    let id = "x".repeat(24);
+    let key = format!(
+        "projects/proj_{id}/jobs/ftjob-{id}/attempts/12/step-123456/adapter/adapter_model.safetensors"
+    );
+    for n in [1, 9 * MIB] {
+        objects.put(&key, body(n)).await.unwrap();
+        assert_eq!(objects.size(&key).await.unwrap(), Some(n as u64));
+        objects.delete(&key).await.unwrap();
     }
 }
 

@@ -1,5 +1,7 @@
 //! A real S3 server on a loopback port, over files in a directory of its own.
 
+mod files;
+
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -74,7 +76,7 @@ pub async fn run(
 
 fn serve(listener: TcpListener, root: &Path) -> anyhow::Result<tokio::task::JoinHandle<()>> {
     let files = FileSystem::new(root).map_err(|error| anyhow!("{}: {error:?}", root.display()))?;
-    let mut service = S3ServiceBuilder::new(files);
+    let mut service = S3ServiceBuilder::new(files::Files(files));
     service.set_auth(SimpleAuth::from_single(ACCESS_KEY_ID, SECRET_ACCESS_KEY));
     let service = service.build();
     Ok(tokio::spawn(async move {

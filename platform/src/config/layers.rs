@@ -10,8 +10,9 @@ use super::{
     SchedulerConfig, SecretsConfig, WorkerConfig,
 };
 
-/// Variables that start with these belong to the tests and the build, not to the configuration.
-const FOREIGN_ENV_PREFIXES: [&str; 2] = ["LUTHIER_TEST_", "LUTHIER_BUILD_"];
+/// Variables that start with these belong to the tests and the build, not to the configuration;
+/// `cargo run` passes on what a build script has set.
+const FOREIGN_ENV_PREFIXES: [&str; 3] = ["LUTHIER_TEST_", "LUTHIER_BUILD_", "LUTHIER_COMMIT"];
 
 /// One key of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]

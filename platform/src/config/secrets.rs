@@ -22,10 +22,10 @@ impl Config {
     }
 
     /// Fills secrets that are not set from `data_dir/secrets`, where they are made on first use
-    /// (mode 0600) when rows live on this machine. With PostgreSQL they stay unset: two hosts that
-    /// each made their own would not recognise each other.
+    /// (mode 0600), when rows and objects live on this machine. Elsewhere they stay unset: two
+    /// hosts that each made their own would not recognise each other.
     pub fn ensure_secrets(&mut self) -> Result<(), ConfigError> {
-        if !self.is_embedded() {
+        if !self.is_embedded() || !self.objects.url.starts_with("file:") {
             return Ok(());
         }
         let dir = self.data_dir.join("secrets");

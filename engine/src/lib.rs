@@ -6,6 +6,7 @@ mod buffer;
 mod checkpoint;
 pub mod config;
 pub mod generate;
+pub mod gguf;
 mod kv_cache;
 pub mod lora;
 mod model;

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use crate::batch::Example;
 use crate::buffer::OutOfMemory;
 use crate::checkpoint;
-use crate::lora::{Adapter, Layout, LoraConfig, PackedLora};
-use crate::model::{Batch, Decoder, Keep, Loras, Trained};
+use crate::lora::{Adapter, Layout, LoraConfig, PackedLora, names};
+use crate::model::{Batch, Decoder, Keep, Trained};
+use crate::nn::cross_entropy::RowLosses;
 use crate::optim::{AdamW, clip_factor, global_norm};
 use crate::pool::Pool;
 use crate::schedule::Schedule;
@@ -76,6 +77,14 @@ pub struct EvalReport {
     pub n_correct: u64,
 }
 
+impl EvalReport {
+    fn add(&mut self, losses: &RowLosses) {
+        self.loss_sum -= losses.logprobs.iter().map(|&x| f64::from(x)).sum::<f64>();
+        self.n_label_tokens += losses.logprobs.len() as u64;
+        self.n_correct += losses.n_correct;
+    }
+}
+
 /// Why a call did nothing. After any error the trainer is as it was.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
@@ -132,18 +141,11 @@ impl Trainer {
     /// One optimizer step over `batch`; the loss is the mean over its label tokens, however they are spread.
     /// Errors: `BadInput` for an example that cannot be run or a batch without labels; `OutOfMemory`; `NotFinite`.
     pub fn step(&mut self, batch: &[Example]) -> Result<StepReport, TrainError> {
-        self.check(batch)?;
-        let n_label_tokens: u64 = batch.iter().map(|example| example.n_labels() as u64).sum();
-        if n_label_tokens == 0 {
-            return Err(TrainError::BadInput("the batch has no label".to_owned()));
-        }
-        self.grads.fill(0.0);
-        let (mut loss_sum, mut n_correct) = (0.0f64, 0);
-        for micro in micro_batches(batch) {
-            let losses = self.accumulate(&micro, 1.0 / n_label_tokens as f32)?;
-            loss_sum -= losses.logprobs.iter().map(|&x| f64::from(x)).sum::<f64>();
-            n_correct += losses.n_correct;
-        }
+        let EvalReport {
+            loss_sum,
+            n_label_tokens,
+            n_correct,
+        } = self.sum_gradients(batch)?;
         let step = self.n_steps + 1;
         let loss = (loss_sum / n_label_tokens as f64) as f32;
         let grad_norm = global_norm(&self.grads);
@@ -174,10 +176,7 @@ impl Trainer {
         self.check(examples)?;
         let mut report = EvalReport::default();
         for micro in micro_batches(examples) {
-            let losses = self.score(&micro)?;
-            report.loss_sum -= losses.logprobs.iter().map(|&x| f64::from(x)).sum::<f64>();
-            report.n_label_tokens += losses.logprobs.len() as u64;
-            report.n_correct += losses.n_correct;
+            report.add(&self.score(&micro)?);
         }
         Ok(report)
     }
@@ -190,6 +189,43 @@ impl Trainer {
             Some(micro) => Ok(self.score(micro)?.logprobs),
             None => Ok(Vec::new()),
         }
+    }
+
+    /// The gradient of the mean loss over the labels of `batch`, by PEFT's tensor names; changes nothing. For proofs
+    /// against a reference.
+    /// Errors: as [`Self::step`].
+    pub fn gradients(&mut self, batch: &[Example]) -> Result<Vec<(String, Vec<f32>)>, TrainError> {
+        self.sum_gradients(batch)?;
+        let tensor = |name: String, range: Range<usize>| (name, self.grads[range].to_vec());
+        let slots = self.layout.slots().iter();
+        Ok(slots
+            .flat_map(|slot| {
+                let [a, b] = names(slot);
+                [tensor(a, slot.a.clone()), tensor(b, slot.b.clone())]
+            })
+            .collect())
+    }
+
+    /// The logits after each token, (T, V) row-major; changes nothing. For proofs against a reference.
+    /// Errors: `BadInput`, `OutOfMemory`.
+    pub fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>, TrainError> {
+        let (tokens, mask) = (tokens.to_vec(), vec![false; tokens.len()]);
+        self.check(&[Example {
+            tokens: tokens.clone(),
+            mask,
+        }])?;
+        let rows: Vec<usize> = (0..tokens.len()).collect();
+        let documents = std::iter::once(0..tokens.len()).collect();
+        let batch = Batch {
+            tokens,
+            documents,
+            ..Batch::default()
+        };
+        self.run(&batch)?;
+        Ok(self
+            .decoder
+            .logits_mut(&self.pool, &self.base, &rows)?
+            .to_vec())
     }
 
     /// Steps done so far.
@@ -224,11 +260,7 @@ impl Trainer {
         &self.base
     }
 
-    fn accumulate(
-        &mut self,
-        batch: &Batch,
-        scale: f32,
-    ) -> Result<crate::nn::cross_entropy::RowLosses, OutOfMemory> {
+    fn accumulate(&mut self, batch: &Batch, scale: f32) -> Result<RowLosses, OutOfMemory> {
         let (pool, base) = (&self.pool, &*self.base);
         let loras: [(Range<usize>, &PackedLora); 1] = [(0..batch.tokens.len(), &self.packed)];
         self.decoder.forward(pool, base, &loras, batch, Keep::All)?;
@@ -242,18 +274,32 @@ impl Trainer {
             .backward(pool, base, batch, scale, &mut trained)
     }
 
-    fn score(&mut self, batch: &Batch) -> Result<crate::nn::cross_entropy::RowLosses, OutOfMemory> {
-        let loras: [(Range<usize>, &PackedLora); 1] = [(0..batch.tokens.len(), &self.packed)];
-        let loras: &Loras<'_> = &loras;
+    /// Scores `batch` and leaves the gradient of its mean loss in `grads`.
+    fn sum_gradients(&mut self, batch: &[Example]) -> Result<EvalReport, TrainError> {
+        self.check(batch)?;
+        let n_label_tokens: u64 = batch.iter().map(|example| example.n_labels() as u64).sum();
+        if n_label_tokens == 0 {
+            return Err(TrainError::BadInput("the batch has no label".to_owned()));
+        }
+        self.grads.fill(0.0);
+        let mut report = EvalReport::default();
+        for micro in micro_batches(batch) {
+            report.add(&self.accumulate(&micro, 1.0 / n_label_tokens as f32)?);
+        }
+        Ok(report)
+    }
+
+    fn score(&mut self, batch: &Batch) -> Result<RowLosses, OutOfMemory> {
+        self.run(batch)?;
+        let (rows, labels) = (&batch.label_rows, &batch.labels);
         self.decoder
-            .forward(&self.pool, &self.base, loras, batch, Keep::Nothing)?;
-        self.decoder.losses_of(
-            &self.pool,
-            &self.base,
-            &batch.label_rows,
-            &batch.labels,
-            Keep::Nothing,
-        )
+            .losses_of(&self.pool, &self.base, rows, labels, Keep::Nothing)
+    }
+
+    fn run(&mut self, batch: &Batch) -> Result<(), OutOfMemory> {
+        let loras: [(Range<usize>, &PackedLora); 1] = [(0..batch.tokens.len(), &self.packed)];
+        self.decoder
+            .forward(&self.pool, &self.base, &loras, batch, Keep::Nothing)
     }
 
     fn update(&mut self, grad_norm: f32) -> f32 {

@@ -5,5 +5,4 @@ mod block;
 mod decoder;
 
 pub(crate) use backward::Trained;
-pub(crate) use block::Loras;
 pub(crate) use decoder::{Batch, Decoder, Keep};

@@ -125,7 +125,11 @@ impl Tiny {
             0.3
         };
         let offset = if name.contains("norm") { 1.0 } else { 0.0 };
-        (0..n).map(|_| offset + spread * numbers.next()).collect()
+        // Cut to bf16, so that storage in it loses nothing.
+        let cut = |x: f32| f32::from_bits(x.to_bits() & 0xffff_0000);
+        (0..n)
+            .map(|_| cut(offset + spread * numbers.next()))
+            .collect()
     }
 
     pub fn write(&self, dir: &Path) {

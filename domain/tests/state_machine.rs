@@ -95,7 +95,7 @@ fn event(job: &FineTuningJob, h: Happening, now: Timestamp) -> JobEvent {
         4 => claimed(None, now),
         5 => claimed(Some(h.n), now),
         6 => beat(attempt, &[step, step + 1], now),
-        7 => saved(attempt, step, (h.n % 2 == 0).then_some(1)),
+        7 => saved(attempt, step, h.n.is_multiple_of(2).then_some(1)),
         8 => JobEvent::Finalizing { attempt },
         9 => finished(attempt),
         10 => attempt_failed(attempt, FailureClass::User),

@@ -195,18 +195,18 @@ fn cancel_waits_for_the_worker_that_holds_the_job() {
         ("finalizing", vec![JobEvent::Finalizing { attempt: 1 }]),
         ("pausing", vec![JobEvent::PauseRequested]),
     ];
-    let answers: [(&str, fn() -> JobEvent, AttemptEnd); 3] = [
+    let answers: [(&str, JobEvent, AttemptEnd); 3] = [
         (
             "stopped",
-            || JobEvent::Stopped { attempt: 1 },
+            JobEvent::Stopped { attempt: 1 },
             AttemptEnd::Cancelled,
         ),
         (
             "failed",
-            || attempt_failed(1, FailureClass::Infra),
+            attempt_failed(1, FailureClass::Infra),
             AttemptEnd::Cancelled,
         ),
-        ("lost", || lease_expired(1), AttemptEnd::Lost),
+        ("lost", lease_expired(1), AttemptEnd::Lost),
     ];
     for (state, events) in before {
         for (answer, event, end) in &answers {
@@ -224,7 +224,7 @@ fn cancel_waits_for_the_worker_that_holds_the_job() {
                 .refuses(saved(1, 2, None), Reject::WrongState(JobState::Cancelling))
                 .refuses(finished(1), Reject::WrongState(JobState::Cancelling))
                 .later(LEASE_S + 5)
-                .then([event()]);
+                .then([event.clone()]);
             walk.ends(JobState::Cancelled, n, &["The job has been cancelled"]);
             let ended = Effect::EndAttempt {
                 number: 1,

@@ -12,6 +12,7 @@ use crate::entity::{api_key, organization, project};
 use crate::error::StoreError;
 use crate::projects;
 
+#[derive(Clone, Copy)]
 pub struct ApiKeys<'a>(&'a Store);
 
 impl<'a> ApiKeys<'a> {
@@ -19,7 +20,7 @@ impl<'a> ApiKeys<'a> {
         Self(store)
     }
 
-    pub async fn insert(&self, key: &ApiKey) -> Result<(), StoreError> {
+    pub async fn insert(self, key: &ApiKey) -> Result<(), StoreError> {
         let row = api_key::Model {
             id: key.id.to_string(),
             project_id: key.project_id.to_string(),
@@ -35,7 +36,7 @@ impl<'a> ApiKeys<'a> {
     }
 
     /// The key and what it opens. A revoked key and an archived project open nothing.
-    pub async fn find_by_hmac(&self, hmac: &str) -> Result<Option<(ApiKey, Project)>, StoreError> {
+    pub async fn find_by_hmac(self, hmac: &str) -> Result<Option<(ApiKey, Project)>, StoreError> {
         let select = api_key::Entity::find()
             .filter(api_key::Column::Hmac.eq(hmac))
             .filter(api_key::Column::RevokedAt.is_null())
@@ -56,7 +57,7 @@ impl<'a> ApiKeys<'a> {
     }
 
     /// Every key of the project, oldest first; revoked ones too.
-    pub async fn list(&self, project: &ProjectId) -> Result<Vec<ApiKey>, StoreError> {
+    pub async fn list(self, project: &ProjectId) -> Result<Vec<ApiKey>, StoreError> {
         let select = api_key::Entity::find()
             .filter(api_key::Column::ProjectId.eq(project.as_str()))
             .order_by_asc(api_key::Column::CreatedAt)
@@ -66,7 +67,7 @@ impl<'a> ApiKeys<'a> {
     }
 
     /// Notes the last use. The caller does so rarely: it is a write.
-    pub async fn touch(&self, id: &KeyId, now: Timestamp) -> Result<(), StoreError> {
+    pub async fn touch(self, id: &KeyId, now: Timestamp) -> Result<(), StoreError> {
         let update = api_key::Entity::update_many()
             .col_expr(api_key::Column::LastUsedAt, now.0.into())
             .filter(api_key::Column::Id.eq(id.as_str()));
@@ -75,7 +76,7 @@ impl<'a> ApiKeys<'a> {
 
     /// False: the project has no such key that still opens.
     pub async fn revoke(
-        &self,
+        self,
         project: &ProjectId,
         id: &KeyId,
         now: Timestamp,

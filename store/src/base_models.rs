@@ -10,6 +10,7 @@ use crate::convert::{from_json, int, json, text, unsigned};
 use crate::entity::base_model::{Column, Entity, Model};
 use crate::error::StoreError;
 
+#[derive(Clone, Copy)]
 pub struct BaseModels<'a>(&'a Store);
 
 impl<'a> BaseModels<'a> {
@@ -18,7 +19,7 @@ impl<'a> BaseModels<'a> {
     }
 
     /// Installs a model, or another version of it under the same name.
-    pub async fn upsert(&self, model: &BaseModel) -> Result<(), StoreError> {
+    pub async fn upsert(self, model: &BaseModel) -> Result<(), StoreError> {
         let row = Model {
             name: text("name", &model.name)?,
             sha256: model.sha256.clone(),
@@ -49,7 +50,7 @@ impl<'a> BaseModels<'a> {
     }
 
     /// Every model, by name.
-    pub async fn list(&self) -> Result<Vec<BaseModel>, StoreError> {
+    pub async fn list(self) -> Result<Vec<BaseModel>, StoreError> {
         let rows = self
             .0
             .all(Entity::find().order_by_asc(Column::Name))
@@ -57,7 +58,10 @@ impl<'a> BaseModels<'a> {
         rows.into_iter().map(to_domain).collect()
     }
 
-    pub async fn find(&self, name: &str) -> Result<Option<BaseModel>, StoreError> {
+    pub async fn find(self, name: &str) -> Result<Option<BaseModel>, StoreError> {
+        if name.contains('\0') {
+            return Ok(None);
+        }
         self.0
             .one(Entity::find_by_id(name))
             .await?

@@ -15,6 +15,7 @@ use crate::error::StoreError;
 /// How many of the newest are kept for a resume: one, and one in case its objects are damaged.
 const KEPT_FOR_RESUME: usize = 2;
 
+#[derive(Clone, Copy)]
 pub struct Checkpoints<'a>(&'a Store);
 
 impl<'a> Checkpoints<'a> {
@@ -25,7 +26,7 @@ impl<'a> Checkpoints<'a> {
     /// The checkpoints a client may see: those at the end of an epoch, the last three.
     /// Errors: `NotFound` when the project has no such job, `UnknownAfter`.
     pub async fn list_visible(
-        &self,
+        self,
         project: &ProjectId,
         job: &JobId,
         page: &PageRequest,
@@ -48,18 +49,18 @@ impl<'a> Checkpoints<'a> {
     }
 
     /// From where the job goes on.
-    pub async fn latest(&self, job: &JobId) -> Result<Option<Checkpoint>, StoreError> {
+    pub async fn latest(self, job: &JobId) -> Result<Option<Checkpoint>, StoreError> {
         let row = self.0.one(of(job).order_by_desc(Column::Step)).await?;
         row.map(to_domain).transpose()
     }
 
     /// Every checkpoint of the job, by step.
-    pub async fn all(&self, job: &JobId) -> Result<Vec<Checkpoint>, StoreError> {
+    pub async fn all(self, job: &JobId) -> Result<Vec<Checkpoint>, StoreError> {
         to_domains(self.0.all(of(job).order_by_asc(Column::Step)).await?)
     }
 
     /// Those neither a client sees nor a resume needs: delete the objects, then [`Checkpoints::remove`].
-    pub async fn superseded(&self, job: &JobId) -> Result<Vec<Checkpoint>, StoreError> {
+    pub async fn superseded(self, job: &JobId) -> Result<Vec<Checkpoint>, StoreError> {
         let all = self.all(job).await?;
         let newest_first = || all.iter().rev();
         let shown = newest_first()
@@ -78,7 +79,7 @@ impl<'a> Checkpoints<'a> {
     }
 
     /// Drops the row; safe to repeat.
-    pub async fn remove(&self, id: &CheckpointId) -> Result<(), StoreError> {
+    pub async fn remove(self, id: &CheckpointId) -> Result<(), StoreError> {
         let delete = Entity::delete_many().filter(Column::Id.eq(id.as_str()));
         self.0.delete(delete).await.map(|_| ())
     }

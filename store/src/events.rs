@@ -11,6 +11,7 @@ use crate::convert::{from_code, from_json, int, unsigned};
 use crate::entity::event::{Column, Entity, Model};
 use crate::error::StoreError;
 
+#[derive(Clone, Copy)]
 pub struct Events<'a>(&'a Store);
 
 impl<'a> Events<'a> {
@@ -20,7 +21,7 @@ impl<'a> Events<'a> {
 
     /// Errors: `NotFound` when the project has no such job, `UnknownAfter`.
     pub async fn list(
-        &self,
+        self,
         project: &ProjectId,
         job: &JobId,
         page: &PageRequest,
@@ -46,7 +47,7 @@ impl<'a> Events<'a> {
         Ok(Page::from_overfetch(events, page.limit))
     }
 
-    async fn seq_of(&self, job: &JobId, event: &str) -> Result<i64, StoreError> {
+    async fn seq_of(self, job: &JobId, event: &str) -> Result<i64, StoreError> {
         let select = Entity::find()
             .filter(Column::JobId.eq(job.as_str()))
             .filter(Column::Id.eq(event.replace('\0', "")));
@@ -59,7 +60,7 @@ impl<'a> Events<'a> {
     /// The events after `seq` (the first one has 1), oldest first.
     /// Errors: `NotFound` when the project has no such job.
     pub async fn list_after_seq(
-        &self,
+        self,
         project: &ProjectId,
         job: &JobId,
         seq: u64,

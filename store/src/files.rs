@@ -15,6 +15,7 @@ use crate::error::StoreError;
 use crate::idempotency::{self, IdempotencyEntry};
 use crate::page::{Cursor, paged};
 
+#[derive(Clone, Copy)]
 pub struct Files<'a>(&'a Store);
 
 impl<'a> Files<'a> {
@@ -25,7 +26,7 @@ impl<'a> Files<'a> {
     /// Stores a file whose object is complete, and with it which request made it.
     /// Errors: `Conflict` when that request, or the id, is already there.
     pub async fn insert(
-        &self,
+        self,
         file: &File,
         request: Option<&IdempotencyEntry>,
     ) -> Result<(), StoreError> {
@@ -43,14 +44,14 @@ impl<'a> Files<'a> {
         self.0.bounded(work).await
     }
 
-    pub async fn find(&self, project: &ProjectId, id: &FileId) -> Result<Option<File>, StoreError> {
+    pub async fn find(self, project: &ProjectId, id: &FileId) -> Result<Option<File>, StoreError> {
         let select = live(project).filter(file::Column::Id.eq(id.as_str()));
         self.0.one(select).await?.map(to_domain).transpose()
     }
 
     /// Errors: `UnknownAfter`. A cursor may name a file that was deleted meanwhile.
     pub async fn list(
-        &self,
+        self,
         project: &ProjectId,
         purpose: Option<Purpose>,
         page: &PageRequest,
@@ -75,11 +76,12 @@ impl<'a> Files<'a> {
         Ok(Page::from_overfetch(files, page.limit))
     }
 
-    async fn cursor(&self, project: &ProjectId, after: &str) -> Result<Cursor, StoreError> {
-        let select =
-            file::Entity::find_by_id(after).filter(file::Column::ProjectId.eq(project.as_str()));
-        let row = self.0.one(select).await?;
-        let row = row.ok_or_else(|| StoreError::UnknownAfter(after.to_owned()))?;
+    async fn cursor(self, project: &ProjectId, after: &str) -> Result<Cursor, StoreError> {
+        let unknown = || StoreError::UnknownAfter(after.to_owned());
+        let id = FileId::parse(after).map_err(|_| unknown())?;
+        let select = file::Entity::find_by_id(id.as_str())
+            .filter(file::Column::ProjectId.eq(project.as_str()));
+        let row = self.0.one(select).await?.ok_or_else(unknown)?;
         Ok(Cursor {
             created_at: row.created_at,
             id: row.id,
@@ -88,7 +90,7 @@ impl<'a> Files<'a> {
 
     /// Makes the file a tombstone and returns what it was. `None`: the project has no such file.
     pub async fn delete(
-        &self,
+        self,
         project: &ProjectId,
         id: &FileId,
         now: Timestamp,
@@ -112,7 +114,7 @@ impl<'a> Files<'a> {
     }
 
     /// For those who run a job: its files, deleted or not.
-    pub async fn find_for_job(&self, id: &FileId) -> Result<Option<File>, StoreError> {
+    pub async fn find_for_job(self, id: &FileId) -> Result<Option<File>, StoreError> {
         self.0
             .one(file::Entity::find_by_id(id.as_str()))
             .await?
@@ -121,7 +123,7 @@ impl<'a> Files<'a> {
     }
 
     /// Makes tombstones of the files whose time is over; how many.
-    pub async fn expire(&self, now: Timestamp) -> Result<u64, StoreError> {
+    pub async fn expire(self, now: Timestamp) -> Result<u64, StoreError> {
         let update = file::Entity::update_many()
             .col_expr(file::Column::DeletedAt, now.0.into())
             .filter(file::Column::DeletedAt.is_null())
@@ -130,7 +132,7 @@ impl<'a> Files<'a> {
     }
 
     /// Tombstones whose bytes nobody needs: delete the object, then [`Files::purge`] the row.
-    pub async fn deleted_unpinned(&self, limit: u64) -> Result<Vec<File>, StoreError> {
+    pub async fn deleted_unpinned(self, limit: u64) -> Result<Vec<File>, StoreError> {
         let select = file::Entity::find()
             .filter(is_unpinned_tombstone())
             .order_by_asc(file::Column::DeletedAt)
@@ -144,7 +146,7 @@ impl<'a> Files<'a> {
     }
 
     /// Drops the row of a tombstone that no live job pins. False: there is none.
-    pub async fn purge(&self, id: &FileId) -> Result<bool, StoreError> {
+    pub async fn purge(self, id: &FileId) -> Result<bool, StoreError> {
         let delete = file::Entity::delete_many()
             .filter(file::Column::Id.eq(id.as_str()))
             .filter(is_unpinned_tombstone());
@@ -152,7 +154,7 @@ impl<'a> Files<'a> {
     }
 
     /// The sum over the project's files.
-    pub async fn total_size_bytes(&self, project: &ProjectId) -> Result<u64, StoreError> {
+    pub async fn total_size_bytes(self, project: &ProjectId) -> Result<u64, StoreError> {
         // The sum of bigints is numeric on PostgreSQL.
         let sum = Expr::col(file::Column::SizeBytes).sum().cast_as("bigint");
         let select = live(project)

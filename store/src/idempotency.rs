@@ -31,6 +31,7 @@ pub struct Replay {
     pub object_id: String,
 }
 
+#[derive(Clone, Copy)]
 pub struct Idempotency<'a>(&'a Store);
 
 impl<'a> Idempotency<'a> {
@@ -40,7 +41,7 @@ impl<'a> Idempotency<'a> {
 
     /// What the request with this key made, unless that is forgotten by `now`.
     pub async fn find(
-        &self,
+        self,
         project: &ProjectId,
         endpoint: &str,
         key: &str,
@@ -57,7 +58,7 @@ impl<'a> Idempotency<'a> {
     /// What the same request by the same API key made last, not before `since`: for clients that repeat a request
     /// without saying so by a key.
     pub async fn find_retry(
-        &self,
+        self,
         project: &ProjectId,
         endpoint: &str,
         api_key: &KeyId,
@@ -76,7 +77,7 @@ impl<'a> Idempotency<'a> {
     }
 
     /// Forgets what is over; how many.
-    pub async fn purge(&self, now: Timestamp) -> Result<u64, StoreError> {
+    pub async fn purge(self, now: Timestamp) -> Result<u64, StoreError> {
         self.0
             .delete(Entity::delete_many().filter(Column::ExpiresAt.lte(now.0)))
             .await

@@ -49,6 +49,7 @@ pub struct Transition {
     pub at: Timestamp,
 }
 
+#[derive(Clone, Copy)]
 pub struct Jobs<'a>(&'a Store);
 
 impl<'a> Jobs<'a> {
@@ -57,7 +58,7 @@ impl<'a> Jobs<'a> {
     }
 
     pub async fn find(
-        &self,
+        self,
         project: &ProjectId,
         id: &JobId,
     ) -> Result<Option<FineTuningJob>, StoreError> {
@@ -66,7 +67,7 @@ impl<'a> Jobs<'a> {
     }
 
     /// For the scheduler, which serves every project.
-    pub async fn get_internal(&self, id: &JobId) -> Result<Option<FineTuningJob>, StoreError> {
+    pub async fn get_internal(self, id: &JobId) -> Result<Option<FineTuningJob>, StoreError> {
         self.0
             .one(Entity::find_by_id(id.as_str()))
             .await?
@@ -76,7 +77,7 @@ impl<'a> Jobs<'a> {
 
     /// Errors: `UnknownAfter`.
     pub async fn list(
-        &self,
+        self,
         project: &ProjectId,
         metadata: &MetadataFilter,
         page: &PageRequest,
@@ -97,7 +98,7 @@ impl<'a> Jobs<'a> {
         Ok(Page::from_overfetch(jobs, page.limit))
     }
 
-    async fn cursor(&self, project: &ProjectId, after: &str) -> Result<Cursor, StoreError> {
+    async fn cursor(self, project: &ProjectId, after: &str) -> Result<Cursor, StoreError> {
         let unknown = || StoreError::UnknownAfter(after.to_owned());
         let id = JobId::parse(after).map_err(|_| unknown())?;
         let row = self
@@ -113,7 +114,7 @@ impl<'a> Jobs<'a> {
 
     /// Errors: `NotFound` when the project has no such job.
     pub(crate) async fn check_owner(
-        &self,
+        self,
         project: &ProjectId,
         id: &JobId,
     ) -> Result<(), StoreError> {
@@ -129,14 +130,14 @@ impl<'a> Jobs<'a> {
     }
 
     /// The project's jobs that are not over.
-    pub async fn n_active(&self, project: &ProjectId) -> Result<u64, StoreError> {
+    pub async fn n_active(self, project: &ProjectId) -> Result<u64, StoreError> {
         self.0
             .count(of(project).filter(Column::State.is_not_in(terminal())))
             .await
     }
 
     /// Every run of the job, in order.
-    pub async fn attempts(&self, id: &JobId) -> Result<Vec<Attempt>, StoreError> {
+    pub async fn attempts(self, id: &JobId) -> Result<Vec<Attempt>, StoreError> {
         let select = attempt::Entity::find()
             .filter(attempt::Column::JobId.eq(id.as_str()))
             .order_by_asc(attempt::Column::Number);
@@ -162,7 +163,7 @@ impl<'a> Jobs<'a> {
     }
 
     /// The job's history, in order.
-    pub async fn transitions(&self, id: &JobId) -> Result<Vec<Transition>, StoreError> {
+    pub async fn transitions(self, id: &JobId) -> Result<Vec<Transition>, StoreError> {
         let select = job_transition::Entity::find()
             .filter(job_transition::Column::JobId.eq(id.as_str()))
             .order_by_asc(job_transition::Column::Version);

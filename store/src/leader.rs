@@ -9,6 +9,7 @@ use crate::convert::unsigned;
 use crate::entity::leader::{Column, Entity, Model};
 use crate::error::StoreError;
 
+#[derive(Clone, Copy)]
 pub struct Leader<'a>(&'a Store);
 
 impl<'a> Leader<'a> {
@@ -18,7 +19,7 @@ impl<'a> Leader<'a> {
 
     /// The term when `holder` leads until `now + ttl_s`; `None` when another one does. Renewing keeps the term.
     pub async fn try_acquire(
-        &self,
+        self,
         name: &str,
         holder: &str,
         ttl_s: i64,
@@ -65,7 +66,7 @@ impl<'a> Leader<'a> {
     }
 
     /// The holder stops; others may lead at once.
-    pub async fn release(&self, name: &str, holder: &str) -> Result<(), StoreError> {
+    pub async fn release(self, name: &str, holder: &str) -> Result<(), StoreError> {
         let update = Entity::update_many()
             .col_expr(Column::Until, i64::MIN.into())
             .filter(

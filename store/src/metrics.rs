@@ -9,6 +9,7 @@ use crate::convert::{Measurements, int};
 use crate::entity::metric::{Column, Entity, Model};
 use crate::error::StoreError;
 
+#[derive(Clone, Copy)]
 pub struct Metrics<'a>(&'a Store);
 
 impl<'a> Metrics<'a> {
@@ -17,7 +18,7 @@ impl<'a> Metrics<'a> {
     }
 
     /// Every step's measurements, by step.
-    pub async fn list(&self, job: &JobId) -> Result<Vec<StepMetrics>, StoreError> {
+    pub async fn list(self, job: &JobId) -> Result<Vec<StepMetrics>, StoreError> {
         let select = Entity::find()
             .filter(Column::JobId.eq(job.as_str()))
             .order_by_asc(Column::Step);

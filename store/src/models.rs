@@ -10,6 +10,7 @@ use crate::convert::{int, text, unsigned};
 use crate::entity::model::{Column, Entity, Model};
 use crate::error::StoreError;
 
+#[derive(Clone, Copy)]
 pub struct Models<'a>(&'a Store);
 
 impl<'a> Models<'a> {
@@ -18,7 +19,7 @@ impl<'a> Models<'a> {
     }
 
     /// Every model of the project, oldest first.
-    pub async fn list(&self, project: &ProjectId) -> Result<Vec<TunedModel>, StoreError> {
+    pub async fn list(self, project: &ProjectId) -> Result<Vec<TunedModel>, StoreError> {
         let select = live(project)
             .order_by_asc(Column::CreatedAt)
             .order_by_asc(Column::Name);
@@ -31,7 +32,7 @@ impl<'a> Models<'a> {
     }
 
     pub async fn find(
-        &self,
+        self,
         project: &ProjectId,
         name: &str,
     ) -> Result<Option<TunedModel>, StoreError> {
@@ -47,7 +48,7 @@ impl<'a> Models<'a> {
 
     /// False: the project has no such model. The name is never used again.
     pub async fn delete(
-        &self,
+        self,
         project: &ProjectId,
         name: &str,
         now: Timestamp,

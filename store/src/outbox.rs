@@ -18,6 +18,7 @@ pub struct OutboxMessage {
     pub body: serde_json::Value,
 }
 
+#[derive(Clone, Copy)]
 pub struct Outbox<'a>(&'a Store);
 
 impl<'a> Outbox<'a> {
@@ -27,7 +28,7 @@ impl<'a> Outbox<'a> {
 
     /// Takes up to `limit` unsent messages, oldest first. Until `claimed_until` no other relay is given them.
     pub async fn claim_unsent(
-        &self,
+        self,
         now: Timestamp,
         limit: u64,
         claimed_until: Timestamp,
@@ -68,7 +69,7 @@ impl<'a> Outbox<'a> {
     }
 
     /// The broker has these.
-    pub async fn mark_sent(&self, ids: &[i64], now: Timestamp) -> Result<(), StoreError> {
+    pub async fn mark_sent(self, ids: &[i64], now: Timestamp) -> Result<(), StoreError> {
         let update = Entity::update_many()
             .col_expr(Column::SentAt, now.0.into())
             .filter(Column::Id.is_in(ids.iter().copied()));
@@ -76,7 +77,7 @@ impl<'a> Outbox<'a> {
     }
 
     /// These could not be published: they may be taken again at once.
-    pub async fn release(&self, ids: &[i64]) -> Result<(), StoreError> {
+    pub async fn release(self, ids: &[i64]) -> Result<(), StoreError> {
         let update = Entity::update_many()
             .col_expr(Column::ClaimedUntil, Expr::val(Value::BigInt(None)))
             .filter(Column::Id.is_in(ids.iter().copied()))
@@ -85,14 +86,14 @@ impl<'a> Outbox<'a> {
     }
 
     /// How many wait.
-    pub async fn n_unsent(&self) -> Result<u64, StoreError> {
+    pub async fn n_unsent(self) -> Result<u64, StoreError> {
         self.0
             .count(Entity::find().filter(Column::SentAt.is_null()))
             .await
     }
 
     /// Drops what was sent before; how many.
-    pub async fn purge_sent(&self, before: Timestamp) -> Result<u64, StoreError> {
+    pub async fn purge_sent(self, before: Timestamp) -> Result<u64, StoreError> {
         self.0
             .delete(Entity::delete_many().filter(Column::SentAt.lt(before.0)))
             .await

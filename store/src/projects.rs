@@ -16,6 +16,7 @@ const DEFAULT_ORGANIZATION: (&str, &str) = ("default", "luthier");
 /// The project every installation starts with.
 const DEFAULT_PROJECT: &str = "default";
 
+#[derive(Clone, Copy)]
 pub struct Projects<'a>(&'a Store);
 
 impl<'a> Projects<'a> {
@@ -26,7 +27,7 @@ impl<'a> Projects<'a> {
     /// The project every installation starts with, made on the first call. `entropy`: for the ids of an
     /// organisation and a project.
     pub async fn ensure_default(
-        &self,
+        self,
         entropy: [Entropy; 2],
         now: Timestamp,
     ) -> Result<Project, StoreError> {
@@ -75,17 +76,17 @@ impl<'a> Projects<'a> {
             .ok_or(StoreError::NotFound)
     }
 
-    pub async fn find_by_name(&self, name: &str) -> Result<Option<Project>, StoreError> {
+    pub async fn find_by_name(self, name: &str) -> Result<Option<Project>, StoreError> {
         let select = project::Entity::find().filter(project::Column::Name.eq(name));
         self.one(select).await
     }
 
-    pub async fn find(&self, id: &ProjectId) -> Result<Option<Project>, StoreError> {
+    pub async fn find(self, id: &ProjectId) -> Result<Option<Project>, StoreError> {
         self.one(project::Entity::find_by_id(id.as_str())).await
     }
 
     /// Every project, by name.
-    pub async fn list(&self) -> Result<Vec<Project>, StoreError> {
+    pub async fn list(self) -> Result<Vec<Project>, StoreError> {
         let select = project::Entity::find()
             .find_also_related(organization::Entity)
             .order_by_asc(project::Column::Name);
@@ -99,7 +100,7 @@ impl<'a> Projects<'a> {
     }
 
     /// Errors: `Conflict` when the name is taken or the organisation does not exist.
-    pub async fn insert(&self, project: &Project) -> Result<(), StoreError> {
+    pub async fn insert(self, project: &Project) -> Result<(), StoreError> {
         let row = project::Model {
             id: project.id.to_string(),
             organization_id: project.organization_id.to_string(),
@@ -112,7 +113,7 @@ impl<'a> Projects<'a> {
     }
 
     /// Errors: `Conflict` when the slug is taken.
-    pub async fn insert_organization(&self, organization: &Organization) -> Result<(), StoreError> {
+    pub async fn insert_organization(self, organization: &Organization) -> Result<(), StoreError> {
         let row = organization::Model {
             id: organization.id.to_string(),
             name: text("name", &organization.name)?,
@@ -124,7 +125,7 @@ impl<'a> Projects<'a> {
     }
 
     async fn one(
-        &self,
+        self,
         select: sea_orm::Select<project::Entity>,
     ) -> Result<Option<Project>, StoreError> {
         let select = select.find_also_related(organization::Entity);

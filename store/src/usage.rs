@@ -11,6 +11,7 @@ use crate::error::StoreError;
 
 pub(crate) const TRAINED_TOKENS: &str = "trained_tokens";
 
+#[derive(Clone, Copy)]
 pub struct Usage<'a>(&'a Store);
 
 impl<'a> Usage<'a> {
@@ -20,7 +21,7 @@ impl<'a> Usage<'a> {
 
     /// Of one job; `None` before it succeeded.
     pub async fn trained_tokens(
-        &self,
+        self,
         project: &ProjectId,
         job: &JobId,
     ) -> Result<Option<u64>, StoreError> {
@@ -33,7 +34,7 @@ impl<'a> Usage<'a> {
     }
 
     /// Of all jobs of the project.
-    pub async fn total_trained_tokens(&self, project: &ProjectId) -> Result<u64, StoreError> {
+    pub async fn total_trained_tokens(self, project: &ProjectId) -> Result<u64, StoreError> {
         // The sum of bigints is numeric on PostgreSQL.
         let sum = Expr::col(Column::Quantity).sum().cast_as("bigint");
         let select = of(project)

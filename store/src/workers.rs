@@ -11,6 +11,7 @@ use crate::convert::{from_json, json};
 use crate::entity::worker::{Column, Entity, Model};
 use crate::error::StoreError;
 
+#[derive(Clone, Copy)]
 pub struct Workers<'a>(&'a Store);
 
 impl<'a> Workers<'a> {
@@ -19,7 +20,7 @@ impl<'a> Workers<'a> {
     }
 
     /// The worker lives and is in this state.
-    pub async fn upsert(&self, status: &WorkerStatus, now: Timestamp) -> Result<(), StoreError> {
+    pub async fn upsert(self, status: &WorkerStatus, now: Timestamp) -> Result<(), StoreError> {
         let row = Model {
             id: status.worker_id.to_string(),
             status: json(status),
@@ -34,7 +35,7 @@ impl<'a> Workers<'a> {
     }
 
     /// Those seen at `since` or later, by id.
-    pub async fn alive(&self, since: Timestamp) -> Result<Vec<Worker>, StoreError> {
+    pub async fn alive(self, since: Timestamp) -> Result<Vec<Worker>, StoreError> {
         let select = Entity::find()
             .filter(Column::SeenAt.gte(since.0))
             .order_by_asc(Column::Id);
@@ -51,13 +52,13 @@ impl<'a> Workers<'a> {
     }
 
     /// The worker said goodbye; safe to repeat.
-    pub async fn remove(&self, id: &WorkerId) -> Result<(), StoreError> {
+    pub async fn remove(self, id: &WorkerId) -> Result<(), StoreError> {
         let delete = Entity::delete_many().filter(Column::Id.eq(id.as_str()));
         self.0.delete(delete).await.map(|_| ())
     }
 
     /// Drops those not seen since `before`; how many.
-    pub async fn remove_older(&self, before: Timestamp) -> Result<u64, StoreError> {
+    pub async fn remove_older(self, before: Timestamp) -> Result<u64, StoreError> {
         self.0
             .delete(Entity::delete_many().filter(Column::SeenAt.lt(before.0)))
             .await

@@ -18,7 +18,7 @@ const TRIES: u32 = 5;
 impl Jobs<'_> {
     /// Applies an event to a job, whosever it is: for the scheduler.
     pub async fn apply(
-        &self,
+        self,
         id: &JobId,
         event: JobEvent,
         now: Timestamp,
@@ -28,7 +28,7 @@ impl Jobs<'_> {
 
     /// Applies an event to a job of this project: for the API.
     pub async fn apply_in_project(
-        &self,
+        self,
         project: &ProjectId,
         id: &JobId,
         event: JobEvent,
@@ -38,7 +38,7 @@ impl Jobs<'_> {
     }
 
     async fn apply_scoped(
-        &self,
+        self,
         project: Option<&ProjectId>,
         id: &JobId,
         event: JobEvent,
@@ -58,7 +58,7 @@ impl Jobs<'_> {
 
     /// `None`: another writer was faster.
     async fn try_apply(
-        &self,
+        self,
         project: Option<&ProjectId>,
         id: &JobId,
         event: JobEvent,
@@ -111,4 +111,102 @@ async fn write(
         .exec(tx)
         .await?;
     Ok(done.rows_affected == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::hyperparameters::Hyperparameters;
+    use domain::id::{FileId, JobId, OrganizationId, ProjectId};
+    use domain::job::JobSpec;
+    use domain::method::Method;
+    use domain::project::Project;
+
+    use super::*;
+    use crate::{InsertLimits, Store, StoreConfig};
+
+    async fn stored_job(store: &Store) -> FineTuningJob {
+        let now = Timestamp(1);
+        let default = store.projects().ensure_default([[1; 24], [2; 24]], now);
+        let Project {
+            id: project_id,
+            organization_id,
+            ..
+        } = default.await.unwrap();
+        let file = domain::file::File {
+            id: FileId::mint([3; 24]),
+            project_id: project_id.clone(),
+            filename: "a.jsonl".into(),
+            purpose: domain::file::Purpose::FineTune,
+            size_bytes: 1,
+            sha256: "aa".into(),
+            object_key: "k".into(),
+            created_at: now,
+            expires_at: None,
+        };
+        store.files().insert(&file, None).await.unwrap();
+        let (job, events) = new_job(project_id, organization_id, file.id, now);
+        store
+            .jobs()
+            .insert(&job, events, &InsertLimits::default(), None)
+            .await
+            .unwrap();
+        job
+    }
+
+    fn new_job(
+        project: ProjectId,
+        organization: OrganizationId,
+        training_file: FileId,
+        now: Timestamp,
+    ) -> (FineTuningJob, Vec<domain::event::NewEvent>) {
+        let spec = JobSpec {
+            model: "tiny".into(),
+            training_file,
+            validation_file: None,
+            suffix: None,
+            seed: 1,
+            method: Method::Supervised {
+                hyperparameters: Hyperparameters::default(),
+            },
+            metadata: None,
+        };
+        let id = JobId::mint([4; 24]);
+        FineTuningJob::create(
+            id,
+            project,
+            organization,
+            "luthier".into(),
+            spec,
+            "n".into(),
+            now,
+        )
+    }
+
+    /// The lock makes this race impossible from outside, so the guard is tried by itself.
+    #[tokio::test]
+    async fn a_decision_about_a_job_that_is_no_more_is_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}/test.db", folder.path().display());
+        let store = Store::connect(&StoreConfig::new(url)).await.unwrap();
+        store.migrate().await.unwrap();
+        let read = stored_job(&store).await;
+        let decided_too_late = read
+            .apply(JobEvent::CancelRequested, Timestamp(2))
+            .unwrap()
+            .0;
+        let meanwhile = store
+            .jobs()
+            .apply(&read.id, JobEvent::CancelRequested, Timestamp(3));
+        let meanwhile = meanwhile.await.unwrap();
+
+        let tx = store.begin().await.unwrap();
+        let row = row::from_domain(&decided_too_late, 3).unwrap();
+        assert!(!write(&tx, &read, row.clone()).await.unwrap());
+        assert!(write(&tx, &meanwhile, row).await.unwrap());
+        tx.rollback().await.unwrap();
+        assert_eq!(
+            store.jobs().get_internal(&read.id).await.unwrap(),
+            Some(meanwhile)
+        );
+    }
 }

@@ -27,7 +27,7 @@ impl Jobs<'_> {
     /// Errors: `NotFound` when a file is not (or no longer) the project's, `JobLimit`, `Conflict` when the request's
     /// idempotency key made a job already.
     pub async fn insert(
-        &self,
+        self,
         job: &FineTuningJob,
         events: Vec<NewEvent>,
         limits: &InsertLimits,

@@ -14,7 +14,7 @@ use crate::error::StoreError;
 
 impl Jobs<'_> {
     /// Jobs whose files are still to be judged, oldest first.
-    pub async fn validating(&self, limit: u64) -> Result<Vec<FineTuningJob>, StoreError> {
+    pub async fn validating(self, limit: u64) -> Result<Vec<FineTuningJob>, StoreError> {
         let select = in_state(JobState::Validating)
             .order_by_asc(Column::CreatedAt)
             .order_by_asc(Column::Id);
@@ -24,7 +24,7 @@ impl Jobs<'_> {
     /// The next jobs to offer or to hand out: each project's turn comes after as many of its jobs as it has under
     /// way or before in the queue; among equals the oldest. `base_models`: only jobs on one of these.
     pub async fn queued_fair(
-        &self,
+        self,
         now: Timestamp,
         base_models: Option<&[String]>,
         limit: u64,
@@ -49,7 +49,7 @@ impl Jobs<'_> {
 
     /// Jobs offered before `t` and still unclaimed, oldest offer first.
     pub async fn offers_older_than(
-        &self,
+        self,
         t: Timestamp,
         limit: u64,
     ) -> Result<Vec<FineTuningJob>, StoreError> {
@@ -61,7 +61,7 @@ impl Jobs<'_> {
 
     /// Jobs whose worker has not been heard of in time, longest silence first.
     pub async fn leases_expired(
-        &self,
+        self,
         now: Timestamp,
         limit: u64,
     ) -> Result<Vec<FineTuningJob>, StoreError> {
@@ -73,7 +73,7 @@ impl Jobs<'_> {
     }
 
     /// After the database was away nobody could beat: no lease may end before `until`. How many were lengthened.
-    pub async fn extend_leases(&self, until: Timestamp) -> Result<u64, StoreError> {
+    pub async fn extend_leases(self, until: Timestamp) -> Result<u64, StoreError> {
         let update = Entity::update_many()
             .col_expr(Column::LeaseUntil, until.0.into())
             .col_expr(Column::Version, Expr::col(Column::Version).add(1))
@@ -83,7 +83,7 @@ impl Jobs<'_> {
     }
 
     /// How many jobs stand where, over all projects; states without jobs are left out.
-    pub async fn count_by_state(&self) -> Result<Vec<(JobState, u64)>, StoreError> {
+    pub async fn count_by_state(self) -> Result<Vec<(JobState, u64)>, StoreError> {
         let select = Entity::find()
             .select_only()
             .column(Column::State)
@@ -99,7 +99,7 @@ impl Jobs<'_> {
             .collect()
     }
 
-    async fn jobs(&self, select: Select<Entity>) -> Result<Vec<FineTuningJob>, StoreError> {
+    async fn jobs(self, select: Select<Entity>) -> Result<Vec<FineTuningJob>, StoreError> {
         self.0
             .all(select)
             .await?

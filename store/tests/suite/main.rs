@@ -1,0 +1,16 @@
+//! The store on SQLite and PostgreSQL: one suite for both.
+
+mod harness;
+mod sample;
+
+mod apply;
+mod connect;
+mod files;
+mod idempotency;
+mod jobs;
+mod outbox;
+mod pages;
+mod pick;
+mod shared;
+mod tenancy;
+mod tenants;

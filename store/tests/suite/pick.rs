@@ -1,0 +1,190 @@
+//! What the scheduler is given to do.
+
+use domain::id::JobId;
+use domain::job::{FineTuningJob, JobState};
+use domain::job_event::JobEvent;
+use domain::project::Project;
+use store::Store;
+
+use crate::harness::{Db, on_both};
+use crate::sample::{self, at};
+
+on_both!(
+    no_project_waits_behind_another_s_crowd,
+    what_is_under_way_counts_against_a_project,
+    only_jobs_that_may_and_can_run_are_picked,
+    offers_that_nobody_took_are_found,
+    leases_that_ran_out_are_found,
+    after_an_outage_no_lease_ends_at_once,
+);
+
+fn ids(jobs: &[FineTuningJob]) -> Vec<JobId> {
+    jobs.iter().map(|job| job.id.clone()).collect()
+}
+
+async fn queue(store: &Store, project: &Project, seconds: &[i64]) -> Vec<JobId> {
+    let mut ids = Vec::new();
+    for s in seconds {
+        ids.push(sample::queued_job(store, project, at(*s)).await.id);
+    }
+    ids
+}
+
+async fn no_project_waits_behind_another_s_crowd(db: Db) {
+    let store = &db.store;
+    let (a, b) = (sample::project(store).await, sample::project(store).await);
+    let of_a = queue(store, &a, &[1, 2, 3]).await;
+    let of_b = queue(store, &b, &[4, 5]).await;
+    let picked = store.jobs().queued_fair(at(10), None, 10).await.unwrap();
+    let fair = [&of_a[0], &of_b[0], &of_a[1], &of_b[1], &of_a[2]].map(Clone::clone);
+    assert_eq!(ids(&picked), fair);
+    let picked = store.jobs().queued_fair(at(10), None, 2).await.unwrap();
+    assert_eq!(ids(&picked), fair[..2]);
+}
+
+async fn what_is_under_way_counts_against_a_project(db: Db) {
+    let store = &db.store;
+    let (a, b) = (sample::project(store).await, sample::project(store).await);
+    sample::running_job(store, &a, at(0)).await;
+    let dispatched = sample::queued_job(store, &a, at(0)).await;
+    store
+        .jobs()
+        .apply(&dispatched.id, sample::offered(), at(0))
+        .await
+        .unwrap();
+    sample::succeeded_job(store, &b, at(0)).await;
+    let of_a = queue(store, &a, &[1]).await;
+    let of_b = queue(store, &b, &[2, 3, 4]).await;
+    let picked = store.jobs().queued_fair(at(10), None, 10).await.unwrap();
+    // a's job is its third at once, and older than b's third.
+    let fair = [&of_b[0], &of_b[1], &of_a[0], &of_b[2]].map(Clone::clone);
+    assert_eq!(ids(&picked), fair);
+}
+
+async fn only_jobs_that_may_and_can_run_are_picked(db: Db) {
+    let store = &db.store;
+    let project = sample::project(store).await;
+    let here = sample::queued_job(store, &project, at(1)).await;
+    let elsewhere = sample::job_on(store, &project, "other-base", at(2)).await;
+    store
+        .jobs()
+        .apply(&elsewhere.id, sample::validated(), at(2))
+        .await
+        .unwrap();
+    sample::job(store, &project, at(0)).await;
+    let waiting = sample::running_job(store, &project, at(3)).await;
+    for attempt in 1..=2 {
+        let lost = JobEvent::LeaseExpired {
+            attempt,
+            retry_backoff_max_s: 15,
+        };
+        let lost = store
+            .jobs()
+            .apply(&waiting.id, lost, at(100))
+            .await
+            .unwrap();
+        if attempt == 1 {
+            let claim = sample::claimed(at(90));
+            store
+                .jobs()
+                .apply(&waiting.id, claim, at(60))
+                .await
+                .unwrap();
+        } else {
+            assert_eq!(lost.progress().not_before, Some(at(105)));
+        }
+    }
+    let pick = |now: i64, bases: Option<Vec<String>>| async move {
+        let picked = store
+            .jobs()
+            .queued_fair(at(now), bases.as_deref(), 10)
+            .await
+            .unwrap();
+        ids(&picked)
+    };
+    let both = || Some(vec!["other-base".to_owned(), sample::BASE.to_owned()]);
+    assert_eq!(
+        pick(104, None).await,
+        [here.id.clone(), elsewhere.id.clone()]
+    );
+    let all = [here.id.clone(), elsewhere.id.clone(), waiting.id.clone()];
+    assert_eq!(pick(105, None).await, all);
+    assert_eq!(pick(105, both()).await, all);
+    assert_eq!(
+        pick(105, Some(vec!["other-base".into()])).await,
+        [elsewhere.id]
+    );
+    assert_eq!(pick(105, Some(vec!["no'such".into()])).await, []);
+    assert_eq!(pick(105, Some(vec![])).await, []);
+}
+
+async fn offers_that_nobody_took_are_found(db: Db) {
+    let store = &db.store;
+    let project = sample::project(store).await;
+    let job = sample::queued_job(store, &project, at(0)).await;
+    store
+        .jobs()
+        .apply(&job.id, sample::offered(), at(10))
+        .await
+        .unwrap();
+    assert_eq!(store.jobs().offers_older_than(at(10), 9).await.unwrap(), []);
+    let found = store.jobs().offers_older_than(at(11), 9).await.unwrap();
+    assert_eq!(ids(&found), std::slice::from_ref(&job.id));
+    store
+        .jobs()
+        .apply(&job.id, sample::claimed(at(60)), at(12))
+        .await
+        .unwrap();
+    assert_eq!(store.jobs().offers_older_than(at(99), 9).await.unwrap(), []);
+}
+
+async fn leases_that_ran_out_are_found(db: Db) {
+    let store = &db.store;
+    let project = sample::project(store).await;
+    let job = sample::running_job(store, &project, at(0)).await;
+    sample::succeeded_job(store, &project, at(0)).await;
+    assert_eq!(store.jobs().leases_expired(at(30), 9).await.unwrap(), []);
+    assert_eq!(
+        ids(&store.jobs().leases_expired(at(31), 9).await.unwrap()),
+        std::slice::from_ref(&job.id)
+    );
+    store
+        .jobs()
+        .apply(&job.id, sample::beat(&job, at(90), &[]), at(31))
+        .await
+        .unwrap();
+    assert_eq!(store.jobs().leases_expired(at(90), 9).await.unwrap(), []);
+}
+
+async fn after_an_outage_no_lease_ends_at_once(db: Db) {
+    let store = &db.store;
+    let project = sample::project(store).await;
+    let short = sample::running_job(store, &project, at(0)).await;
+    let long = sample::running_job(store, &project, at(0)).await;
+    let long = store
+        .jobs()
+        .apply(&long.id, sample::beat(&long, at(500), &[]), at(1))
+        .await
+        .unwrap();
+    assert_eq!(store.jobs().extend_leases(at(130)).await.unwrap(), 1);
+    assert_eq!(store.jobs().leases_expired(at(130), 9).await.unwrap(), []);
+    assert_eq!(
+        store.jobs().get_internal(&long.id).await.unwrap(),
+        Some(long)
+    );
+    let lengthened = store.jobs().get_internal(&short.id).await.unwrap().unwrap();
+    assert_eq!(lengthened.progress().lease_until, Some(at(130)));
+    assert_eq!(lengthened.progress().version, short.progress().version + 1);
+    // The job goes on from there.
+    let lost = JobEvent::LeaseExpired {
+        attempt: 1,
+        retry_backoff_max_s: 15,
+    };
+    store
+        .jobs()
+        .apply(&short.id, lost.clone(), at(130))
+        .await
+        .unwrap_err();
+    let lost = store.jobs().apply(&short.id, lost, at(131)).await.unwrap();
+    assert_eq!(lost.state(), JobState::Queued);
+}

@@ -1,0 +1,217 @@
+//! A model's reading and writing side: the folder's tokenizer and chat template as one thing. Prompts and training
+//! examples go through the same rendering, so what is trained is what is served.
+
+mod folder;
+mod rendering;
+
+use std::path::Path;
+
+use chrono::NaiveDateTime;
+use domain::generation::{ChatMessage, Role};
+use serde_json::Value;
+
+use crate::chat_template::{ChatTemplate, TemplateError};
+use crate::decode::DecodeStream;
+use crate::formats::{ChatExample, TrainingExample};
+use crate::mask::label_turn;
+use crate::tokenizer::{Tokenizer, TokenizerError};
+
+pub use self::folder::LoadError;
+use self::rendering::Rendering;
+
+#[derive(Debug, thiserror::Error)]
+pub enum RenderError {
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    #[error(
+        "the chat template does not show where message {0} begins and ends, so it cannot be trained on"
+    )]
+    Unmaskable(usize),
+    #[error("nothing is left to train on after cutting the example at {0} tokens")]
+    NothingLeft(usize),
+    #[error("rows in the {0} format have no conversation to render")]
+    WrongFormat(&'static str),
+}
+
+/// Token ids and which of them are labels. Invariant: both are equally long and not longer than the context.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenizedExample {
+    pub tokens: Vec<u32>,
+    /// `mask[i]`: token `i` is learned.
+    pub mask: Vec<bool>,
+    /// The example was longer than the context and its end was cut off.
+    pub is_truncated: bool,
+}
+
+/// What a model reads and how it is written.
+pub struct ChatModel {
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    /// For conversations with tools, where the model has one of its own.
+    tool_template: Option<ChatTemplate>,
+    stop_token_ids: Vec<u32>,
+    context_length: usize,
+}
+
+impl ChatModel {
+    /// Reads a Hugging Face folder: `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`, `config.json`,
+    /// `generation_config.json`. Errors: a missing or broken file, and a template that cannot render a conversation of
+    /// one question and one answer.
+    pub fn load(dir: &Path) -> Result<Self, LoadError> {
+        folder::load(dir, None)
+    }
+
+    /// As [`ChatModel::load`], for templates that write today's date: `strftime_now` gives `now`.
+    pub fn load_at(dir: &Path, now: NaiveDateTime) -> Result<Self, LoadError> {
+        folder::load(dir, Some(now))
+    }
+
+    /// The tokens after which the model answers.
+    pub fn prompt(
+        &self,
+        messages: &[ChatMessage],
+        tools: Option<&[Value]>,
+    ) -> Result<Vec<u32>, RenderError> {
+        let rendering = self.rendering(messages, tools.unwrap_or_default());
+        let text = rendering.prompt(messages.len())?;
+        Ok(self.tokenizer.encode_template(&text, rendering.mark())?.ids)
+    }
+
+    /// The tokens of a conversation as the template writes it, without a generation prompt.
+    pub fn conversation(
+        &self,
+        messages: &[ChatMessage],
+        tools: Option<&[Value]>,
+    ) -> Result<Vec<u32>, RenderError> {
+        let rendering = self.rendering(messages, tools.unwrap_or_default());
+        let text = rendering.until(messages.len())?;
+        Ok(self.tokenizer.encode_template(&text, rendering.mark())?.ids)
+    }
+
+    /// The text that [`ChatModel::prompt`] encodes.
+    pub fn prompt_text(
+        &self,
+        messages: &[ChatMessage],
+        tools: Option<&[Value]>,
+    ) -> Result<String, RenderError> {
+        let rendering = self.rendering(messages, tools.unwrap_or_default());
+        Ok(rendering.unmarked(&rendering.prompt(messages.len())?))
+    }
+
+    /// The text that [`ChatModel::conversation`] encodes.
+    pub fn conversation_text(
+        &self,
+        messages: &[ChatMessage],
+        tools: Option<&[Value]>,
+    ) -> Result<String, RenderError> {
+        let rendering = self.rendering(messages, tools.unwrap_or_default());
+        Ok(rendering.unmarked(&rendering.until(messages.len())?))
+    }
+
+    /// The tokens of a training example. Labels are what the model would write itself: each trained assistant turn
+    /// with its end-of-turn token. What exceeds the context is cut off at the end, as OpenAI does.
+    pub fn example(&self, example: &TrainingExample) -> Result<TokenizedExample, RenderError> {
+        match example {
+            TrainingExample::Chat(chat) => self.chat_example(chat),
+            TrainingExample::Preference(_) => Err(RenderError::WrongFormat("preference")),
+            TrainingExample::Reinforcement(_) => Err(RenderError::WrongFormat("reinforcement")),
+            TrainingExample::Completion { .. } => Err(RenderError::WrongFormat("completion")),
+        }
+    }
+
+    fn chat_example(&self, chat: &ChatExample) -> Result<TokenizedExample, RenderError> {
+        let rendering = self.rendering(&chat.messages, &chat.tools);
+        let text = rendering.until(chat.messages.len())?;
+        let encoded = self.tokenizer.encode_template(&text, rendering.mark())?;
+        let mut mask = vec![false; encoded.ids.len()];
+        let trained = (0..chat.messages.len()).filter(|index| chat.trained[*index]);
+        for index in trained {
+            let turn = rendering.turn(&text, index)?;
+            let is_end = |id| self.stop_token_ids.contains(&id);
+            if !label_turn(&text, &encoded, turn, is_end, &mut mask) {
+                return Err(RenderError::Unmaskable(index + 1));
+            }
+        }
+        let mut tokens = encoded.ids;
+        let is_truncated = tokens.len() > self.context_length;
+        tokens.truncate(self.context_length);
+        mask.truncate(self.context_length);
+        // the first token is nobody's next token, so it cannot be learned
+        if !mask.iter().skip(1).any(|is_label| *is_label) {
+            return Err(RenderError::NothingLeft(self.context_length));
+        }
+        Ok(TokenizedExample {
+            tokens,
+            mask,
+            is_truncated,
+        })
+    }
+
+    fn rendering(&self, messages: &[ChatMessage], tools: &[Value]) -> Rendering<'_> {
+        let template = match &self.tool_template {
+            Some(template) if !tools.is_empty() => template,
+            _ => &self.template,
+        };
+        Rendering::new(template, self.tokenizer.control(), messages, tools)
+    }
+
+    /// Encodes text that stands for itself (a stop string, a prompt without a template): never a control token.
+    pub fn encode_text(&self, text: &str) -> Result<Vec<u32>, RenderError> {
+        Ok(self.tokenizer.encode_text(text)?.ids)
+    }
+
+    /// The tokens that end a turn.
+    pub fn stop_token_ids(&self) -> &[u32] {
+        &self.stop_token_ids
+    }
+
+    /// How many tokens the model can read. Tokens.
+    pub fn context_length(&self) -> usize {
+        self.context_length
+    }
+
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Text out of tokens as they come.
+    pub fn decode_stream(&self) -> DecodeStream<'_> {
+        self.tokenizer.decode_stream()
+    }
+
+    /// The text of one token and its bytes.
+    pub fn token_text(&self, id: u32) -> (String, Vec<u8>) {
+        self.tokenizer.token_text(id)
+    }
+
+    /// The end-of-turn token the template writes: the first control token after an answer.
+    fn end_of_turn(&self) -> Result<Option<u32>, RenderError> {
+        let message = |role, content: &str| ChatMessage {
+            role,
+            content: Some(content.to_owned()),
+            name: None,
+            tool_calls: Vec::new(),
+            tool_call_id: None,
+        };
+        let messages = [
+            message(Role::User, "question"),
+            message(Role::Assistant, "answer"),
+        ];
+        let rendering = Rendering::new(&self.template, self.tokenizer.control(), &messages, &[]);
+        let text = rendering.until(messages.len())?;
+        let answer = text
+            .rfind("answer")
+            .ok_or(RenderError::Unmaskable(messages.len()))?;
+        let encoded = self.tokenizer.encode_template(&text, rendering.mark())?;
+        let mut after = encoded
+            .ids
+            .iter()
+            .zip(&encoded.offsets)
+            .filter(|(_, at)| at.0 >= answer);
+        Ok(after
+            .find(|(id, _)| self.tokenizer.is_control(**id))
+            .map(|(id, _)| *id))
+    }
+}

@@ -1,0 +1,242 @@
+//! One conversation, ready to be rendered whole or up to some message.
+
+use domain::generation::{ChatMessage, Role, ToolCall};
+use minijinja::value::{Serde, Value as TemplateValue};
+use serde_json::{Map, Value, json};
+
+use super::RenderError;
+use crate::chat_template::{ChatTemplate, Conversation, TemplateError};
+use crate::control::{ControlTokens, unused_char};
+use crate::mask::Turn;
+
+/// A template may write this much besides four times what it was given. Bytes.
+const TEMPLATE_ALLOWANCE_BYTES: usize = 64 << 10;
+
+pub(super) struct Rendering<'m> {
+    template: &'m ChatTemplate,
+    /// As the template sees them, control tokens in them broken by `mark`.
+    messages: Vec<Value>,
+    tools: TemplateValue,
+    mark: char,
+    /// A second private-use character, to find a message again in the output.
+    pin: char,
+    max_bytes: usize,
+}
+
+impl<'m> Rendering<'m> {
+    pub(super) fn new(
+        template: &'m ChatTemplate,
+        control: &ControlTokens,
+        messages: &[ChatMessage],
+        tools: &[Value],
+    ) -> Self {
+        let messages: Vec<Value> = messages.iter().map(|m| to_json(m, template)).collect();
+        let tools = tools.to_vec();
+        let mut texts = vec![template.source().to_owned()];
+        texts.extend(messages.iter().chain(&tools).map(ToString::to_string));
+        let n_given_bytes: usize = texts[1..].iter().map(String::len).sum();
+        let mark = unused_char(texts.iter().map(String::as_str));
+        texts.push(mark.to_string());
+        let pin = unused_char(texts.iter().map(String::as_str));
+        let guard = |value: &Value| control.mark_json(value, mark);
+        let messages = messages
+            .iter()
+            .map(|message| guard_message(message, &guard))
+            .collect();
+        let tools: Vec<Value> = tools.iter().map(guard).collect();
+        let tools = if tools.is_empty() {
+            TemplateValue::from(())
+        } else {
+            TemplateValue::from(Serde(tools))
+        };
+        let max_bytes = 4 * n_given_bytes + TEMPLATE_ALLOWANCE_BYTES;
+        Self {
+            template,
+            messages,
+            tools,
+            mark,
+            pin,
+            max_bytes,
+        }
+    }
+
+    pub(super) fn mark(&self) -> char {
+        self.mark
+    }
+
+    pub(super) fn unmarked(&self, text: &str) -> String {
+        text.replace(self.mark, "")
+    }
+
+    /// The first `n` messages and the generation prompt.
+    pub(super) fn prompt(&self, n: usize) -> Result<String, RenderError> {
+        Ok(self.render(&self.messages[..n], true)?)
+    }
+
+    /// The first `n` messages.
+    pub(super) fn until(&self, n: usize) -> Result<String, RenderError> {
+        Ok(self.render(&self.messages[..n], false)?)
+    }
+
+    fn render(
+        &self,
+        messages: &[Value],
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
+        let messages: Vec<TemplateValue> = messages
+            .iter()
+            .map(|message| TemplateValue::from(Serde(message)))
+            .collect();
+        let conversation = Conversation {
+            messages: &messages,
+            tools: &self.tools,
+            add_generation_prompt,
+        };
+        self.template.render(&conversation, self.max_bytes)
+    }
+
+    /// Where the assistant's message `index` (0-based) stands in `text`, the whole conversation.
+    /// What the model is shown before it answers, and what it is shown after, decide; templates that rewrite earlier
+    /// messages in the light of later ones are searched instead.
+    pub(super) fn turn(&self, text: &str, index: usize) -> Result<Turn, RenderError> {
+        let prompt = self
+            .prompt(index)
+            .ok()
+            .filter(|prompt| text.starts_with(prompt.as_str()));
+        let start = match prompt {
+            Some(prompt) => prompt.len(),
+            None => self.find(text, index)?,
+        };
+        if index + 1 == self.messages.len() {
+            return Ok(Turn {
+                start,
+                bound: text.len(),
+                is_exact: true,
+            });
+        }
+        let until = self.until(index + 1).ok();
+        let until = until.filter(|until| text.starts_with(until.as_str()) && until.len() >= start);
+        if let Some(until) = until {
+            return Ok(Turn {
+                start,
+                bound: until.len(),
+                is_exact: true,
+            });
+        }
+        let bound = self.find(text, index + 1)?;
+        if bound < start {
+            return Err(RenderError::Unmaskable(index + 1));
+        }
+        Ok(Turn {
+            start,
+            bound,
+            is_exact: false,
+        })
+    }
+
+    /// Where the content of message `index` begins in `text`: the conversation is rendered again with a pin there.
+    fn find(&self, text: &str, index: usize) -> Result<usize, RenderError> {
+        let lost = || RenderError::Unmaskable(index + 1);
+        let content = self.messages[index]["content"].as_str().unwrap_or("");
+        let core = content.trim_start();
+        if core.is_empty() {
+            return Err(lost());
+        }
+        let leading = &content[..content.len() - core.len()];
+        let mut messages = self.messages.clone();
+        messages[index]["content"] = Value::String(format!("{leading}{}{core}", self.pin));
+        let pinned = self.render(&messages, false)?;
+        let place = pinned.find(self.pin).ok_or_else(lost)?;
+        if pinned.replace(self.pin, "") != text {
+            return Err(lost());
+        }
+        Ok(if text[..place].ends_with(leading) {
+            place - leading.len()
+        } else {
+            place
+        })
+    }
+}
+
+/// A message in the form that templates read.
+fn to_json(message: &ChatMessage, template: &ChatTemplate) -> Value {
+    let role = match message.role {
+        // OpenAI's newer name for a system message, which few templates know; some would drop it silently
+        Role::Developer if !template.mentions("developer") => Role::System,
+        Role::Function => Role::Tool,
+        other => other,
+    };
+    let mut content = message.content.clone().unwrap_or_default();
+    let mut map = Map::new();
+    map.insert("role".to_owned(), role.as_str().into());
+    let knows_calls = template.mentions("tool_calls");
+    if !knows_calls {
+        // such a template would train an empty answer
+        for call in &message.tool_calls {
+            content.push_str(if content.is_empty() { "" } else { "\n" });
+            content.push_str(&call_text(call));
+        }
+    }
+    map.insert("content".to_owned(), content.into());
+    if let Some(name) = &message.name {
+        map.insert("name".to_owned(), name.clone().into());
+    }
+    if !message.tool_calls.is_empty() && knows_calls {
+        let calls = message.tool_calls.iter().map(call_json).collect();
+        map.insert("tool_calls".to_owned(), Value::Array(calls));
+    }
+    if let Some(id) = &message.tool_call_id {
+        map.insert("tool_call_id".to_owned(), id.clone().into());
+    }
+    Value::Object(map)
+}
+
+/// Templates want the arguments as an object; text that is none stays text.
+fn call_json(call: &ToolCall) -> Value {
+    let arguments = match serde_json::from_str(&call.arguments) {
+        Ok(Value::Object(arguments)) => Value::Object(arguments),
+        _ => Value::String(call.arguments.clone()),
+    };
+    json!({
+        "id": call.id,
+        "type": "function",
+        "function": {"name": call.name, "arguments": arguments},
+    })
+}
+
+/// A tool call as text, in the form most open models were taught.
+fn call_text(call: &ToolCall) -> String {
+    let name = Value::String(call.name.clone());
+    format!(
+        "<tool_call>\n{{\"name\": {name}, \"arguments\": {}}}\n</tool_call>",
+        call.arguments
+    )
+}
+
+/// Guards everything but the role, which is one of six words and part of the template's own text.
+fn guard_message(message: &Value, guard: &impl Fn(&Value) -> Value) -> Value {
+    let mut guarded = message.clone();
+    if let Value::Object(map) = &mut guarded {
+        for (key, value) in map.iter_mut().filter(|(key, _)| *key != "role") {
+            *value = match (key.as_str(), &*value) {
+                ("tool_calls", Value::Array(calls)) => {
+                    calls.iter().map(|call| guard_call(call, guard)).collect()
+                }
+                (_, value) => guard(value),
+            };
+        }
+    }
+    guarded
+}
+
+/// The keys of a call are ours; what they hold is not.
+fn guard_call(call: &Value, guard: &impl Fn(&Value) -> Value) -> Value {
+    json!({
+        "id": guard(&call["id"]),
+        "type": "function",
+        "function": {
+            "name": guard(&call["function"]["name"]),
+            "arguments": guard(&call["function"]["arguments"]),
+        },
+    })
+}

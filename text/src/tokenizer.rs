@@ -1,0 +1,244 @@
+//! Text to token ids and back, by the model's own `tokenizer.json`. It knows tokens, not messages.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::Value;
+use tokenizers::normalizer::NormalizedString;
+use tokenizers::{AddedToken, Model, OffsetType, PreTokenizedString, PreTokenizer, Token};
+
+use crate::control::ControlTokens;
+use crate::decode::{DecodeStream, Pieces};
+
+/// The largest `tokenizer.json` that is read; Gemma's, among the largest known, has 33 MB. Bytes.
+const MAX_FILE_BYTES: u64 = 128 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{} has {size_bytes} bytes, more than {MAX_FILE_BYTES}", path.display())]
+    TooLarge { path: PathBuf, size_bytes: u64 },
+    #[error("not a tokenizer: {0}")]
+    Invalid(String),
+    #[error("the tokenizer failed: {0}")]
+    Failed(String),
+    #[error("text spells the control token {0}, which cannot be kept apart")]
+    Control(u32),
+}
+
+/// A tokenizer and its control tokens.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    control: ControlTokens,
+    /// Every id that text must never become by itself.
+    control_ids: HashSet<u32>,
+    special_ids: HashSet<u32>,
+    pieces: Pieces,
+}
+
+/// Token ids, each with the bytes of the encoded text it stands for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Encoded {
+    pub ids: Vec<u32>,
+    /// Half-open byte ranges of the text as it was given, marks included.
+    pub offsets: Vec<(usize, usize)>,
+}
+
+/// The parts of `tokenizer.json` that the `tokenizers` crate does not show.
+#[derive(Deserialize)]
+struct Shown {
+    #[serde(default)]
+    decoder: Value,
+    model: ShownModel,
+}
+
+#[derive(Deserialize)]
+struct ShownModel {
+    #[serde(default)]
+    unk_token: Option<String>,
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`.
+    pub fn from_file(path: &Path) -> Result<Self, TokenizerError> {
+        let read = |source| TokenizerError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let size_bytes = std::fs::metadata(path).map_err(read)?.len();
+        if size_bytes > MAX_FILE_BYTES {
+            return Err(TokenizerError::TooLarge {
+                path: path.to_owned(),
+                size_bytes,
+            });
+        }
+        Self::from_bytes(&std::fs::read(path).map_err(read)?)
+    }
+
+    /// The bytes of a `tokenizer.json`.
+    pub fn from_bytes(json: &[u8]) -> Result<Self, TokenizerError> {
+        let shown: Shown = serde_json::from_slice(json)
+            .map_err(|error| TokenizerError::Invalid(error.to_string()))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(json)
+            .map_err(|error| TokenizerError::Invalid(error.to_string()))?;
+        // a whole text is encoded; who cuts or pads does so knowingly
+        inner.with_truncation(None).map_err(failed)?;
+        inner.with_padding(None);
+        let unk_id = shown
+            .model
+            .unk_token
+            .and_then(|token| inner.token_to_id(&token));
+        let added = inner.get_added_tokens_decoder();
+        let controls = || added.iter().filter(|(_, token)| is_control(token));
+        Ok(Self {
+            control: ControlTokens::new(controls().map(|(_, token)| token.content.clone())),
+            control_ids: controls()
+                .map(|(id, _)| *id)
+                .filter(|id| Some(*id) != unk_id)
+                .collect(),
+            special_ids: added
+                .iter()
+                .filter(|(_, t)| t.special)
+                .map(|(id, _)| *id)
+                .collect(),
+            pieces: Pieces::new(&shown.decoder),
+            inner,
+        })
+    }
+
+    /// The control tokens by spelling.
+    pub fn control(&self) -> &ControlTokens {
+        &self.control
+    }
+
+    /// Whether `id` is a control token.
+    pub fn is_control(&self, id: u32) -> bool {
+        self.control_ids.contains(&id)
+    }
+
+    /// Whether `id` is an added token marked special, which decoding leaves out.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special_ids.contains(&id)
+    }
+
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// How many ids there are, added ones included.
+    pub fn n_tokens(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// Encodes a rendered template: control tokens are recognised, except where `mark` breaks them; then `mark` is
+    /// taken out. No token is put before or after: templates write those themselves.
+    /// On a text without `mark` the ids are those of Hugging Face's tokenizers with `add_special_tokens` off.
+    pub fn encode_template(&self, text: &str, mark: char) -> Result<Encoded, TokenizerError> {
+        let added = self.inner.get_added_vocabulary();
+        let mut pieces = added.extract_and_normalize(self.inner.get_normalizer(), text);
+        let unmark = |_, mut piece: NormalizedString| {
+            piece.filter(|c| c != mark);
+            Ok(vec![piece])
+        };
+        if text.contains(mark) {
+            pieces.split(unmark).map_err(failed)?;
+        }
+        self.encode_pieces(pieces)
+    }
+
+    /// Encodes text of a user: whatever it spells, no id is a control token's.
+    pub fn encode_text(&self, text: &str) -> Result<Encoded, TokenizerError> {
+        let mark = crate::control::unused_char(std::iter::once(text));
+        self.encode_template(&self.control.mark(text, mark), mark)
+    }
+
+    fn encode_pieces(&self, mut pieces: PreTokenizedString) -> Result<Encoded, TokenizerError> {
+        if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
+            pre_tokenizer.pre_tokenize(&mut pieces).map_err(failed)?;
+        }
+        pieces
+            .tokenize(|piece| self.tokenize(piece.get()))
+            .map_err(failed)?;
+        let encoding = pieces
+            .into_encoding(None, 0, OffsetType::Byte)
+            .map_err(failed)?;
+        Ok(Encoded {
+            ids: encoding.get_ids().to_vec(),
+            offsets: encoding.get_offsets().to_vec(),
+        })
+    }
+
+    /// One pre-token. Some models look whole words up in a vocabulary that holds control tokens too; such a word is
+    /// taken character by character.
+    fn tokenize(&self, word: &str) -> tokenizers::Result<Vec<Token>> {
+        let model = self.inner.get_model();
+        let tokens = model.tokenize(word)?;
+        if !tokens.iter().any(|token| self.is_control(token.id)) {
+            return Ok(tokens);
+        }
+        let mut tokens = Vec::new();
+        for (at, c) in word.char_indices() {
+            for token in model.tokenize(&word[at..at + c.len_utf8()])? {
+                if self.is_control(token.id) {
+                    return Err(Box::new(TokenizerError::Control(token.id)));
+                }
+                let offsets = (at + token.offsets.0, at + token.offsets.1);
+                tokens.push(Token::new(token.id, token.value, offsets));
+            }
+        }
+        Ok(tokens)
+    }
+
+    /// The text of one token and its bytes; half a character is `�` in the text and itself in the bytes.
+    pub fn token_text(&self, id: u32) -> (String, Vec<u8>) {
+        let bytes = self.token_bytes(id);
+        (String::from_utf8_lossy(&bytes).into_owned(), bytes)
+    }
+
+    /// The bytes that `id` adds to a text; none for an unknown id.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let Some(token) = self.inner.id_to_token(id) else {
+            return Vec::new();
+        };
+        if self
+            .inner
+            .get_added_vocabulary()
+            .simple_id_to_token(id)
+            .is_some()
+        {
+            return token.into_bytes();
+        }
+        self.pieces.bytes(&token)
+    }
+
+    /// Text out of tokens as they come.
+    pub fn decode_stream(&self) -> DecodeStream<'_> {
+        DecodeStream::new(self, self.pieces.strips_first_space())
+    }
+
+    /// The text of `ids`, without special tokens.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        let mut stream = self.decode_stream();
+        let mut text: String = ids.iter().filter_map(|id| stream.push(*id)).collect();
+        text.extend(stream.flush());
+        text
+    }
+}
+
+/// Special tokens, and those that some models forgot to call special (DeepSeek's `<｜User｜>`). Added words (`<think>`,
+/// runs of spaces) are ordinary text to Hugging Face and to us.
+fn is_control(token: &AddedToken) -> bool {
+    token.special || token.content.contains('|') || token.content.contains('｜')
+}
+
+fn failed(error: tokenizers::Error) -> TokenizerError {
+    match error.downcast::<TokenizerError>() {
+        Ok(own) => *own,
+        Err(other) => TokenizerError::Failed(other.to_string()),
+    }
+}

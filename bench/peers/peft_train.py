@@ -1,0 +1,79 @@
+"""PyTorch + PEFT training steps on request: prints `{"ready": ...}`, then one JSON line for each line `step` on standard input.
+
+The model has random weights of the given shape; every token is a label. Eager mode, SDPA attention, torch.optim.AdamW.
+"""
+
+import argparse
+import json
+import os
+import resource
+import sys
+import time
+
+# hidden, layers, heads, key-value heads, feed-forward, vocabulary; the same table stands in engine/examples/bench_train.rs
+SHAPES = {"10m": (256, 8, 4, 2, 704, 16384), "135m": (576, 30, 9, 3, 1536, 49152)}
+
+
+def cpu_s():
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def peak_mib():
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) / 1024 for line in f if line.startswith("VmHWM"))
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--shape", choices=SHAPES, required=True)
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], required=True)
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--seq", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    args = parser.parse_args()
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(args.threads)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+    import peft
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    hidden, layers, heads, kv_heads, feed_forward, vocab = SHAPES[args.shape]
+    config = transformers.LlamaConfig(
+        hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
+        intermediate_size=feed_forward, vocab_size=vocab, tie_word_embeddings=True, max_position_embeddings=8192,
+    )
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    lora = peft.LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    # Adapter in the base's dtype: the faster choice for PEFT.
+    model = peft.get_peft_model(model, lora, autocast_adapter_dtype=False)
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.0)
+    ids = torch.randint(1, vocab, (args.batch, args.seq))
+
+    def step():
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    step()
+    print(json.dumps({"ready": f"torch {torch.__version__}, peft {peft.__version__}"}), flush=True)
+    for line in sys.stdin:
+        if line.strip() != "step":
+            break
+        wall, cpu = time.perf_counter(), cpu_s()
+        loss = step()
+        out = {"wall_s": time.perf_counter() - wall, "cpu_s": cpu_s() - cpu, "loss": loss, "peak_mib": peak_mib()}
+        print(json.dumps(out), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+//! Holds the engine to what transformers and PEFT compute; `tests/fixtures/README.md` says where the numbers come from.
+
+mod smollm2;
+mod support;
+mod tiny;

@@ -1,0 +1,351 @@
+//! The device: one thread owns the engine (weights, trainer, batchers) and is spoken to by commands. It knows no job,
+//! no text and no HTTP.
+
+mod thread;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::mpsc;
+
+use engine::batch::Example;
+use engine::generate::{FinishReason, Limits, Sampling, StepOutput};
+use engine::lora::Adapter;
+use engine::pool::Pool;
+use engine::train::{EvalReport, StepReport, TrainConfig};
+use tokio::sync::{mpsc as tokio_mpsc, oneshot};
+
+/// Conversations that may wait for room beside those being generated; beyond, a client hears "busy" at once.
+const MAX_WAITING: u32 = 64;
+
+/// Why the device did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum DeviceError {
+    #[error("the device is out of memory: {0}")]
+    OutOfMemory(String),
+    /// What was asked makes no sense; asking again changes nothing.
+    #[error("{0}")]
+    BadInput(String),
+    /// The loss or a gradient is no number any more.
+    #[error("{0}")]
+    Diverged(String),
+    /// Every place in the waiting line is taken.
+    #[error("the device is busy")]
+    Busy,
+    /// The engine broke a promise; the process ends soon, as its state can no longer be trusted.
+    #[error("the engine failed: {0}")]
+    Broken(String),
+}
+
+impl DeviceError {
+    /// Nothing this process computes from here on can be trusted.
+    pub(crate) fn is_fatal(&self) -> bool {
+        matches!(self, DeviceError::Broken(_))
+    }
+}
+
+type Reply<T> = oneshot::Sender<Result<T, DeviceError>>;
+
+/// A base model's folder on this host, and the hash that names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BaseFolder {
+    pub sha256: String,
+    pub dir: PathBuf,
+}
+
+/// A conversation to go on with, `n` times.
+#[derive(Clone)]
+pub(crate) struct Ask {
+    pub base: BaseFolder,
+    pub prompt: Vec<u32>,
+    pub adapter: Option<Arc<Adapter>>,
+    /// Answer `i` draws with `sampling.seed + i`.
+    pub sampling: Sampling,
+    pub max_new_tokens: usize,
+    pub stop_token_ids: Vec<u32>,
+    pub top_logprobs: Option<usize>,
+    pub n: u32,
+}
+
+/// What an answer's reader gets.
+pub(crate) enum Output {
+    Token {
+        index: u32,
+        token: u32,
+        logprob: f32,
+        top: Vec<(u32, f32)>,
+        finished: Option<FinishReason>,
+    },
+    /// No more will come.
+    Failed(DeviceError),
+}
+
+impl Output {
+    fn of(index: u32, step: StepOutput) -> Self {
+        let StepOutput {
+            token,
+            logprob,
+            top,
+            finished,
+            ..
+        } = step;
+        Output::Token {
+            index,
+            token,
+            logprob,
+            top,
+            finished,
+        }
+    }
+}
+
+/// The trainer's whole state, and its adapter, between two steps.
+pub(crate) struct Snapshot {
+    pub state: Vec<u8>,
+    pub adapter: Adapter,
+}
+
+/// What begins a training.
+pub(crate) struct TrainingStart {
+    pub base: BaseFolder,
+    pub adapter: Adapter,
+    pub config: TrainConfig,
+    /// A saved state to go on from.
+    pub state: Option<Vec<u8>>,
+}
+
+enum Command {
+    Load {
+        base: BaseFolder,
+        reply: Reply<()>,
+    },
+    Generate {
+        id: u64,
+        ask: Ask,
+        outputs: tokio_mpsc::UnboundedSender<Output>,
+        reply: Reply<()>,
+    },
+    Stop {
+        id: u64,
+        index: u32,
+    },
+    BeginTraining {
+        id: u64,
+        start: Box<TrainingStart>,
+        reply: Reply<()>,
+    },
+    EndTraining {
+        id: u64,
+    },
+    Work(Work),
+}
+
+/// One piece of a training: done whole, between two steps of generation.
+enum Work {
+    Step {
+        batch: Vec<Example>,
+        reply: Reply<StepReport>,
+    },
+    Evaluate {
+        examples: Vec<Example>,
+        reply: Reply<EvalReport>,
+    },
+    Snapshot {
+        reply: Reply<Snapshot>,
+    },
+    LabelLogprobs {
+        example: Example,
+        reply: Reply<Vec<f32>>,
+    },
+    Score {
+        tokens: Vec<u32>,
+        adapter: Arc<Adapter>,
+        reply: Reply<Vec<f32>>,
+    },
+}
+
+/// Numbers that anyone may read while the thread computes.
+#[derive(Default)]
+struct Load {
+    /// Sequences being generated.
+    n_live: AtomicU32,
+    /// Conversations asked for and not yet (wholly) admitted.
+    n_waiting: AtomicU32,
+}
+
+/// A way to talk to the device; the thread ends when the last one is dropped.
+#[derive(Clone)]
+pub(crate) struct Device {
+    commands: mpsc::Sender<Command>,
+    load: Arc<Load>,
+    next_id: Arc<AtomicU64>,
+    pub(crate) name: String,
+    pub(crate) limits: Limits,
+}
+
+impl Device {
+    /// Starts the thread. The receiver yields once, when the thread ends: an error if the engine broke.
+    pub(crate) fn start(
+        n_threads: usize,
+        limits: Limits,
+    ) -> std::io::Result<(Self, oneshot::Receiver<DeviceError>)> {
+        let (commands, inbox) = mpsc::channel();
+        let (broken, ended) = oneshot::channel();
+        let load = Arc::new(Load::default());
+        let shared = Arc::clone(&load);
+        std::thread::Builder::new()
+            .name("device".to_owned())
+            .spawn(move || {
+                let pool = Pool::new(n_threads);
+                if let Err(error) = thread::run(inbox, pool, limits, shared) {
+                    // Nobody listens any more when the worker is going down already.
+                    let _ = broken.send(error);
+                }
+            })?;
+        let name = format!(
+            "cpu, {n_threads} thread{}",
+            if n_threads == 1 { "" } else { "s" }
+        );
+        Ok((
+            Self {
+                commands,
+                load,
+                next_id: Arc::default(),
+                name,
+                limits,
+            },
+            ended,
+        ))
+    }
+
+    /// Sequences being generated or waiting for room.
+    pub(crate) fn n_live(&self) -> u32 {
+        self.load.n_live.load(Ordering::Relaxed) + self.load.n_waiting.load(Ordering::Relaxed)
+    }
+
+    /// Puts a base model onto the device if it is not there; another one that nobody uses makes room.
+    pub(crate) async fn load(&self, base: BaseFolder) -> Result<(), DeviceError> {
+        self.ask(|reply| Command::Load { base, reply }).await
+    }
+
+    /// Begins to generate, loading the base first where needed. Dropping the returned reader frees every slot
+    /// within one step. Errors: `Busy`, `BadInput` where the base cannot be loaded.
+    pub(crate) async fn generate(&self, ask: Ask) -> Result<Generation, DeviceError> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (outputs, reader) = tokio_mpsc::unbounded_channel();
+        self.ask(|reply| Command::Generate {
+            id,
+            ask,
+            outputs,
+            reply,
+        })
+        .await?;
+        Ok(Generation {
+            id,
+            reader,
+            commands: self.commands.clone(),
+        })
+    }
+
+    /// Makes a trainer, loading the base first where needed; it lives until the returned guard is dropped. One at a time: a second one replaces the first.
+    pub(crate) async fn begin_training(
+        &self,
+        start: TrainingStart,
+    ) -> Result<Training, DeviceError> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let training = Training {
+            id,
+            device: self.clone(),
+        };
+        self.ask(|reply| Command::BeginTraining {
+            id,
+            start: Box::new(start),
+            reply,
+        })
+        .await?;
+        Ok(training)
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, DeviceError> {
+        let gone = || DeviceError::Broken("the device's thread has ended".to_owned());
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+/// The reader's end of a conversation being generated.
+pub(crate) struct Generation {
+    id: u64,
+    reader: tokio_mpsc::UnboundedReceiver<Output>,
+    commands: mpsc::Sender<Command>,
+}
+
+impl Generation {
+    /// The next token of any answer; `None` after the last.
+    pub(crate) async fn next(&mut self) -> Option<Output> {
+        self.reader.recv().await
+    }
+
+    /// Answer `index` needs no more tokens.
+    pub(crate) fn stop(&self, index: u32) {
+        // A device that has ended generates nothing any more.
+        let _ = self.commands.send(Command::Stop { id: self.id, index });
+    }
+}
+
+/// A trainer on the device.
+pub(crate) struct Training {
+    id: u64,
+    device: Device,
+}
+
+impl Training {
+    /// One optimizer step.
+    pub(crate) async fn step(&self, batch: Vec<Example>) -> Result<StepReport, DeviceError> {
+        self.work(|reply| Work::Step { batch, reply }).await
+    }
+
+    /// Losses without learning; keep `examples` few, generation waits for them.
+    pub(crate) async fn evaluate(&self, examples: Vec<Example>) -> Result<EvalReport, DeviceError> {
+        self.work(|reply| Work::Evaluate { examples, reply }).await
+    }
+
+    pub(crate) async fn snapshot(&self) -> Result<Snapshot, DeviceError> {
+        self.work(|reply| Work::Snapshot { reply }).await
+    }
+
+    /// The trainer's log-probability of every label of `example`.
+    pub(crate) async fn label_logprobs(&self, example: Example) -> Result<Vec<f32>, DeviceError> {
+        self.work(|reply| Work::LabelLogprobs { example, reply })
+            .await
+    }
+
+    /// The serving path's log-probability of every token after the first.
+    pub(crate) async fn score(
+        &self,
+        tokens: Vec<u32>,
+        adapter: Arc<Adapter>,
+    ) -> Result<Vec<f32>, DeviceError> {
+        self.work(|reply| Work::Score {
+            tokens,
+            adapter,
+            reply,
+        })
+        .await
+    }
+
+    async fn work<T>(&self, work: impl FnOnce(Reply<T>) -> Work) -> Result<T, DeviceError> {
+        self.device.ask(|reply| Command::Work(work(reply))).await
+    }
+}
+
+impl Drop for Training {
+    fn drop(&mut self) {
+        // A device that has ended trains nothing any more.
+        let _ = self
+            .device
+            .commands
+            .send(Command::EndTraining { id: self.id });
+    }
+}

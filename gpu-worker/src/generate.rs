@@ -1,0 +1,331 @@
+//! The worker's HTTP door: `POST /v1/generate` streams one conversation's answers as lines of JSON, `GET /healthz`
+//! says that the process lives. It turns messages into tokens and tokens into text; the device computes.
+
+mod answer;
+mod stop;
+
+use std::sync::Arc;
+
+use domain::generation::{FinishReason, SamplingParams};
+use domain::message::{GenerateError, GenerateEvent, GenerateRequest};
+use domain::usage::TokenUsage;
+use engine::generate::Sampling;
+use platform::service_token::{self, ServiceKey};
+use poem::http::StatusCode;
+use poem::web::{Data, Json};
+use poem::{Body, IntoResponse, Request, Response, Route, handler};
+use tokio::sync::mpsc;
+
+use self::answer::{Answer, Piece};
+use crate::base_models::{Base, BaseError};
+use crate::device::{Ask, DeviceError, Generation, Output};
+use crate::worker::Worker;
+
+/// Whom a caller's token must be for.
+const AUDIENCE: &str = "worker";
+/// Lines between the device and a client that reads slowly; the device itself never waits for a client.
+const LINES: usize = 64;
+/// Largest request. Bytes: a long conversation with its tools.
+const MAX_BODY_BYTES: usize = 32 << 20;
+
+/// The routes, with everything they need.
+pub(crate) fn routes(worker: Arc<Worker>, key: ServiceKey) -> impl poem::Endpoint {
+    use poem::EndpointExt;
+    let answers = poem::post(generate).data(worker).data(key);
+    Route::new()
+        .at("/v1/generate", answers)
+        .at("/healthz", poem::get(healthz))
+}
+
+#[handler]
+fn healthz() -> &'static str {
+    "ok"
+}
+
+#[handler]
+async fn generate(
+    request: &Request,
+    body: Body,
+    worker: Data<&Arc<Worker>>,
+    key: Data<&ServiceKey>,
+) -> Response {
+    let token = request
+        .header("authorization")
+        .and_then(|value| value.strip_prefix("Bearer "));
+    let verified = token.map(|token| service_token::verify(key.0, AUDIENCE, token));
+    if !matches!(verified, Some(Ok(_))) {
+        return StatusCode::UNAUTHORIZED.into_response();
+    }
+    let bytes = match body.into_bytes_limit(MAX_BODY_BYTES).await {
+        Ok(bytes) => bytes,
+        Err(_) => return StatusCode::PAYLOAD_TOO_LARGE.into_response(),
+    };
+    let asked: GenerateRequest = match serde_json::from_slice(&bytes) {
+        Ok(asked) => asked,
+        Err(error) => {
+            return StatusCode::BAD_REQUEST
+                .with_body(error.to_string())
+                .into_response();
+        }
+    };
+    match begin(Arc::clone(worker.0), asked).await {
+        Ok(body) => Response::builder()
+            .content_type("application/x-ndjson")
+            .body(body),
+        Err(error) => Json(&error).with_status(status_of(&error)).into_response(),
+    }
+}
+
+fn status_of(error: &GenerateError) -> StatusCode {
+    match error {
+        GenerateError::ContextLengthExceeded { .. } | GenerateError::Unrenderable { .. } => {
+            StatusCode::BAD_REQUEST
+        }
+        GenerateError::ModelNotInstalled { .. } => StatusCode::NOT_FOUND,
+        GenerateError::AdapterUnavailable { .. } | GenerateError::Busy => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+        GenerateError::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// Everything that can be refused before the first line.
+async fn begin(worker: Arc<Worker>, asked: GenerateRequest) -> Result<Body, GenerateError> {
+    if worker.draining.is_cancelled() {
+        return Err(GenerateError::Busy);
+    }
+    let base = worker
+        .bases
+        .find(&asked.model.base_model)
+        .await
+        .map_err(|error| match error {
+            BaseError::NotInstalled(model) => GenerateError::ModelNotInstalled { model },
+            error => internal(&error),
+        })?;
+    let adapter = match &asked.model.adapter {
+        Some(reference) => Some(worker.adapters.get(reference, &base).await.map_err(|error| {
+            tracing::warn!(sha256 = reference.sha256, %error, "an adapter cannot be loaded");
+            GenerateError::AdapterUnavailable { reason: error.to_string() }
+        })?),
+        None => None,
+    };
+    let (prompt, max_new_tokens) = prompt(&worker, &base, &asked)?;
+    let prompt_tokens = prompt.len() as u64;
+    let n = asked.n.max(1);
+    let ask = Ask {
+        base: base.folder.clone(),
+        prompt,
+        adapter,
+        sampling: sampling(&asked.sampling),
+        max_new_tokens,
+        stop_token_ids: base.chat.stop_token_ids().to_vec(),
+        top_logprobs: asked.top_logprobs.map(usize::from),
+        n,
+    };
+    let generation = worker.device.generate(ask).await.map_err(refusal)?;
+    metrics::counter!("luthier_worker_generate_requests_total").increment(1);
+    metrics::counter!("luthier_worker_prompt_tokens_total").increment(prompt_tokens);
+    let (lines, reader) = mpsc::channel(LINES);
+    tokio::spawn(
+        Stream {
+            base,
+            asked,
+            n,
+            prompt_tokens,
+            generation,
+            lines,
+        }
+        .run(),
+    );
+    let reader = futures::stream::unfold(reader, |mut reader| async {
+        Some((reader.recv().await?, reader))
+    });
+    Ok(Body::from_bytes_stream(futures::StreamExt::map(
+        reader,
+        |event: GenerateEvent| {
+            let mut line = serde_json::to_vec(&event).expect("an event is JSON — a bug in message");
+            line.push(b'\n');
+            Ok::<_, std::io::Error>(line)
+        },
+    )))
+}
+
+/// The conversation in tokens, and how many more there is room for (at least one).
+fn prompt(
+    worker: &Worker,
+    base: &Base,
+    asked: &GenerateRequest,
+) -> Result<(Vec<u32>, usize), GenerateError> {
+    let tools = (!asked.tools.is_empty()).then_some(asked.tools.as_slice());
+    let prompt = base.chat.prompt(&asked.messages, tools);
+    let prompt = prompt.map_err(|error| GenerateError::Unrenderable {
+        reason: error.to_string(),
+    })?;
+    let context_length = base
+        .context_length()
+        .min(worker.device.limits.max_cached_tokens);
+    if prompt.len() >= context_length {
+        let (context_length, prompt_tokens) = (context_length as u64, prompt.len() as u64);
+        return Err(GenerateError::ContextLengthExceeded {
+            context_length,
+            prompt_tokens,
+        });
+    }
+    let room = context_length - prompt.len();
+    let wanted = asked.max_tokens.map_or(usize::MAX, |n| n.max(1) as usize);
+    Ok((prompt, room.min(wanted)))
+}
+
+fn sampling(asked: &SamplingParams) -> Sampling {
+    Sampling {
+        temperature: asked.temperature,
+        top_p: asked.top_p,
+        frequency_penalty: asked.frequency_penalty,
+        presence_penalty: asked.presence_penalty,
+        seed: asked.seed.unwrap_or_else(rand::random),
+        logit_bias: asked.logit_bias.clone(),
+    }
+}
+
+fn refusal(error: DeviceError) -> GenerateError {
+    match error {
+        DeviceError::Busy => GenerateError::Busy,
+        error => internal(&error),
+    }
+}
+
+fn internal(error: &impl std::error::Error) -> GenerateError {
+    tracing::error!(%error, "cannot generate");
+    GenerateError::Internal {
+        reason: error.to_string(),
+    }
+}
+
+/// A conversation being answered. When the client leaves, `lines` closes; dropping `generation` frees the slots.
+struct Stream {
+    base: Arc<Base>,
+    asked: GenerateRequest,
+    n: u32,
+    prompt_tokens: u64,
+    generation: Generation,
+    lines: mpsc::Sender<GenerateEvent>,
+}
+
+/// The client is gone.
+struct Gone;
+
+impl Stream {
+    async fn run(mut self) {
+        let lines = self.lines.clone();
+        let left = tokio::select! {
+            sent = self.answer() => sent.is_err(),
+            () = lines.closed() => true,
+        };
+        if left {
+            tracing::debug!("a client left before the end of its answer");
+        }
+    }
+
+    async fn answer(&mut self) -> Result<(), Gone> {
+        let base = Arc::clone(&self.base);
+        let with_logprobs = self.asked.top_logprobs.is_some();
+        let mut answers: Vec<Answer<'_>> = (0..self.n)
+            .map(|_| Answer::new(&base.chat, &self.asked.stop, with_logprobs))
+            .collect();
+        self.send(GenerateEvent::Started {
+            prompt_tokens: self.prompt_tokens,
+        })
+        .await?;
+        while answers.iter().any(|answer| !answer.ended) {
+            match self.generation.next().await {
+                Some(Output::Token {
+                    index,
+                    token,
+                    logprob,
+                    top,
+                    finished,
+                }) => {
+                    let answer = &mut answers[index as usize];
+                    if !answer.ended {
+                        self.add(answer, index, token, logprob, &top, finished)
+                            .await?;
+                    }
+                }
+                Some(Output::Failed(error)) => return self.fail(internal(&error)).await,
+                None => {
+                    return self
+                        .fail(internal(&DeviceError::Broken("it fell silent".to_owned())))
+                        .await;
+                }
+            }
+        }
+        let completion_tokens = answers.iter().map(|answer| answer.n_tokens).sum();
+        metrics::counter!("luthier_worker_completion_tokens_total").increment(completion_tokens);
+        let usage = TokenUsage {
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens,
+        };
+        self.send(GenerateEvent::Done { usage }).await
+    }
+
+    async fn add(
+        &self,
+        answer: &mut Answer<'_>,
+        index: u32,
+        token: u32,
+        logprob: f32,
+        top: &[(u32, f32)],
+        finished: Option<engine::generate::FinishReason>,
+    ) -> Result<(), Gone> {
+        use engine::generate::FinishReason as Engine;
+        let mut finish_reason = finished.map(|reason| match reason {
+            Engine::Stop => FinishReason::Stop,
+            Engine::Length => FinishReason::Length,
+        });
+        let mut stopped = false;
+        // The token that ends the turn is no part of the answer.
+        if finished != Some(Engine::Stop) {
+            let piece = answer.push(token, logprob, top);
+            stopped = piece.stopped;
+            self.show(index, piece).await?;
+        }
+        if finished.is_some() && !stopped {
+            let rest = answer.finish();
+            stopped = rest.stopped;
+            self.show(index, rest).await?;
+        }
+        if stopped {
+            finish_reason = Some(FinishReason::Stop);
+            self.generation.stop(index);
+        }
+        let Some(finish_reason) = finish_reason else {
+            return Ok(());
+        };
+        answer.ended = true;
+        self.send(GenerateEvent::Finished {
+            index,
+            finish_reason,
+        })
+        .await
+    }
+
+    async fn show(&self, index: u32, Piece { text, logprobs, .. }: Piece) -> Result<(), Gone> {
+        if text.is_empty() && logprobs.is_empty() {
+            return Ok(());
+        }
+        self.send(GenerateEvent::Delta {
+            index,
+            text,
+            logprobs,
+        })
+        .await
+    }
+
+    async fn fail(&self, error: GenerateError) -> Result<(), Gone> {
+        self.send(GenerateEvent::Failed { error }).await
+    }
+
+    async fn send(&self, event: GenerateEvent) -> Result<(), Gone> {
+        self.lines.send(event).await.map_err(|_| Gone)
+    }
+}

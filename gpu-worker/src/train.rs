@@ -1,0 +1,445 @@
+//! An attempt at a job: from the assignment to `finish`, `stopped` or `fail`. It owns the order of things; the device
+//! computes, the heart talks to the door meanwhile, and whatever ends the attempt drops this future at an await.
+
+mod checkpoint;
+mod data;
+mod failure;
+mod gate;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use domain::message::{Assignment, CheckpointRequest, FailRequest, FinishRequest};
+use domain::metrics::StepMetrics;
+use domain::time::Timestamp;
+use engine::batch::Example;
+use engine::lora::{Adapter, LoraConfig};
+use engine::schedule::Schedule;
+use engine::train::{EvalReport, TrainConfig};
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+
+use self::checkpoint::Saved;
+use self::data::Plan;
+use self::failure::Failure;
+use crate::adapters::sha256_hex;
+use crate::base_models::Base;
+use crate::device::{DeviceError, Training, TrainingStart};
+use crate::door_client::{AttemptDoor, DoorError};
+use crate::heart::{Directive, Drop as Dropped, Heart};
+use crate::worker::Worker;
+
+/// Rank and scale of every adapter. Source: Hu et al. 2021 (arXiv:2106.09685); Schulman et al. 2025 on all linears.
+const LORA_R: usize = 16;
+const LORA_ALPHA: f32 = 32.0;
+/// Part of the steps over which the learning rate rises, so that Adam's second moments settle first.
+const WARMUP: f64 = 0.03;
+/// Validation rows per piece of work on the device: generation waits no longer than for a training step.
+const EVALUATE_ROWS: usize = 4;
+/// Interval checkpoints that may fail in a row; the job goes on, but a crash would cost more and more.
+const MAX_MISSED_CHECKPOINTS: u32 = 3;
+/// How long a worker that shuts down tries to say that it stopped.
+const FAREWELL: Duration = Duration::from_secs(20);
+
+/// How an attempt ended well.
+enum End {
+    Finished,
+    Paused,
+}
+
+/// Runs an attempt to its end and tells the door. `claimed_at`: just before the claim was sent.
+pub(crate) async fn run(worker: &Arc<Worker>, assignment: Assignment, claimed_at: Instant) {
+    let door = worker.door.attempt(&assignment.job_id, assignment.attempt);
+    let heart = Arc::new(Heart::new(worker, door.clone(), &assignment, claimed_at));
+    let _current = Current::set(worker, &assignment, &heart);
+    let beating = Arc::clone(&heart);
+    let _beats = AbortOnDropHandle::new(tokio::spawn(async move { beating.run().await }));
+    let (job, attempt) = (assignment.job_id.clone(), assignment.attempt);
+    tracing::info!(%job, attempt, resume = assignment.resume.as_ref().map(|r| r.step), "attempt begins");
+
+    let attempt_to_run = Attempt {
+        worker,
+        assignment: &assignment,
+        heart: &heart,
+        door: &door,
+    };
+    let ended = tokio::select! {
+        biased;
+        why = heart.dropped() => Err(why),
+        end = attempt_to_run.run() => Ok(end),
+    };
+    let told = match ended {
+        Ok(Ok(End::Finished)) => Ok(()),
+        Ok(Ok(End::Paused)) | Err(Dropped::Cancelled) => farewell(worker, door.stopped()).await,
+        Ok(Err(failure)) => {
+            tracing::warn!(%job, attempt, class = ?failure.class, message = failure.error.message, "attempt failed");
+            let request = FailRequest {
+                class: failure.class,
+                error: failure.error,
+            };
+            farewell(worker, door.fail(&request)).await
+        }
+        Err(Dropped::Stale) => Err(DoorError::Stale),
+    };
+    match told {
+        Ok(()) => tracing::info!(%job, attempt, "attempt ended"),
+        // Without our word the lease runs out, which ends the attempt as well.
+        Err(error) => tracing::warn!(%job, attempt, %error, "attempt dropped"),
+    }
+}
+
+/// Waits for a last call, but not for ever once the process is to end.
+async fn farewell<T>(
+    worker: &Worker,
+    call: impl Future<Output = Result<T, DoorError>>,
+) -> Result<(), DoorError> {
+    let too_long = async {
+        worker.draining.cancelled().await;
+        tokio::time::sleep(FAREWELL).await;
+    };
+    tokio::select! {
+        told = call => told.map(|_| ()),
+        () = too_long => Err(DoorError::Unavailable("no answer before the shutdown".to_owned())),
+    }
+}
+
+/// Makes the attempt known to the worker while it runs, so that a broadcast reaches its heart.
+struct Current<'a>(&'a Worker);
+
+impl<'a> Current<'a> {
+    fn set(worker: &'a Worker, assignment: &Assignment, heart: &Arc<Heart>) -> Self {
+        let current = Some((assignment.job_id.clone(), Arc::clone(heart)));
+        *worker
+            .current
+            .lock()
+            .expect("no panic while locked — a bug in worker") = current;
+        Self(worker)
+    }
+}
+
+impl Drop for Current<'_> {
+    fn drop(&mut self) {
+        if let Ok(mut current) = self.0.current.lock() {
+            *current = None;
+        }
+    }
+}
+
+/// What the parts of an attempt share.
+struct Attempt<'a> {
+    worker: &'a Arc<Worker>,
+    assignment: &'a Assignment,
+    heart: &'a Heart,
+    door: &'a AttemptDoor,
+}
+
+/// The rows and the trainer of an attempt, between two steps.
+struct Session {
+    base: Arc<Base>,
+    training: Training,
+    plan: Plan,
+    rows: Vec<Example>,
+    valid: Vec<Example>,
+    began_at: Instant,
+    began_after: u64,
+    last_checkpoint_at: Instant,
+    missed_checkpoints: u32,
+}
+
+impl Attempt<'_> {
+    async fn run(&self) -> Result<End, Failure> {
+        let mut session = self.prepare().await?;
+        let mut step = session.began_after;
+        let mut last = StepMetrics {
+            step,
+            ..StepMetrics::default()
+        };
+        let mut saved: Option<Saved> = None;
+        while step < session.plan.total_steps {
+            let directive = self.heart.between_steps().await;
+            if directive != Directive::GoOn {
+                if step > session.began_after
+                    && saved.as_ref().is_none_or(|saved| saved.step < step)
+                {
+                    self.save(&mut session, None, last).await?;
+                }
+                return if directive == Directive::Pause {
+                    Ok(End::Paused)
+                } else {
+                    Err(Failure::drain())
+                };
+            }
+            step += 1;
+            last = self.step(&mut session, step).await?;
+            self.heart.measured(last, session.estimated_finish(step));
+            let epoch = session.plan.epoch_ended_by(step);
+            if epoch.is_some() {
+                self.heart.flush().await?;
+                saved = Some(self.save(&mut session, epoch, last).await?);
+            } else if session.last_checkpoint_at.elapsed() >= self.worker.checkpoint_interval {
+                saved = self.save_if_possible(&mut session, last).await?.or(saved);
+            }
+        }
+        let saved = match saved {
+            Some(saved) => saved,
+            // Resumed after the last step: only the handover was missing.
+            None => {
+                let epoch = session.plan.epoch_ended_by(step);
+                self.save(&mut session, epoch, last).await?
+            }
+        };
+        self.hand_over(&session, saved).await
+    }
+
+    /// Everything before the first step.
+    async fn prepare(&self) -> Result<Session, Failure> {
+        let Assignment {
+            hyperparameters,
+            seed,
+            total_steps,
+            ..
+        } = self.assignment;
+        let base = self
+            .worker
+            .bases
+            .prepare(&self.assignment.base_model)
+            .await?;
+        let training_file = &self.assignment.training_file;
+        let rows = data::load(self.worker, &base, training_file, "training_file").await?;
+        let valid = match &self.assignment.validation_file {
+            Some(file) => data::load(self.worker, &base, file, "validation_file").await?,
+            None => Vec::new(),
+        };
+        let plan = Plan::new(rows.len(), hyperparameters, *seed, *total_steps)?;
+        let lora = LoraConfig::all_linear(LORA_R, LORA_ALPHA);
+        let adapter = Adapter::init(&base.config, &lora, (*seed).into())
+            .map_err(|error| Failure::infra(format!("no adapter for this base model: {error}")))?;
+        let start = TrainingStart {
+            base: base.folder.clone(),
+            adapter,
+            config: train_config(self.assignment),
+            state: self.resume_state().await?,
+        };
+        let training = self.worker.device.begin_training(start).await?;
+        let now = Instant::now();
+        Ok(Session {
+            base,
+            training,
+            plan,
+            rows,
+            valid,
+            began_at: now,
+            began_after: self
+                .assignment
+                .resume
+                .as_ref()
+                .map_or(0, |resume| resume.step),
+            last_checkpoint_at: now,
+            missed_checkpoints: 0,
+        })
+    }
+
+    async fn resume_state(&self) -> Result<Option<Vec<u8>>, Failure> {
+        let Some(resume) = &self.assignment.resume else {
+            return Ok(None);
+        };
+        let state = self
+            .worker
+            .objects
+            .get_bytes(&resume.state.object_key)
+            .await?;
+        let found = sha256_hex(&state);
+        if found != resume.state.sha256 {
+            let step = resume.step;
+            tracing::error!(
+                key = resume.state.object_key,
+                found,
+                "a checkpoint is damaged"
+            );
+            return Err(Failure::infra(format!(
+                "the checkpoint of step {step} is damaged"
+            )));
+        }
+        Ok(Some(state.into()))
+    }
+
+    /// One optimizer step, and the validation that is due after it.
+    async fn step(&self, session: &mut Session, step: u64) -> Result<StepMetrics, Failure> {
+        let places = session.plan.batch(step);
+        let batch: Vec<Example> = places
+            .iter()
+            .map(|place| session.rows[*place].clone())
+            .collect();
+        let longest = batch
+            .iter()
+            .map(|example| example.tokens.len())
+            .max()
+            .unwrap_or(0);
+        let report = session
+            .training
+            .step(batch)
+            .await
+            .map_err(|error| match error {
+                DeviceError::OutOfMemory(_) => Failure::batch_too_large(places.len(), longest),
+                DeviceError::Diverged(reason) => Failure::diverged(&reason),
+                // A batch of which the context's end leaves nothing to learn.
+                DeviceError::BadInput(reason) => Failure::bad_data("training_file", reason),
+                error => error.into(),
+            })?;
+        metrics::counter!("luthier_worker_trained_tokens_total").increment(report.n_tokens);
+        metrics::counter!("luthier_worker_training_steps_total").increment(1);
+        let mut measured = StepMetrics {
+            step,
+            train_loss: report.loss.into(),
+            train_mean_token_accuracy: ratio(report.n_correct as f64, report.n_label_tokens),
+            n_tokens: report.n_tokens,
+            ..StepMetrics::default()
+        };
+        if session.plan.epoch_ended_by(step).is_some() && !session.valid.is_empty() {
+            self.validate(session, step, &mut measured).await?;
+        }
+        Ok(measured)
+    }
+
+    /// A fixed sample at every epoch's end, every row at the last; where the sample is every row they are one.
+    async fn validate(
+        &self,
+        session: &Session,
+        step: u64,
+        measured: &mut StepMetrics,
+    ) -> Result<(), Failure> {
+        let sample = data::valid_sample(session.valid.len(), self.assignment.seed);
+        let sampled = self.evaluate(session, &sample).await?;
+        measured.valid_loss = Some(ratio(sampled.loss_sum, sampled.n_label_tokens));
+        measured.valid_mean_token_accuracy =
+            Some(ratio(sampled.n_correct as f64, sampled.n_label_tokens));
+        let full = if sample.len() == session.valid.len() {
+            sampled
+        } else if step == session.plan.total_steps {
+            self.evaluate(session, &(0..session.valid.len()).collect::<Vec<_>>())
+                .await?
+        } else {
+            return Ok(());
+        };
+        measured.full_valid_loss = Some(ratio(full.loss_sum, full.n_label_tokens));
+        measured.full_valid_mean_token_accuracy =
+            Some(ratio(full.n_correct as f64, full.n_label_tokens));
+        Ok(())
+    }
+
+    async fn evaluate(&self, session: &Session, places: &[usize]) -> Result<EvalReport, Failure> {
+        let mut sum = EvalReport {
+            loss_sum: 0.0,
+            n_label_tokens: 0,
+            n_correct: 0,
+        };
+        for places in places.chunks(EVALUATE_ROWS) {
+            let rows = places
+                .iter()
+                .map(|place| session.valid[*place].clone())
+                .collect();
+            let part = session.training.evaluate(rows).await?;
+            sum.loss_sum += part.loss_sum;
+            sum.n_label_tokens += part.n_label_tokens;
+            sum.n_correct += part.n_correct;
+        }
+        Ok(sum)
+    }
+
+    /// Makes a checkpoint: objects, then the row.
+    async fn save(
+        &self,
+        session: &mut Session,
+        epoch: Option<u32>,
+        metrics: StepMetrics,
+    ) -> Result<Saved, Failure> {
+        let snapshot = session.training.snapshot().await?;
+        let saved =
+            checkpoint::save(self.worker, self.assignment, metrics.step, epoch, snapshot).await?;
+        let request = CheckpointRequest {
+            step: metrics.step,
+            epoch,
+            state: saved.state.clone(),
+            adapter: saved.adapter.clone(),
+            metrics,
+        };
+        self.heart
+            .hear(self.door.checkpoint(&request).await)
+            .await?;
+        session.last_checkpoint_at = Instant::now();
+        session.missed_checkpoints = 0;
+        Ok(saved)
+    }
+
+    /// As `save`, but a bucket that is away for a while costs only safety.
+    async fn save_if_possible(
+        &self,
+        session: &mut Session,
+        metrics: StepMetrics,
+    ) -> Result<Option<Saved>, Failure> {
+        match self.save(session, None, metrics).await {
+            Ok(saved) => Ok(Some(saved)),
+            Err(failure) if session.missed_checkpoints < MAX_MISSED_CHECKPOINTS => {
+                session.missed_checkpoints += 1;
+                session.last_checkpoint_at = Instant::now();
+                tracing::warn!(
+                    reason = failure.error.message,
+                    "an interval checkpoint was missed"
+                );
+                Ok(None)
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// From the last checkpoint to `finish`: the adapter is ready to serve before the job succeeds.
+    async fn hand_over(&self, session: &Session, saved: Saved) -> Result<End, Failure> {
+        self.heart.flush().await?;
+        self.heart.hear(self.door.finalizing().await).await?;
+        let adapter = self.worker.adapters.read(
+            &saved.adapter.sha256,
+            &saved.adapter_config,
+            &saved.adapter_weights,
+            &session.base,
+        )?;
+        gate::check(&session.training, &session.valid, &session.rows, &adapter).await?;
+        // Announces the adapter, so that the API knows where it is the moment the job succeeds.
+        self.heart.flush().await?;
+        let n_tokens: u64 = session.rows.iter().map(|row| row.tokens.len() as u64).sum();
+        let trained_tokens = n_tokens * u64::from(self.assignment.hyperparameters.n_epochs);
+        let request = FinishRequest {
+            trained_tokens,
+            adapter: saved.adapter,
+        };
+        self.heart.hear(self.door.finish(&request).await).await?;
+        Ok(End::Finished)
+    }
+}
+
+impl Session {
+    /// Now plus the mean time of a step so far, for every step that is left.
+    fn estimated_finish(&self, step: u64) -> Option<Timestamp> {
+        let n_done = step - self.began_after;
+        let per_step_s = self.began_at.elapsed().as_secs_f64() / n_done.max(1) as f64;
+        let left_s = per_step_s * (self.plan.total_steps - step) as f64;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+        let finish = now + Duration::try_from_secs_f64(left_s).ok()?;
+        i64::try_from(finish.as_micros()).ok().map(Timestamp)
+    }
+}
+
+fn train_config(assignment: &Assignment) -> TrainConfig {
+    TrainConfig {
+        learning_rate: assignment.hyperparameters.learning_rate as f32,
+        total_steps: assignment.total_steps,
+        warmup_steps: (assignment.total_steps as f64 * WARMUP) as u64,
+        schedule: Schedule::Linear,
+        seed: assignment.seed.into(),
+        ..TrainConfig::default()
+    }
+}
+
+/// `sum / n`, and 0 of nothing.
+fn ratio(sum: f64, n: u64) -> f64 {
+    if n == 0 { 0.0 } else { sum / n as f64 }
+}

@@ -1,0 +1,354 @@
+//! The worker's door: answers of a tiny model, one token a byte.
+
+use std::collections::HashSet;
+use std::time::Instant;
+
+use domain::generation::{FinishReason, SamplingParams};
+use domain::message::{GenerateError, GenerateEvent, GenerateRequest};
+use domain::model::AdapterRef;
+use futures::StreamExt;
+
+use crate::door::Script;
+use crate::house::{House, Running, ask, text_of, with_adapter};
+use crate::tiny_model;
+
+fn finish_reasons(events: &[GenerateEvent]) -> Vec<FinishReason> {
+    let reasons = events.iter().filter_map(|event| match event {
+        GenerateEvent::Finished { finish_reason, .. } => Some(*finish_reason),
+        _ => None,
+    });
+    reasons.collect()
+}
+
+/// Random draws with a seed.
+fn hot(content: &str, max_tokens: u32, seed: u64) -> GenerateRequest {
+    let sampling = SamplingParams {
+        temperature: 1.5,
+        seed: Some(seed),
+        ..SamplingParams::default()
+    };
+    GenerateRequest {
+        sampling,
+        ..ask(content, max_tokens)
+    }
+}
+
+#[tokio::test]
+async fn an_answer_streams_from_started_to_done_and_counts_its_tokens() {
+    let house = House::new().await;
+    let worker = house.worker("a", |_| {}).await;
+    let events = house.generate(&worker, &ask("Hello", 12)).await;
+    // `<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n`: a token a byte, three of them special.
+    assert_eq!(
+        events[0],
+        GenerateEvent::Started {
+            prompt_tokens: 3 + 5 + 5 + 1 + 10
+        }
+    );
+    let Some(GenerateEvent::Done { usage }) = events.last() else {
+        panic!("{events:?}")
+    };
+    assert_eq!(usage.prompt_tokens, 24);
+    assert!((1..=12).contains(&usage.completion_tokens), "{usage:?}");
+    assert_eq!(finish_reasons(&events).len(), 1);
+    assert_eq!(
+        events,
+        house.generate(&worker, &ask("Hello", 12)).await,
+        "greedy is the same each time"
+    );
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn no_part_of_a_stop_string_is_shown_even_across_tokens() {
+    let house = House::new().await;
+    let worker = house.worker("a", |_| {}).await;
+    let whole = text_of(&house.generate(&worker, &hot("Tell me", 60, 3)).await, 0);
+    let chars: Vec<char> = whole.chars().collect();
+    assert!(chars.len() > 12, "a long enough answer to cut: {whole:?}");
+    // Three characters, so at least three tokens: the stop string always crosses tokens.
+    let stop: String = chars[8..11].iter().collect();
+    let expected = &whole[..whole.find(&stop).unwrap()];
+    let request = GenerateRequest {
+        stop: vec!["never in it".into(), stop.clone()],
+        ..hot("Tell me", 60, 3)
+    };
+    let events = house.generate(&worker, &request).await;
+    assert_eq!(text_of(&events, 0), expected, "stop {stop:?} in {whole:?}");
+    assert_eq!(finish_reasons(&events), [FinishReason::Stop]);
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn n_answers_differ_and_a_seed_brings_them_back() {
+    let house = House::new().await;
+    let worker = house.worker("a", |_| {}).await;
+    // More answers than the four places: some wait for room.
+    let request = GenerateRequest {
+        n: 6,
+        ..hot("Say something", 16, 11)
+    };
+    let first = house.generate(&worker, &request).await;
+    let texts: Vec<String> = (0..6).map(|index| text_of(&first, index)).collect();
+    assert_eq!(finish_reasons(&first).len(), 6);
+    assert!(texts.iter().collect::<HashSet<_>>().len() >= 5, "{texts:?}");
+    let again = house.generate(&worker, &request).await;
+    assert_eq!(
+        texts,
+        (0..6)
+            .map(|index| text_of(&again, index))
+            .collect::<Vec<_>>()
+    );
+    let third = house
+        .generate(&worker, &hot("Say something", 16, 11 + 3))
+        .await;
+    assert_eq!(text_of(&third, 0), texts[3], "answer i draws with seed + i");
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn logprobs_come_with_the_text_they_belong_to() {
+    let house = House::new().await;
+    let worker = house.worker("a", |_| {}).await;
+    let request = GenerateRequest {
+        top_logprobs: Some(3),
+        ..hot("Hi", 20, 5)
+    };
+    let events = house.generate(&worker, &request).await;
+    let logprobs: Vec<_> = events
+        .iter()
+        .filter_map(|event| match event {
+            GenerateEvent::Delta { logprobs, .. } => Some(logprobs.clone()),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    let Some(GenerateEvent::Done { usage }) = events.last() else {
+        panic!("{events:?}")
+    };
+    assert_eq!(logprobs.len() as u64, usage.completion_tokens);
+    for entry in &logprobs {
+        assert!(entry.logprob <= 0.0 && entry.top.len() == 3, "{entry:?}");
+        assert!(
+            entry
+                .top
+                .windows(2)
+                .all(|pair| pair[0].logprob >= pair[1].logprob),
+            "{entry:?}"
+        );
+    }
+    let bytes: Vec<u8> = logprobs
+        .iter()
+        .flat_map(|entry| entry.bytes.clone())
+        .collect();
+    assert_eq!(String::from_utf8_lossy(&bytes), text_of(&events, 0));
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_cannot_be_answered_is_refused_with_its_reason() {
+    let house = House::new().await;
+    let worker = house.worker("a", |_| {}).await;
+    let long = ask(&"long ".repeat(60), 5);
+    let gone = AdapterRef {
+        object_prefix: "nowhere".into(),
+        sha256: "00".into(),
+        size_bytes: 1,
+    };
+    let mut unknown = ask("Hi", 5);
+    unknown.model.base_model = "other".to_owned();
+    let context_length = tiny_model::CONTEXT as u64;
+    for (request, status, expected) in [
+        (
+            long,
+            400,
+            GenerateError::ContextLengthExceeded {
+                context_length,
+                prompt_tokens: 319,
+            },
+        ),
+        (
+            unknown,
+            404,
+            GenerateError::ModelNotInstalled {
+                model: "other".to_owned(),
+            },
+        ),
+        (
+            with_adapter(ask("Hi", 5), &gone),
+            503,
+            GenerateError::AdapterUnavailable {
+                reason: "object nowhere/adapter_config.json does not exist".into(),
+            },
+        ),
+    ] {
+        let reply = house.post(&worker, &request).await;
+        assert_eq!(reply.status(), status);
+        assert_eq!(reply.json::<GenerateError>().await.unwrap(), expected);
+    }
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let url = format!("{}/v1/generate", worker.address);
+    let reply = client
+        .post(&url)
+        .bearer_auth("forged")
+        .json(&ask("Hi", 5))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(reply.status(), 401);
+    let health = client
+        .get(format!("{}/healthz", worker.address))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(health.status(), 200);
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_frees_its_places() {
+    let house = House::new().await;
+    let worker = house.worker("a", |config| config.max_sequences = 2).await;
+    let began = Instant::now();
+    house
+        .generate(
+            &worker,
+            &GenerateRequest {
+                n: 8,
+                ..hot("Go on for ever", 150, 1)
+            },
+        )
+        .await;
+    let eight = began.elapsed();
+
+    let reply = house
+        .post(
+            &worker,
+            &GenerateRequest {
+                n: 128,
+                ..hot("Go on for ever", 150, 1)
+            },
+        )
+        .await;
+    let mut body = reply.bytes_stream();
+    body.next().await.unwrap().unwrap();
+    drop(body);
+    let began = Instant::now();
+    let events = house.generate(&worker, &ask("Hello", 4)).await;
+    assert_eq!(finish_reasons(&events).len(), 1);
+    let waited = began.elapsed();
+    assert!(
+        waited < 4 * eight,
+        "waited {waited:?} behind answers nobody reads; eight of 128 take {eight:?}"
+    );
+    house
+        .door
+        .until("idle", |script| {
+            script
+                .statuses
+                .last()
+                .is_some_and(|status| status.n_live == 0)
+        })
+        .await;
+    worker.stop().await.unwrap();
+}
+
+async fn tune(house: &House, worker: &Running, n_epochs: u32) -> AdapterRef {
+    let assignment = house.assignment(n_epochs).await;
+    house.give(&assignment);
+    house
+        .door
+        .until("finish", |script| {
+            script.finish.is_some() || script.fail.is_some()
+        })
+        .await;
+    let _ = worker;
+    house
+        .door
+        .with(|script| script.finish.take())
+        .expect("finishes")
+        .adapter
+}
+
+#[tokio::test]
+async fn a_tuned_model_answers_where_it_was_trained_and_elsewhere_alike() {
+    let house = House::new().await;
+    let worker = house.worker("a", |_| {}).await;
+    let adapter = tune(&house, &worker, 40).await;
+    let request = with_adapter(ask("What is 2?", 40), &adapter);
+    let here = house.generate(&worker, &request).await;
+    assert_eq!(
+        text_of(&here, 0),
+        "It is number 2!!.",
+        "it learned its ten rows by heart"
+    );
+    assert_eq!(finish_reasons(&here), [FinishReason::Stop]);
+    let base = house.generate(&worker, &ask("What is 2?", 40)).await;
+    assert_ne!(text_of(&base, 0), text_of(&here, 0));
+    worker.stop().await.unwrap();
+
+    let other = house.worker("b", |_| {}).await;
+    assert_eq!(house.generate(&other, &request).await, here);
+    until_adapter(&house, &adapter.sha256).await;
+    other.stop().await.unwrap();
+}
+
+async fn until_adapter(house: &House, sha256: &str) {
+    let sha256 = sha256.to_owned();
+    let held = move |script: &Script| {
+        script
+            .statuses
+            .last()
+            .is_some_and(|status| status.adapters.contains(&sha256))
+    };
+    house.door.until("the adapter to be announced", held).await;
+}
+
+#[tokio::test]
+async fn a_damaged_adapter_is_refused_and_the_base_never_answers_for_it() {
+    let house = House::new().await;
+    let worker = house.worker("a", |_| {}).await;
+    let adapter = tune(&house, &worker, 1).await;
+    worker.stop().await.unwrap();
+    let key = format!("{}/adapter_model.safetensors", adapter.object_prefix);
+    let mut bytes = house.objects.get_bytes(&key).await.unwrap().to_vec();
+    *bytes.last_mut().unwrap() ^= 1;
+    house.objects.put_bytes(&key, bytes.into()).await.unwrap();
+    let worker = house.worker("b", |_| {}).await;
+    let reply = house
+        .post(&worker, &with_adapter(ask("Hi", 4), &adapter))
+        .await;
+    assert_eq!(reply.status(), 503);
+    assert!(matches!(
+        reply.json().await.unwrap(),
+        GenerateError::AdapterUnavailable { .. }
+    ));
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn chat_goes_on_while_a_job_trains() {
+    let house = House::new().await;
+    let worker = house.worker("a", |_| {}).await;
+    let assignment = house.assignment(50).await;
+    house.give(&assignment);
+    house
+        .door
+        .until("the first epoch", |script| !script.checkpoints.is_empty())
+        .await;
+    let mut n_answers = 0;
+    while house
+        .door
+        .with(|script| script.finish.is_none() && script.fail.is_none())
+    {
+        let events = house.generate(&worker, &hot("Hello", 8, n_answers)).await;
+        assert_eq!(finish_reasons(&events).len(), 1);
+        n_answers += 1;
+    }
+    assert!(
+        n_answers >= 3,
+        "only {n_answers} answers during a whole job"
+    );
+    house.door.with(|script| assert_eq!(script.fail, None));
+    worker.stop().await.unwrap();
+}

@@ -1,0 +1,305 @@
+//! A house for one worker: a bucket in a directory, a scripted door, a tiny model.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use domain::base_model::{BaseModel, ManifestFile};
+use domain::generation::{ChatMessage, Role, SamplingParams};
+use domain::hyperparameters::ResolvedHyperparameters;
+use domain::id::JobId;
+use domain::message::{Assignment, DatasetRef, GenerateEvent, GenerateRequest, ResumePoint};
+use domain::model::{AdapterRef, ServedModel};
+use domain::object_key;
+use domain::time::Timestamp;
+use gpu_worker::{WorkerError, WorkerOptions};
+use platform::config::{ObjectsConfig, QueueConfig, Secret, WorkerConfig};
+use platform::objects::Objects;
+use platform::queue::Queue;
+use platform::service_token::{self, ServiceKey};
+use platform::shutdown::Shutdown;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+use crate::door::{Door, Script};
+use crate::tiny_model;
+
+pub struct House {
+    pub dir: TempDir,
+    pub objects: Objects,
+    pub door: Arc<Door>,
+    pub model: BaseModel,
+    pub key: ServiceKey,
+}
+
+/// A worker in this process.
+pub struct Running {
+    pub task: JoinHandle<Result<(), WorkerError>>,
+    pub shutdown: Shutdown,
+    pub address: String,
+}
+
+impl Running {
+    /// As kill -9 would: no word to anyone.
+    pub async fn kill(self) {
+        self.task.abort();
+        assert!(self.task.await.is_err_and(|error| error.is_cancelled()));
+    }
+
+    /// As SIGTERM would.
+    pub async fn stop(self) -> Result<(), WorkerError> {
+        self.shutdown.begin();
+        tokio::time::timeout(Duration::from_secs(60), self.task)
+            .await
+            .expect("drains in time")
+            .unwrap()
+    }
+}
+
+impl House {
+    pub async fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        let url = format!("file://{}", dir.path().join("objects").display());
+        let objects = Objects::open(&ObjectsConfig {
+            url,
+            ..ObjectsConfig::default()
+        })
+        .unwrap();
+        let key = ServiceKey::new(&Secret::from("0123456789abcdef0123456789abcdef"));
+        let model = install(&objects, "tiny", 1).await;
+        let door = Door::open(key.clone()).await;
+        door.with(|script| script.base_models = vec![model.clone()]);
+        Self {
+            dir,
+            objects,
+            door,
+            model,
+            key,
+        }
+    }
+
+    /// Starts a worker of its own cache and waits until it said hello with its base models.
+    pub async fn worker(&self, name: &str, change: impl FnOnce(&mut WorkerConfig)) -> Running {
+        let mut config = WorkerConfig {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            threads: 2,
+            beat_interval_s: 1,
+            max_sequences: 4,
+            max_cached_tokens: 4096,
+            ..WorkerConfig::default()
+        };
+        change(&mut config);
+        let options = WorkerOptions {
+            config,
+            cache_dir: self.dir.path().join(name),
+            door_url: self.door.url.clone(),
+            service_key: self.key.clone(),
+            objects: self.objects.clone(),
+            queue: Queue::open(&QueueConfig::default()).unwrap(),
+        };
+        let shutdown = Shutdown::new();
+        let n_statuses = self.door.with(|script| script.statuses.len());
+        let task = tokio::spawn(gpu_worker::run(options, shutdown.clone()));
+        let named = move |script: &Script| {
+            script.statuses[n_statuses..]
+                .iter()
+                .any(|status| !status.base_models.is_empty())
+        };
+        self.door.until("a hello with base models", named).await;
+        let address = self
+            .door
+            .with(|script| script.statuses.last().unwrap().address.clone());
+        Running {
+            task,
+            shutdown,
+            address,
+        }
+    }
+
+    /// Puts a dataset into the bucket.
+    pub async fn dataset(&self, name: &str, rows: &[(&str, &str)]) -> DatasetRef {
+        let lines: Vec<String> = rows
+            .iter()
+            .map(|(question, answer)| row(question, answer))
+            .collect();
+        self.put_dataset(name, lines.join("\n").into_bytes()).await
+    }
+
+    pub async fn put_dataset(&self, name: &str, bytes: Vec<u8>) -> DatasetRef {
+        let object_key = format!("projects/p/files/{name}");
+        let stored = self
+            .objects
+            .put_bytes(&object_key, Bytes::from(bytes))
+            .await
+            .unwrap();
+        DatasetRef {
+            object_key,
+            sha256: stored.sha256,
+            size_bytes: stored.size_bytes,
+        }
+    }
+
+    /// A job of ten rows in batches of four: three steps an epoch.
+    pub async fn assignment(&self, n_epochs: u32) -> Assignment {
+        let rows: Vec<(String, String)> = (0..10)
+            .map(|i| {
+                (
+                    format!("What is {i}?"),
+                    format!("It is number {i}{}.", "!".repeat(i)),
+                )
+            })
+            .collect();
+        let rows: Vec<(&str, &str)> = rows.iter().map(|(q, a)| (q.as_str(), a.as_str())).collect();
+        let job_id = JobId::parse("ftjob-test").unwrap();
+        let hyperparameters = ResolvedHyperparameters {
+            n_epochs,
+            batch_size: 4,
+            learning_rate_multiplier: 1.0,
+            learning_rate: 1e-2,
+        };
+        Assignment {
+            object_prefix: format!("projects/p/jobs/{job_id}/attempts/1"),
+            job_id,
+            attempt: 1,
+            base_model: self.model.clone(),
+            training_file: self.dataset("train", &rows).await,
+            validation_file: Some(self.dataset("valid", &rows[3..6]).await),
+            hyperparameters,
+            total_steps: u64::from(n_epochs) * 3,
+            seed: 42,
+            resume: None,
+            lease_ttl_s: 30,
+        }
+    }
+
+    pub fn give(&self, assignment: &Assignment) {
+        self.door
+            .with(|script| script.assignments.push_back(assignment.clone()));
+    }
+
+    /// What the scheduler would hand to the next attempt.
+    pub fn next_attempt(&self, of: &Assignment) -> Assignment {
+        let last = self
+            .door
+            .with(|script| script.checkpoints.iter().max_by_key(|c| c.step).cloned());
+        let attempt = of.attempt + 1;
+        Assignment {
+            attempt,
+            object_prefix: format!("projects/p/jobs/{}/attempts/{attempt}", of.job_id),
+            resume: last.map(|c| ResumePoint {
+                step: c.step,
+                state: c.state,
+            }),
+            ..of.clone()
+        }
+    }
+}
+
+/// Installs a tiny model in the bucket.
+pub async fn install(objects: &Objects, name: &str, seed: u64) -> BaseModel {
+    let sha256 = format!("{seed:064x}");
+    let object_prefix = object_key::base_model(name, &sha256);
+    let mut files = Vec::new();
+    for (file, bytes) in tiny_model::files(seed) {
+        let stored = objects
+            .put_bytes(&format!("{object_prefix}/{file}"), bytes.into())
+            .await
+            .unwrap();
+        files.push(ManifestFile {
+            name: file.to_owned(),
+            size_bytes: stored.size_bytes,
+            sha256: stored.sha256,
+        });
+    }
+    BaseModel {
+        name: name.to_owned(),
+        sha256,
+        object_prefix,
+        files,
+        architecture: "LlamaForCausalLM".to_owned(),
+        hidden_size: tiny_model::HIDDEN as u32,
+        n_parameters: 100_000,
+        context_length: tiny_model::CONTEXT as u32,
+        created_at: Timestamp(0),
+    }
+}
+
+pub fn row(question: &str, answer: &str) -> String {
+    serde_json::json!({"messages": [
+        {"role": "user", "content": question}, {"role": "assistant", "content": answer}
+    ]})
+    .to_string()
+}
+
+pub fn message(content: &str) -> ChatMessage {
+    ChatMessage {
+        role: Role::User,
+        content: Some(content.to_owned()),
+        name: None,
+        tool_calls: Vec::new(),
+        tool_call_id: None,
+    }
+}
+
+/// A greedy request for one answer of at most `max_tokens`.
+pub fn ask(content: &str, max_tokens: u32) -> GenerateRequest {
+    GenerateRequest {
+        model: ServedModel {
+            base_model: "tiny".to_owned(),
+            adapter: None,
+        },
+        messages: vec![message(content)],
+        tools: Vec::new(),
+        n: 1,
+        max_tokens: Some(max_tokens),
+        stop: Vec::new(),
+        sampling: SamplingParams {
+            temperature: 0.0,
+            ..SamplingParams::default()
+        },
+        top_logprobs: None,
+    }
+}
+
+pub fn with_adapter(mut request: GenerateRequest, adapter: &AdapterRef) -> GenerateRequest {
+    request.model.adapter = Some(adapter.clone());
+    request
+}
+
+impl House {
+    pub async fn post(&self, worker: &Running, request: &GenerateRequest) -> reqwest::Response {
+        let token = service_token::issue(&self.key, "worker", Duration::from_secs(60));
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let url = format!("{}/v1/generate", worker.address);
+        client
+            .post(url)
+            .bearer_auth(token)
+            .json(request)
+            .send()
+            .await
+            .unwrap()
+    }
+
+    /// Every line of a whole answer.
+    pub async fn generate(
+        &self,
+        worker: &Running,
+        request: &GenerateRequest,
+    ) -> Vec<GenerateEvent> {
+        let reply = self.post(worker, request).await;
+        assert_eq!(reply.status(), 200, "{}", reply.text().await.unwrap());
+        let text = reply.text().await.unwrap();
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+}
+
+/// The whole text of answer `index`.
+pub fn text_of(events: &[GenerateEvent], index: u32) -> String {
+    let texts = events.iter().filter_map(|event| match event {
+        GenerateEvent::Delta { index: i, text, .. } if *i == index => Some(text.as_str()),
+        _ => None,
+    });
+    texts.collect()
+}

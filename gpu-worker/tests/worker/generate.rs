@@ -330,7 +330,7 @@ async fn a_damaged_adapter_is_refused_and_the_base_never_answers_for_it() {
 async fn chat_goes_on_while_a_job_trains() {
     let house = House::new().await;
     let worker = house.worker("a", |_| {}).await;
-    let assignment = house.assignment(50).await;
+    let assignment = house.assignment(20).await;
     house.give(&assignment);
     house
         .door

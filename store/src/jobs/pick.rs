@@ -72,6 +72,14 @@ impl Jobs<'_> {
         self.jobs(select.limit(limit)).await
     }
 
+    /// Jobs that an attempt holds, by when their leases end.
+    pub async fn leased(&self, limit: u64) -> Result<Vec<FineTuningJob>, StoreError> {
+        let select = Entity::find()
+            .filter(Column::State.is_in(leased()))
+            .order_by_asc(Column::LeaseUntil);
+        self.jobs(select.limit(limit)).await
+    }
+
     /// After the database was away nobody could beat: no lease may end before `until`. How many were lengthened.
     pub async fn extend_leases(self, until: Timestamp) -> Result<u64, StoreError> {
         let update = Entity::update_many()

@@ -35,7 +35,7 @@ fn s3_store(server: &S3Server) -> Objects {
 /// The server that the environment names, under a prefix that no other run uses.
 fn named_store() -> Option<Objects> {
     let get = |name: &str| std::env::var(format!("LUTHIER_TEST_S3_{name}")).ok();
-    let run = format!("{:032x}", rand::random::<u128>());
+    let run = format!("{:08x}", rand::random::<u32>());
     Some(
         Objects::open(&ObjectsConfig {
             url: format!("{}/{run}", get("URL")?.trim_end_matches('/')),

@@ -1,1 +1,77 @@
-fn main() {}
+//! The `luthier` binary: every role of the service and the operator's commands, one subcommand each.
+
+mod cli;
+mod key;
+mod logging;
+mod model;
+mod opened;
+mod progress;
+mod quickstart;
+mod roles;
+mod up;
+mod worker_process;
+
+use clap::Parser;
+
+fn main() -> std::process::ExitCode {
+    // aws-lc-rs is the only provider in the tree; naming it keeps every TLS client from guessing.
+    if rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .is_err()
+    {
+        eprintln!("error: a TLS provider was installed twice — a bug in main");
+        return std::process::ExitCode::FAILURE;
+    }
+    let command = cli::Cli::parse().command;
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            eprintln!("error: cannot start the async runtime: {e}");
+            return std::process::ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(command)) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: cli::Command) -> anyhow::Result<()> {
+    use cli::{Command, KeyCommand, ModelCommand};
+    match command {
+        Command::Quickstart(options) => quickstart::run(options).await,
+        Command::Up(options) => up::run(options).await,
+        Command::Api(role) => roles::api(&role.config).await,
+        Command::Scheduler(role) => roles::scheduler(&role.config).await,
+        Command::Worker(options) => roles::worker(&options).await,
+        Command::Migrate(role) => roles::migrate(&role.config).await,
+        Command::Key {
+            command:
+                KeyCommand::Create {
+                    project,
+                    name,
+                    place,
+                },
+        } => {
+            println!("{}", key::create(&place, &project, &name).await?);
+            Ok(())
+        }
+        Command::Model { command } => match command {
+            ModelCommand::Pull { name, place } => model::pull_command(&place, &name).await,
+            ModelCommand::Add { name, path, place } => {
+                model::add_command(&place, &name, &path).await
+            }
+            ModelCommand::List { place } => model::list_command(&place).await,
+        },
+        Command::Openapi => {
+            println!("{}", api::openapi_document());
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! The command line: what can be asked of the binary. Other tools rely on these names.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("LUTHIER_COMMIT"), ")");
+
+/// Luthier: fine-tune and serve your own models behind OpenAI's API.
+#[derive(Parser)]
+#[command(name = "luthier", version = VERSION, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Fetch a small model, start the service, fine-tune on real data, and compare before and after.
+    Quickstart(QuickstartOptions),
+    /// Run the whole service on this machine: SQLite, a directory, one worker; no broker.
+    Up(UpOptions),
+    /// Run the HTTP API.
+    Api(Role),
+    /// Run the scheduler and its door for workers.
+    Scheduler(Role),
+    /// Run a worker: trains and generates on this machine's device.
+    Worker(WorkerOptions),
+    /// Bring the database to this version's schema.
+    Migrate(Role),
+    /// Make API keys.
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
+    /// Install and list base models.
+    Model {
+        #[command(subcommand)]
+        command: ModelCommand,
+    },
+    /// Print the OpenAPI document.
+    Openapi,
+}
+
+#[derive(Args)]
+pub struct QuickstartOptions {
+    /// Where everything is kept [default: $XDG_DATA_HOME/luthier or ~/.local/share/luthier].
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Where the API listens [default: 127.0.0.1:8080].
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+    /// The base model to tune.
+    #[arg(long, value_name = "NAME", default_value = crate::model::QUICKSTART_MODEL)]
+    pub model: String,
+    /// Chat examples as JSONL; the last tenth (at most 40) is held out [default: the support tickets that come along].
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// Passes over the training data.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=50))]
+    pub epochs: u32,
+    /// Stop the service at the end instead of staying up.
+    #[arg(long)]
+    pub exit: bool,
+    /// Write scores, seconds per phase, tokens/s and peak memory here.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct UpOptions {
+    /// Where everything is kept [default: $XDG_DATA_HOME/luthier or ~/.local/share/luthier].
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Where the API listens [default: 127.0.0.1:8080].
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+    /// A configuration file over the embedded defaults.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct Role {
+    /// The configuration file; see deploy/config.example.toml.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+#[derive(Args)]
+pub struct WorkerOptions {
+    /// The configuration file; see deploy/config.example.toml.
+    #[arg(long, value_name = "FILE", required_unless_present = "data_dir")]
+    pub config: Option<PathBuf>,
+    /// The worker of the `up` that owns this directory; started by it.
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub data_dir: Option<PathBuf>,
+    /// Exit at once when standard input ends: a worker must not outlive the `up` that started it.
+    #[arg(long, hide = true)]
+    pub stop_with_parent: bool,
+}
+
+#[derive(Subcommand)]
+pub enum KeyCommand {
+    /// Print a new API key of a project; it is shown this once.
+    Create {
+        /// The project's name; `default` exists from the start.
+        #[arg(long, value_name = "NAME")]
+        project: String,
+        /// What to call the key.
+        #[arg(long, value_name = "NAME", default_value = "command line")]
+        name: String,
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum ModelCommand {
+    /// Download and install a base model: a name this version knows, or `owner/repository` on the Hugging Face hub.
+    Pull {
+        name: String,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Install a base model from a Hugging Face folder or a GGUF file.
+    Add {
+        name: String,
+        path: PathBuf,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// List the installed base models.
+    List {
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+/// Which installation a command is about.
+#[derive(Args, Clone)]
+#[group(multiple = false)]
+pub struct Place {
+    /// The data directory of the embedded form.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// The configuration file of the production form.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// `$XDG_DATA_HOME/luthier`, else `~/.local/share/luthier`, else `./luthier-data`.
+pub fn default_data_dir() -> PathBuf {
+    let xdg = std::env::var_os("XDG_DATA_HOME")
+        .filter(|v| !v.is_empty())
+        .map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share"));
+    xdg.or_else(home)
+        .map_or_else(|| PathBuf::from("luthier-data"), |dir| dir.join("luthier"))
+}

@@ -1,0 +1,31 @@
+"""An outside conformance kit, where one is at hand: OPENAI_CONFORMANCE_KIT names the folder of sdk_conformance.py."""
+
+import os
+import subprocess
+import sys
+import unittest
+from pathlib import Path
+
+from service import MODEL, ROOT, Embedded, Production
+
+KIT = Path(os.environ.get("OPENAI_CONFORMANCE_KIT", ROOT.parent / "shared/openai")) / "sdk_conformance.py"
+SUITES = "auth,transport,models,files,ft_validation,ft_datafail,ft,chat,async"
+
+
+@unittest.skipUnless(KIT.is_file(), f"skipped: no conformance kit at {KIT.parent.name}/ (set OPENAI_CONFORMANCE_KIT)")
+class Conformance(unittest.TestCase):
+    def run_kit(self, make):
+        service = make()
+        self.addCleanup(service.close)
+        done = subprocess.run(
+            [sys.executable, str(KIT), "--base-url", service.base_url, "--api-key", service.key, "--base-model", MODEL,
+             "--fail-on", "core", "--only", SUITES, "--poll", "0.3", "--job-timeout", "300"],
+            capture_output=True, text=True, timeout=900)
+        self.assertEqual(done.returncode, 0, f"{done.stdout[-8000:]}\n{done.stderr[-2000:]}")
+        print(done.stdout.strip().splitlines()[-1], file=sys.stderr)
+
+    def test_the_embedded_form_conforms(self):
+        self.run_kit(Embedded)
+
+    def test_the_production_form_conforms(self):
+        self.run_kit(Production)

@@ -1,0 +1,120 @@
+"""The main job through openai-python, in both forms."""
+
+import io
+import subprocess
+import unittest
+import zipfile
+
+import openai
+
+from service import MODEL, ROOT, Embedded, Production, examples, export, finish, wait_until
+
+QUESTION = [{"role": "user", "content": "What is 3+3?"}]
+
+
+class MainJob:
+    """Mixed into one class per form."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.service = cls.make()
+        cls.client = cls.service.client()
+        train = cls.client.files.create(file=("train.jsonl", examples(24)), purpose="fine-tune")
+        valid = cls.client.files.create(file=("valid.jsonl", examples(10, 100)), purpose="fine-tune")
+        job = cls.client.fine_tuning.jobs.create(
+            model=MODEL, training_file=train.id, validation_file=valid.id, suffix="e2e", seed=7,
+            method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 4, "batch_size": 4}}},
+        )
+        cls.job = finish(cls.client, job.id)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.service.close()
+
+    def setUp(self):
+        self.assertEqual(self.job.status, "succeeded", f"{self.job.error}\n{self.service.logs()}")
+
+    def test_a_job_ends_with_a_model_a_result_file_and_a_story(self):
+        self.assertRegex(self.job.fine_tuned_model, rf"^ft:{MODEL}:[^:]+:e2e:\w{{8}}$")
+        self.assertGreater(self.job.trained_tokens, 0)
+        csv = self.client.files.content(self.job.result_files[0]).read().decode().splitlines()
+        self.assertEqual(csv[0], "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy")
+        self.assertEqual(len(csv), 1 + 24)
+        first, last = (float(line.split(",")[1]) for line in (csv[1], csv[-1]))
+        self.assertLess(last, first, "the loss did not fall")
+        events = list(self.client.fine_tuning.jobs.list_events(self.job.id, limit=100))
+        self.assertEqual(events[0].message, "The job has successfully completed")
+        self.assertEqual(events[-1].message, f"Created fine-tuning job: {self.job.id}")
+
+    def test_the_tuned_model_answers_otherwise_than_its_base(self):
+        def logprob(model):
+            reply = self.client.chat.completions.create(
+                model=model, messages=QUESTION, max_tokens=1, temperature=0, logprobs=True)
+            return reply.choices[0].logprobs.content[0].logprob
+
+        self.assertNotAlmostEqual(logprob(MODEL), logprob(self.job.fine_tuned_model), places=3)
+
+    def test_a_stream_carries_the_same_text_as_the_whole_answer(self):
+        ask = dict(model=self.job.fine_tuned_model, messages=QUESTION, max_tokens=24, temperature=0)
+        whole = self.client.chat.completions.create(**ask)
+        chunks = list(self.client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True}))
+        text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+        self.assertEqual(text, whole.choices[0].message.content)
+        self.assertEqual(chunks[-1].usage, whole.usage)
+
+    def test_checkpoints_of_the_last_epochs_answer_by_name(self):
+        checkpoints = list(self.client.fine_tuning.jobs.checkpoints.list(self.job.id))
+        self.assertEqual([c.step_number for c in checkpoints], [24, 18, 12])
+        self.assertEqual(checkpoints[0].fine_tuned_model_checkpoint, self.job.fine_tuned_model)
+        for checkpoint in checkpoints:
+            reply = self.client.chat.completions.create(
+                model=checkpoint.fine_tuned_model_checkpoint, messages=QUESTION, max_tokens=2)
+            self.assertEqual(reply.usage.completion_tokens, 2)
+
+    def test_the_adapter_is_exported_as_a_peft_folder(self):
+        with zipfile.ZipFile(io.BytesIO(export(self.service, self.job.fine_tuned_model))) as archive:
+            self.assertLessEqual({"adapter_config.json", "adapter_model.safetensors"}, set(archive.namelist()))
+
+    def test_a_bad_file_fails_the_job_and_names_every_bad_line(self):
+        lines = examples(12).splitlines()
+        lines[4], lines[8] = b'{"messages": [oops', b'{"messages": [{"role": "robot", "content": "x"}]}'
+        bad = self.client.files.create(file=("bad.jsonl", b"\n".join(lines)), purpose="fine-tune")
+        job = self.client.fine_tuning.jobs.create(model=MODEL, training_file=bad.id)
+        job = finish(self.client, job.id)
+        self.assertEqual((job.status, job.error.code), ("failed", "invalid_training_file"))
+        self.assertEqual(job.error.param, "training_file")
+        story = "\n".join(e.message for e in self.client.fine_tuning.jobs.list_events(job.id) if e.level == "error")
+        self.assertIn("line 5", story.lower())
+        self.assertIn("line 9", story.lower())
+
+    def test_a_cancelled_job_stays_cancelled(self):
+        train = self.client.files.create(file=("train.jsonl", examples(200)), purpose="fine-tune")
+        job = self.client.fine_tuning.jobs.create(
+            model=MODEL, training_file=train.id,
+            method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 50, "batch_size": 1}}})
+        wait_until("the job runs", lambda: self.client.fine_tuning.jobs.retrieve(job.id).status == "running")
+        self.client.fine_tuning.jobs.cancel(job.id)
+        self.assertEqual(finish(self.client, job.id).status, "cancelled")
+        with self.assertRaises(openai.BadRequestError):
+            self.client.fine_tuning.jobs.cancel(job.id)
+
+    def test_a_wrong_key_and_another_project_see_nothing(self):
+        with self.assertRaises(openai.AuthenticationError):
+            self.service.client("sk-proj-wrong").models.list()
+
+    def test_openai_node_tells_the_same_story(self):
+        node = ROOT / "target/test-tools/node"
+        done = subprocess.run(
+            ["node", str(ROOT / "tests/sdk/main_job.mjs")], capture_output=True, text=True, timeout=240,
+            env={"PATH": "/usr/local/bin:/usr/bin:/bin", "NODE_SDK": str(node), "BASE_URL": self.service.base_url,
+                 "API_KEY": self.service.key, "MODEL": MODEL, "TUNED": self.job.fine_tuned_model})
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        self.assertIn("all checks passed", done.stdout)
+
+
+class EmbeddedMainJob(MainJob, unittest.TestCase):
+    make = Embedded
+
+
+class ProductionMainJob(MainJob, unittest.TestCase):
+    make = Production

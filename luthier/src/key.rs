@@ -22,7 +22,10 @@ pub async fn create_in(
     project: &str,
     name: &str,
 ) -> Result<String> {
-    store.projects().ensure_default(now()).await?;
+    store
+        .projects()
+        .ensure_default([entropy(), entropy()], now())
+        .await?;
     let Some(found) = store.projects().find_by_name(project).await? else {
         bail!("there is no project named {project:?}; `default` exists from the start");
     };

@@ -12,6 +12,12 @@ pub fn to_stderr(config: &Config) -> Result<()> {
 
 /// The quickstart's log goes to a file, so that the screen stays readable.
 pub fn to_file(config: &Config, path: &Path) -> Result<()> {
-    platform::telemetry::init_file(&config.log, path)
-        .with_context(|| format!("cannot log to {}", path.display()))
+    let cannot = || format!("cannot log to {}", path.display());
+    let file = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(path)
+        .with_context(cannot)?;
+    let subscriber = platform::telemetry::subscriber(&config.log, file)?;
+    tracing::subscriber::set_global_default(subscriber).with_context(cannot)
 }

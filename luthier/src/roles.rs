@@ -23,7 +23,7 @@ fn place_of(config: &Path) -> Place {
 pub async fn api(config: &Path) -> Result<()> {
     let opened = open(config_of(&place_of(config))?).await?;
     logging::to_stderr(&opened.config)?;
-    let running = up::start_api(&opened, Shutdown::on_signals()).await?;
+    let running = up::start_api(&opened, Shutdown::on_signals()?).await?;
     running.finished().await
 }
 
@@ -34,7 +34,7 @@ pub async fn scheduler(config: &Path) -> Result<()> {
     let queue = Queue::open(&opened.config.queue)
         .await
         .context("cannot open the queue")?;
-    let running = up::start_scheduler(&opened, queue, Shutdown::on_signals()).await?;
+    let running = up::start_scheduler(&opened, queue, Shutdown::on_signals()?).await?;
     running.finished().await
 }
 
@@ -56,7 +56,7 @@ pub async fn worker(options: &WorkerOptions) -> Result<()> {
         .await
         .context("cannot open the queue")?;
     let options = gpu_worker::WorkerOptions::from_config(&config, objects, queue)?;
-    gpu_worker::run(options, Shutdown::on_signals())
+    gpu_worker::run(options, Shutdown::on_signals()?)
         .await
         .context("the worker stopped")
 }

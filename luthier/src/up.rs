@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use crate::cli::{UpOptions, default_data_dir};
 use crate::logging;
-use crate::opened::{Opened, make_private_dir, open};
+use crate::opened::{Opened, entropy, make_private_dir, now, open};
 use crate::worker_process::{ChildOptions, supervise};
 
 /// A role that runs beside us until shutdown.
@@ -33,7 +33,7 @@ pub async fn run(options: UpOptions) -> Result<()> {
     let config = config(&data_dir, options.config.as_deref(), options.listen)?;
     make_private_dir(&config.data_dir)?;
     logging::to_stderr(&config)?;
-    let service = Service::start(config, options.config, None, Shutdown::on_signals()).await?;
+    let service = Service::start(config, options.config, None, Shutdown::on_signals()?).await?;
     eprintln!("Luthier is up at {}", service.base_url());
     if service.opened.store.base_models().list().await?.is_empty() {
         eprintln!(
@@ -87,18 +87,14 @@ impl Service {
         opened
             .store
             .projects()
-            .ensure_default(crate::opened::now())
+            .ensure_default([entropy(), entropy()], now())
             .await?;
         // Whoever held a lease ran under the service before this one and ended with it.
-        opened
-            .store
-            .jobs()
-            .expire_all_leases(crate::opened::now())
-            .await?;
+        opened.store.jobs().void_leases(now()).await?;
         let queue = Queue::open(&opened.config.queue)
             .await
             .context("cannot open the queue")?;
-        let roles_shutdown = Shutdown::manual();
+        let roles_shutdown = Shutdown::new();
         let scheduler = start_scheduler(&opened, queue, roles_shutdown.clone()).await?;
         let api = start_api(&opened, roles_shutdown.clone()).await?;
         let child = ChildOptions {
@@ -126,13 +122,13 @@ impl Service {
 
     /// Runs until a signal or [`Service::stop`]; the worker drains first, while the door still answers.
     pub async fn finished(self) -> Result<()> {
-        self.shutdown.requested().await;
+        self.shutdown.begun().await;
         eprintln!("Stopping: the worker saves its work …");
         let worker = self
             .worker
             .await
             .context("the worker's supervisor panicked")?;
-        self.roles_shutdown.request();
+        self.roles_shutdown.begin();
         let scheduler = self.scheduler.finished().await;
         let api = self.api.finished().await;
         worker.and(scheduler).and(api)
@@ -140,7 +136,7 @@ impl Service {
 
     /// Asks everything to drain.
     pub fn stop(&self) {
-        self.shutdown.request();
+        self.shutdown.begin();
     }
 }
 
@@ -175,8 +171,8 @@ pub async fn start_scheduler(opened: &Opened, queue: Queue, shutdown: Shutdown) 
         config: opened.config.clone(),
         store: opened.store.clone(),
         objects: opened.objects.clone(),
-        queue,
-        clock: crate::opened::now,
+        queue: queue.into(),
+        clock: scheduler::Clock::Database,
     };
     let server = scheduler::bind(options)
         .await

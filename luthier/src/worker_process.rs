@@ -32,19 +32,19 @@ pub async fn supervise(options: ChildOptions, shutdown: Shutdown) -> Result<()> 
         let mut child = spawn(&options).context("cannot start the worker process")?;
         tokio::select! {
             status = child.wait() => {
-                if shutdown.is_requested() {
+                if shutdown.has_begun() {
                     return Ok(());
                 }
                 tracing::error!(status = ?status?, "the worker process ended, starting another");
             }
-            () = shutdown.requested() => return drain(child).await,
+            () = shutdown.begun() => return drain(child).await,
         }
         if born.elapsed() > HEALTHY_AFTER {
             wait = Duration::from_secs(1);
         }
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
-            () = shutdown.requested() => return Ok(()),
+            () = shutdown.begun() => return Ok(()),
         }
         wait = (wait * 2).min(Duration::from_secs(30));
     }

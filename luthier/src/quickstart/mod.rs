@@ -43,12 +43,12 @@ pub async fn run(options: QuickstartOptions) -> Result<()> {
 
     let mut phases = Phases::new();
     let base = timed(&mut phases, "model", install_model(&config, &options.model)).await?;
-    let shutdown = Shutdown::on_signals();
+    let shutdown = Shutdown::on_signals()?;
     let service = Service::start(config, None, Some(log), shutdown.clone()).await?;
     let story = tell(&options, &service, &base, &task, &mut phases);
     let outcome = tokio::select! {
         outcome = story => outcome,
-        () = shutdown.requested() => Err(anyhow::anyhow!("stopped before the end; `luthier up` goes on where this left off")),
+        () = shutdown.begun() => Err(anyhow::anyhow!("stopped before the end; `luthier up` goes on where this left off")),
     };
     if outcome.is_err() || options.exit {
         service.stop();

@@ -90,6 +90,16 @@ impl Jobs<'_> {
         self.0.update(update).await
     }
 
+    /// On one machine the workers of an earlier run ended with it: every lease is over. How many were.
+    pub async fn void_leases(&self, now: Timestamp) -> Result<u64, StoreError> {
+        let update = Entity::update_many()
+            .col_expr(Column::LeaseUntil, (now.0 - 1).into())
+            .col_expr(Column::Version, Expr::col(Column::Version).add(1))
+            .filter(Column::State.is_in(leased()))
+            .filter(Column::LeaseUntil.gte(now.0));
+        self.0.update(update).await
+    }
+
     /// How many jobs stand where, over all projects; states without jobs are left out.
     pub async fn count_by_state(self) -> Result<Vec<(JobState, u64)>, StoreError> {
         let select = Entity::find()

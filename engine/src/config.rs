@@ -19,6 +19,14 @@ const KNOWN: [(&str, Architecture); 2] = [
     ("Qwen2ForCausalLM", Architecture::Qwen2),
 ];
 
+impl Architecture {
+    /// The name in `architectures`.
+    pub fn name(self) -> &'static str {
+        let known = KNOWN.iter().find(|(_, architecture)| *architecture == self);
+        known.expect("every architecture has a name — a bug in KNOWN").0
+    }
+}
+
 /// How positions are stretched beyond the trained context.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum RopeScaling {

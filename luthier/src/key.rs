@@ -34,7 +34,7 @@ pub async fn create_in(
         id: KeyId::mint(entropy()),
         project_id: found.id,
         name: name.to_owned(),
-        hmac: api::auth::key_hmac(&config.key_pepper()?, &secret),
+        hmac: api::auth::key_hmac(config.key_pepper()?, &secret),
         redacted: redact(&secret),
         created_at: now(),
         last_used_at: None,

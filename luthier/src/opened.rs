@@ -51,7 +51,6 @@ pub async fn open(mut config: Config) -> Result<Opened> {
             .context("the database is not ready; run `luthier migrate`")?;
     }
     let objects = Objects::open(&config.objects)
-        .await
         .context("cannot open the bucket")?;
     Ok(Opened {
         config,

@@ -32,7 +32,6 @@ pub async fn scheduler(config: &Path) -> Result<()> {
     let opened = open(config_of(&place_of(config))?).await?;
     logging::to_stderr(&opened.config)?;
     let queue = Queue::open(&opened.config.queue)
-        .await
         .context("cannot open the queue")?;
     let running = up::start_scheduler(&opened, queue, Shutdown::on_signals()?).await?;
     running.finished().await
@@ -50,10 +49,8 @@ pub async fn worker(options: &WorkerOptions) -> Result<()> {
         worker_process::exit_when_stdin_ends()?;
     }
     let objects = platform::objects::Objects::open(&config.objects)
-        .await
         .context("cannot open the bucket")?;
     let queue = Queue::open(&config.queue)
-        .await
         .context("cannot open the queue")?;
     let options = gpu_worker::WorkerOptions::from_config(&config, objects, queue)?;
     gpu_worker::run(options, Shutdown::on_signals()?)

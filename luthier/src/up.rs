@@ -92,7 +92,6 @@ impl Service {
         // Whoever held a lease ran under the service before this one and ended with it.
         opened.store.jobs().void_leases(now()).await?;
         let queue = Queue::open(&opened.config.queue)
-            .await
             .context("cannot open the queue")?;
         let roles_shutdown = Shutdown::new();
         let scheduler = start_scheduler(&opened, queue, roles_shutdown.clone()).await?;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use domain::base_model::{BaseModel, ManifestFile};
+use engine::pool::Pool;
 use domain::object_key;
 use sha2::{Digest, Sha256};
 
@@ -103,12 +104,14 @@ async fn judge(folder: &Path) -> Result<Judged> {
     let folder = folder.to_owned();
     tokio::task::spawn_blocking(move || {
         let config = engine::config::ModelConfig::from_dir(&folder)?;
-        let n_parameters = engine::weights::check(&folder, &config)?;
+        // The loader is the judge: a model that a worker could not load is not installed.
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let n_parameters = engine::weights::BaseModel::load(&folder, &Pool::new(threads))?.n_parameters();
         let chat = text::chat_model::ChatModel::load(&folder)?;
         chat.prompt(&[greeting()], None)
             .context("its chat template does not render a plain message")?;
         Ok(Judged {
-            architecture: config.architecture_name().to_owned(),
+            architecture: config.architecture.name().to_owned(),
             hidden_size: u32::try_from(config.hidden_size)?,
             n_parameters,
             context_length: u32::try_from(chat.context_length())?,

@@ -14,10 +14,10 @@ use anyhow::{Context, Result};
 use platform::config::Config;
 use platform::shutdown::Shutdown;
 
-use crate::cli::{Place, QuickstartOptions, default_data_dir};
+use crate::cli::{QuickstartOptions, default_data_dir};
 use crate::opened::{make_private_dir, open};
 use crate::up::Service;
-use crate::{key, logging, model, progress, up};
+use crate::{key, logging, model, up};
 use client::Client;
 
 /// Seconds each phase took, in the order of the run.

@@ -24,6 +24,11 @@ AMQP = os.environ.get("LUTHIER_TEST_AMQP_URL", "amqp://guest:guest@127.0.0.1:567
 MODEL = "tiny-llama"
 
 
+def environment(extra=None):
+    """Ours without `LUTHIER_…`: the service takes each of those for a key of its configuration."""
+    return {**{k: v for k, v in os.environ.items() if not k.startswith("LUTHIER_")}, **(extra or {})}
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -56,13 +61,13 @@ class Service:
     def spawn(self, name, *args, env=None):
         log = open(self.dir / f"{name}.log", "ab")
         process = subprocess.Popen(
-            [str(a) for a in args], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **(env or {})},
+            [str(a) for a in args], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(env),
         )
         self.processes[name] = process
         return process
 
     def luthier(self, *args):
-        done = subprocess.run([LUTHIER, *map(str, args)], capture_output=True, text=True, timeout=120)
+        done = subprocess.run([LUTHIER, *map(str, args)], capture_output=True, text=True, timeout=120, env=environment())
         if done.returncode != 0:
             raise AssertionError(f"luthier {' '.join(map(str, args))}: {done.returncode}\n{done.stdout}\n{done.stderr}")
         return done.stdout.strip()

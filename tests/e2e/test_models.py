@@ -2,7 +2,6 @@
 
 import http.server
 import json
-import os
 import shutil
 import subprocess
 import tempfile
@@ -11,7 +10,7 @@ import unittest
 from pathlib import Path
 
 import tiny_model
-from service import LUTHIER
+from service import LUTHIER, environment
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -48,7 +47,7 @@ class Models(unittest.TestCase):
     def luthier(self, *args, env=None):
         return subprocess.run(
             [LUTHIER, *map(str, args), "--data-dir", str(self.dir / "data")],
-            capture_output=True, text=True, timeout=120, env={**os.environ, **(env or {})})
+            capture_output=True, text=True, timeout=120, env=environment(env))
 
     def names(self):
         return [line.split("\t")[0] for line in self.luthier("model", "list").stdout.splitlines()]

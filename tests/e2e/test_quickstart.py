@@ -8,7 +8,7 @@ import unittest
 from pathlib import Path
 
 import tiny_model
-from service import LUTHIER, MODEL, examples, free_port
+from service import LUTHIER, MODEL, environment, examples, free_port
 
 
 class Quickstart(unittest.TestCase):
@@ -19,7 +19,7 @@ class Quickstart(unittest.TestCase):
         self.run_luthier("model", "add", MODEL, tiny_model.write(self.dir / "tiny"), "--data-dir", self.data_dir)
 
     def run_luthier(self, *args):
-        done = subprocess.run([LUTHIER, *map(str, args)], capture_output=True, text=True, timeout=400)
+        done = subprocess.run([LUTHIER, *map(str, args)], capture_output=True, text=True, timeout=400, env=environment())
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         return done.stdout
 

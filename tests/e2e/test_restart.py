@@ -4,7 +4,7 @@ import signal
 import subprocess
 import unittest
 
-from service import LUTHIER, MODEL, Embedded, examples, finish, wait_until
+from service import LUTHIER, MODEL, Embedded, environment, examples, finish, wait_until
 
 
 class Restart(unittest.TestCase):
@@ -38,6 +38,6 @@ class Restart(unittest.TestCase):
     def test_a_second_service_on_the_same_directory_is_refused(self):
         done = subprocess.run(
             [LUTHIER, "up", "--data-dir", str(self.service.data_dir), "--listen", "127.0.0.1:0"],
-            capture_output=True, text=True, timeout=60)
+            capture_output=True, text=True, timeout=60, env=environment())
         self.assertNotEqual(done.returncode, 0)
         self.assertIn(str(self.service.data_dir), done.stderr)

@@ -91,7 +91,7 @@ impl Jobs<'_> {
     }
 
     /// On one machine the workers of an earlier run ended with it: every lease is over. How many were.
-    pub async fn void_leases(&self, now: Timestamp) -> Result<u64, StoreError> {
+    pub async fn void_leases(self, now: Timestamp) -> Result<u64, StoreError> {
         let update = Entity::update_many()
             .col_expr(Column::LeaseUntil, (now.0 - 1).into())
             .col_expr(Column::Version, Expr::col(Column::Version).add(1))

@@ -30,6 +30,8 @@ pub async fn supervise(options: ChildOptions, shutdown: Shutdown) -> Result<()> 
     loop {
         let born = Instant::now();
         let mut child = spawn(&options).context("cannot start the worker process")?;
+        // Held open as long as the child may live: its end tells the child that we are gone. (`wait` would close it.)
+        let _our_end = child.stdin.take();
         tokio::select! {
             status = child.wait() => {
                 if shutdown.has_begun() {

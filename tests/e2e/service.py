@@ -147,8 +147,8 @@ url = "{POSTGRES.rsplit('/', 1)[0]}/{self.database}"
 [objects]
 url = "s3://luthier/e2e"
 endpoint = "http://127.0.0.1:{s3_port}"
-access_key_id = "test-access-key"
-secret_access_key = "test-secret-key"
+access_key_id = "luthier-test"
+secret_access_key = "luthier-test-secret"
 [queue]
 url = "{AMQP}"
 prefix = "{self.database}"

@@ -23,7 +23,9 @@ impl Architecture {
     /// The name in `architectures`.
     pub fn name(self) -> &'static str {
         let known = KNOWN.iter().find(|(_, architecture)| *architecture == self);
-        known.expect("every architecture has a name — a bug in KNOWN").0
+        known
+            .expect("every architecture has a name — a bug in KNOWN")
+            .0
     }
 }
 

@@ -50,8 +50,7 @@ pub async fn open(mut config: Config) -> Result<Opened> {
             .await
             .context("the database is not ready; run `luthier migrate`")?;
     }
-    let objects = Objects::open(&config.objects)
-        .context("cannot open the bucket")?;
+    let objects = Objects::open(&config.objects).context("cannot open the bucket")?;
     Ok(Opened {
         config,
         store,

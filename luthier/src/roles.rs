@@ -31,8 +31,7 @@ pub async fn api(config: &Path) -> Result<()> {
 pub async fn scheduler(config: &Path) -> Result<()> {
     let opened = open(config_of(&place_of(config))?).await?;
     logging::to_stderr(&opened.config)?;
-    let queue = Queue::open(&opened.config.queue)
-        .context("cannot open the queue")?;
+    let queue = Queue::open(&opened.config.queue).context("cannot open the queue")?;
     let running = up::start_scheduler(&opened, queue, Shutdown::on_signals()?).await?;
     running.finished().await
 }
@@ -48,10 +47,9 @@ pub async fn worker(options: &WorkerOptions) -> Result<()> {
     if options.stop_with_parent {
         worker_process::exit_when_stdin_ends()?;
     }
-    let objects = platform::objects::Objects::open(&config.objects)
-        .context("cannot open the bucket")?;
-    let queue = Queue::open(&config.queue)
-        .context("cannot open the queue")?;
+    let objects =
+        platform::objects::Objects::open(&config.objects).context("cannot open the bucket")?;
+    let queue = Queue::open(&config.queue).context("cannot open the queue")?;
     let options = gpu_worker::WorkerOptions::from_config(&config, objects, queue)?;
     gpu_worker::run(options, Shutdown::on_signals()?)
         .await

@@ -91,8 +91,7 @@ impl Service {
             .await?;
         // Whoever held a lease ran under the service before this one and ended with it.
         opened.store.jobs().void_leases(now()).await?;
-        let queue = Queue::open(&opened.config.queue)
-            .context("cannot open the queue")?;
+        let queue = Queue::open(&opened.config.queue).context("cannot open the queue")?;
         let roles_shutdown = Shutdown::new();
         let scheduler = start_scheduler(&opened, queue, roles_shutdown.clone()).await?;
         let api = start_api(&opened, roles_shutdown.clone()).await?;

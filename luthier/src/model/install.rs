@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use domain::base_model::{BaseModel, ManifestFile};
-use engine::pool::Pool;
 use domain::object_key;
+use engine::pool::Pool;
 use sha2::{Digest, Sha256};
 
 use crate::opened::{Opened, now};
@@ -106,7 +106,8 @@ async fn judge(folder: &Path) -> Result<Judged> {
         let config = engine::config::ModelConfig::from_dir(&folder)?;
         // The loader is the judge: a model that a worker could not load is not installed.
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let n_parameters = engine::weights::BaseModel::load(&folder, &Pool::new(threads))?.n_parameters();
+        let n_parameters =
+            engine::weights::BaseModel::load(&folder, &Pool::new(threads))?.n_parameters();
         let chat = text::chat_model::ChatModel::load(&folder)?;
         chat.prompt(&[greeting()], None)
             .context("its chat template does not render a plain message")?;

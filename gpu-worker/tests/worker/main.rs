@@ -3,5 +3,6 @@
 mod door;
 mod generate;
 mod house;
+mod queue;
 mod tiny_model;
 mod train;

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use domain::error::FailureClass;
-use domain::hyperparameters::ResolvedHyperparameters;
 use domain::message::{Assignment, Desired};
 use domain::object_key;
 
@@ -322,21 +321,9 @@ async fn an_attempt_that_is_stale_drops_everything_without_a_word() {
 async fn without_a_door_the_attempt_holds_still_before_its_lease_ends_and_then_goes_on() {
     const DOWN: Duration = Duration::from_secs(9);
     let house = House::new().await;
-    // Steps of tens of milliseconds, for longer than the door is away.
-    let answer = "All work and no play makes a dull day. ".repeat(3);
-    let rows = vec![("What do you write?", answer.as_str()); 16 * 400];
-    let training_file = house.dataset("long", &rows).await;
-    let short = house.assignment(1).await;
     let assignment = Assignment {
-        training_file,
-        validation_file: None,
-        hyperparameters: ResolvedHyperparameters {
-            batch_size: 16,
-            ..short.hyperparameters
-        },
-        total_steps: 400,
         lease_ttl_s: 3,
-        ..short
+        ..house.long_assignment().await
     };
     let worker = house.worker("a", |_| {}).await;
     house.give(&assignment);
@@ -364,8 +351,9 @@ async fn without_a_door_the_attempt_holds_still_before_its_lease_ends_and_then_g
         .await;
     let resumed_at = house.door.with(|script| script.last_step());
     let done_meanwhile = resumed_at - before;
-    // It may compute for two of the three seconds of its lease; half of the outage leaves room for a noisy machine.
-    let most = per_second * DOWN.as_secs_f64() / 2.0;
+    // It may compute for two of the three seconds of its lease; half of the outage, and three steps, leave room for a
+    // machine that is slow just now.
+    let most = per_second * DOWN.as_secs_f64() / 2.0 + 3.0;
     assert!(
         (done_meanwhile as f64) < most,
         "{done_meanwhile} steps, at {per_second} a second"

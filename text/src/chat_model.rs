@@ -19,6 +19,11 @@ use crate::tokenizer::{Tokenizer, TokenizerError};
 pub use self::folder::LoadError;
 use self::rendering::Rendering;
 
+const _: () = {
+    const fn is_shared<T: Send + Sync>() {}
+    is_shared::<ChatModel>();
+};
+
 #[derive(Debug, thiserror::Error)]
 pub enum RenderError {
     #[error(transparent)]
@@ -155,6 +160,20 @@ impl ChatModel {
             _ => &self.template,
         };
         Rendering::new(template, self.tokenizer.control(), messages, tools)
+    }
+
+    /// Whether a content or name spells a control token. It is read as plain text all the same; who wrote it may want
+    /// to know.
+    pub fn spells_control_tokens(&self, messages: &[ChatMessage]) -> bool {
+        let control = self.tokenizer.control();
+        let texts = messages.iter().flat_map(|message| {
+            let calls = message
+                .tool_calls
+                .iter()
+                .flat_map(|call| [&call.name, &call.arguments]);
+            message.content.iter().chain(&message.name).chain(calls)
+        });
+        texts.into_iter().any(|text| control.are_spelled_in(text))
     }
 
     /// Encodes text that stands for itself (a stop string, a prompt without a template): never a control token.

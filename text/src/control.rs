@@ -28,9 +28,9 @@ impl ControlTokens {
         Self { spellings, starts }
     }
 
-    /// Whether `text` must be marked before it may stand in a template.
-    pub fn touch(&self, text: &str) -> bool {
-        self.mark_places(text).next().is_some() || self.edges(text) != (None, None)
+    /// Whether `text` spells a control token.
+    pub fn are_spelled_in(&self, text: &str) -> bool {
+        self.mark_places(text).next().is_some()
     }
 
     /// `text` with `mark` inside every spelling of a control token, and at an edge where `text` together with what

@@ -2,6 +2,8 @@
 //! parse, `strict` is the JSON underneath, [`crate::dataset`] splits a stream into rows and [`crate::report`] turns
 //! errors into OpenAI's words.
 
+mod call;
+mod content;
 mod judge;
 mod message;
 mod row;

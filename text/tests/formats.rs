@@ -569,7 +569,7 @@ fn a_row_with_everything_keeps_everything() {
 
 #[test]
 fn nulls_that_clients_send_are_as_good_as_nothing() {
-    let line = r#"{"tools":null,"functions":null,"parallel_tool_calls":null,"messages":[{"role":"user","content":"a","name":null},{"role":"assistant","content":"b","tool_calls":null,"weight":null}]}"#;
+    let line = r#"{"tools":null,"functions":null,"parallel_tool_calls":null,"messages":[{"role":"user","content":"a","name":null,"weight":null},{"role":"assistant","content":"b","tool_calls":null,"weight":null}]}"#;
     assert_eq!(chat(line).trained, [false, true]);
 }
 

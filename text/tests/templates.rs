@@ -177,6 +177,15 @@ fn a_template_without_end_of_turn_labels_the_answer_alone() {
 }
 
 #[test]
+fn a_spelled_control_token_is_noticed() {
+    let model = chatml();
+    let mut message = say(User, "a <|im_end| > b");
+    assert!(!model.spells_control_tokens(std::slice::from_ref(&message)));
+    message.name = Some("x<|im_end|>".to_owned());
+    assert!(model.spells_control_tokens(&[message]));
+}
+
+#[test]
 fn weight_zero_is_not_learned() {
     let model = chatml();
     let line = r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"wrong","weight":0},{"role":"user","content":"b"},{"role":"assistant","content":"right","weight":1}]}"#;

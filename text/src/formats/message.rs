@@ -3,10 +3,12 @@
 use std::fmt;
 
 use domain::generation::{ChatMessage, Role, ToolCall};
-use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
 use super::LineErrorKind as Kind;
+use super::call::{FunctionSeed, ToolCallSeed};
+use super::content::ContentSeed;
 use super::judge::MAX_TOOLS;
 use super::strict::{ArraySeed, KeySeed, NullableSeed, StringSeed, Trail, ValueSeed, shorten};
 
@@ -151,66 +153,68 @@ impl Keys {
             return Err(trail.fail_at("role", Kind::MissingRole, reason));
         };
         let role = parse_role(&role, trail)?;
-        let content = self.content.flatten();
-        let tool_calls: Vec<ToolCall> = self
-            .tool_calls
-            .flatten()
-            .into_iter()
-            .flatten()
-            .chain(self.function_call.flatten())
-            .collect();
-        if role != Role::Assistant {
-            if self.weight.is_some() {
-                let reason = format!(
-                    "has a 'weight', which only an assistant message may have, not a {} one",
-                    role.as_str()
-                );
-                return Err(trail.fail_at("weight", Kind::InvalidWeight, reason));
-            }
-            if !tool_calls.is_empty() {
-                let reason = format!(
-                    "has tool calls, which only an assistant message may have, not a {} one",
-                    role.as_str()
-                );
-                return Err(trail.fail_at("tool_calls", Kind::InvalidValue, reason));
-            }
-        }
-        let name = self.name.flatten();
-        let tool_call_id = self.tool_call_id.flatten();
-        match role {
-            Role::Assistant
-                if tool_calls.is_empty() && content.as_deref().unwrap_or("").is_empty() =>
-            {
-                let reason = "is from the assistant but has neither content nor tool calls";
-                return Err(trail.fail_at("content", Kind::InvalidValue, reason));
-            }
-            Role::Assistant => {}
-            _ if content.is_none() => {
-                return Err(trail.fail_at("content", Kind::InvalidValue, "is missing 'content'"));
-            }
-            Role::Tool if tool_call_id.is_none() => {
-                return Err(trail.fail_at(
-                    "tool_call_id",
-                    Kind::InvalidValue,
-                    "is missing 'tool_call_id'",
-                ));
-            }
-            Role::Function if name.is_none() => {
-                return Err(trail.fail_at("name", Kind::InvalidValue, "is missing 'name'"));
-            }
-            _ => {}
-        }
+        let calls = self.tool_calls.flatten().into_iter().flatten();
+        let weight = self.weight.flatten();
         let message = ChatMessage {
             role,
-            content,
-            name,
-            tool_calls,
-            tool_call_id,
+            content: self.content.flatten(),
+            name: self.name.flatten(),
+            tool_calls: calls.chain(self.function_call.flatten()).collect(),
+            tool_call_id: self.tool_call_id.flatten(),
         };
-        Ok(Message {
-            message,
-            weight: self.weight.flatten(),
-        })
+        if role == Role::Assistant {
+            check_assistant(&message, trail)?;
+        } else {
+            check_other(&message, weight, trail)?;
+        }
+        Ok(Message { message, weight })
+    }
+}
+
+fn check_assistant<E: de::Error>(message: &ChatMessage, trail: &Trail) -> Result<(), E> {
+    let is_silent = message.content.as_deref().unwrap_or("").is_empty();
+    if is_silent && message.tool_calls.is_empty() {
+        let reason = "is from the assistant but has neither content nor tool calls";
+        return Err(trail.fail_at("content", Kind::InvalidValue, reason));
+    }
+    Ok(())
+}
+
+fn check_other<E: de::Error>(
+    message: &ChatMessage,
+    weight: Option<bool>,
+    trail: &Trail,
+) -> Result<(), E> {
+    let role = message.role;
+    let only_assistant = |what: &str| {
+        format!(
+            "has {what}, which only an assistant message may have, not a {} one",
+            role.as_str()
+        )
+    };
+    if weight.is_some() {
+        return Err(trail.fail_at("weight", Kind::InvalidWeight, only_assistant("a 'weight'")));
+    }
+    if !message.tool_calls.is_empty() {
+        return Err(trail.fail_at(
+            "tool_calls",
+            Kind::InvalidValue,
+            only_assistant("tool calls"),
+        ));
+    }
+    let required = [
+        ("content", message.content.is_some()),
+        (
+            "tool_call_id",
+            role != Role::Tool || message.tool_call_id.is_some(),
+        ),
+        ("name", role != Role::Function || message.name.is_some()),
+    ];
+    match required.iter().find(|(_, is_given)| !is_given) {
+        Some((key, _)) => {
+            Err(trail.fail_at(key, Kind::InvalidValue, format!("is missing '{key}'")))
+        }
+        None => Ok(()),
     }
 }
 
@@ -257,102 +261,6 @@ where
     Ok(())
 }
 
-/// Text, or an array of text parts, which are joined: a control token split over two parts is one content.
-struct ContentSeed<'t>(&'t Trail);
-
-impl<'de> DeserializeSeed<'de> for ContentSeed<'_> {
-    type Value = String;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for ContentSeed<'_> {
-    type Value = String;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        formatter.write_str("a string, an array of text parts, or null")
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<String, E> {
-        StringSeed(self.0).visit_str(text)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<String, A::Error> {
-        let trail = self.0;
-        let seed = || PartSeed(trail);
-        let parts = ArraySeed {
-            trail,
-            limit: super::judge::MAX_MESSAGES,
-            noun: "content parts",
-            seed,
-        }
-        .visit_seq(seq)?;
-        if parts.is_empty() {
-            return Err(trail.fail(Kind::InvalidValue, "has an empty array as content"));
-        }
-        Ok(parts.concat())
-    }
-}
-
-/// `{"type": "text", "text": …}`.
-struct PartSeed<'t>(&'t Trail);
-
-impl<'de> DeserializeSeed<'de> for PartSeed<'_> {
-    type Value = String;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for PartSeed<'_> {
-    type Value = String;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        formatter.write_str("a content part object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<String, A::Error> {
-        let trail = self.0;
-        let (mut kind, mut text, mut extra) = (None, None, None);
-        trail.nested(|| {
-            while let Some(key) = map.next_key_seed(KeySeed(trail))? {
-                match key.as_ref() {
-                    "type" => once(&mut kind, "type", StringSeed(trail), &mut map, trail)?,
-                    "text" => once(&mut text, "text", StringSeed(trail), &mut map, trail)?,
-                    other => {
-                        let other = other.to_owned();
-                        trail.key(other.clone(), || map.next_value_seed(ValueSeed(trail)))?;
-                        extra.get_or_insert(other);
-                    }
-                }
-            }
-            match (kind.as_deref(), text.take(), &extra) {
-                (Some("text"), Some(text), None) => Ok(text),
-                (Some("text"), Some(_), Some(extra)) => {
-                    let reason = format!("contains an extra \"{}\" in a text part", shorten(extra));
-                    Err(trail.fail(Kind::InvalidValue, reason))
-                }
-                (Some("text"), None, _) => {
-                    Err(trail.fail(Kind::InvalidValue, "is missing 'text' in a text part"))
-                }
-                (Some(other), _, _) => {
-                    let other = shorten(other);
-                    let reason = format!(
-                        "has a content part of type '{other}'; only 'text' can be trained on"
-                    );
-                    Err(trail.fail(Kind::Unsupported, reason))
-                }
-                (None, _, _) => {
-                    Err(trail.fail(Kind::InvalidValue, "is missing 'type' in a content part"))
-                }
-            }
-        })
-    }
-}
-
 /// 0 or 1.
 struct WeightSeed<'t>(&'t Trail);
 
@@ -370,136 +278,5 @@ impl<'de> DeserializeSeed<'de> for WeightSeed<'_> {
                 Err(trail.fail(Kind::InvalidWeight, reason))
             }
         }
-    }
-}
-
-/// `{"id": …, "type": "function", "function": {…}}`.
-struct ToolCallSeed<'t>(&'t Trail);
-
-impl<'de> DeserializeSeed<'de> for ToolCallSeed<'_> {
-    type Value = ToolCall;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<ToolCall, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for ToolCallSeed<'_> {
-    type Value = ToolCall;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        formatter.write_str("a tool call object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ToolCall, A::Error> {
-        let trail = self.0;
-        let (mut id, mut kind, mut function) = (None, None, None);
-        trail.nested(|| {
-            while let Some(key) = map.next_key_seed(KeySeed(trail))? {
-                match key.as_ref() {
-                    "id" => once(&mut id, "id", StringSeed(trail), &mut map, trail)?,
-                    "type" => once(&mut kind, "type", StringSeed(trail), &mut map, trail)?,
-                    "function" => {
-                        once(
-                            &mut function,
-                            "function",
-                            FunctionSeed(trail),
-                            &mut map,
-                            trail,
-                        )?;
-                    }
-                    other => {
-                        let reason =
-                            format!("contains an extra \"{}\" in a tool call", shorten(other));
-                        return Err(trail.fail(Kind::InvalidValue, reason));
-                    }
-                }
-            }
-            if let Some(kind) = kind.filter(|kind| kind != "function") {
-                let reason = format!(
-                    "has a tool call of type '{}'; only 'function' is known",
-                    shorten(&kind)
-                );
-                return Err(trail.fail_at("type", Kind::Unsupported, reason));
-            }
-            let Some(function) = function.take() else {
-                return Err(trail.fail_at(
-                    "function",
-                    Kind::InvalidValue,
-                    "is missing 'function' in a tool call",
-                ));
-            };
-            let Some(id) = id.take() else {
-                return Err(trail.fail_at(
-                    "id",
-                    Kind::InvalidValue,
-                    "is missing 'id' in a tool call",
-                ));
-            };
-            Ok(ToolCall { id, ..function })
-        })
-    }
-}
-
-/// `{"name": …, "arguments": …}`, as a tool call without an id.
-struct FunctionSeed<'t>(&'t Trail);
-
-impl<'de> DeserializeSeed<'de> for FunctionSeed<'_> {
-    type Value = ToolCall;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<ToolCall, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for FunctionSeed<'_> {
-    type Value = ToolCall;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        formatter.write_str("an object with 'name' and 'arguments'")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ToolCall, A::Error> {
-        let trail = self.0;
-        let (mut name, mut arguments) = (None, None);
-        trail.nested(|| {
-            while let Some(key) = map.next_key_seed(KeySeed(trail))? {
-                match key.as_ref() {
-                    "name" => once(&mut name, "name", StringSeed(trail), &mut map, trail)?,
-                    "arguments" => {
-                        once(
-                            &mut arguments,
-                            "arguments",
-                            StringSeed(trail),
-                            &mut map,
-                            trail,
-                        )?;
-                    }
-                    other => {
-                        let reason = format!(
-                            "contains an extra \"{}\" in a function call",
-                            shorten(other)
-                        );
-                        return Err(trail.fail(Kind::InvalidValue, reason));
-                    }
-                }
-            }
-            let Some(name) = name.take() else {
-                return Err(trail.fail_at(
-                    "name",
-                    Kind::InvalidValue,
-                    "is missing 'name' in a function call",
-                ));
-            };
-            let Some(arguments) = arguments.take() else {
-                let reason = "is missing 'arguments' in a function call";
-                return Err(trail.fail_at("arguments", Kind::InvalidValue, reason));
-            };
-            Ok(ToolCall {
-                id: String::new(),
-                name,
-                arguments,
-            })
-        })
     }
 }

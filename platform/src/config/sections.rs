@@ -153,8 +153,6 @@ section! {
         dispatch_buffer: u32 = 2,
         /// Longest wait before a failed attempt is tried again. Seconds.
         retry_backoff_max_s: u64 = 300,
-        /// Attempts that may crash in a row without a newer checkpoint before the job fails.
-        max_crashes: u32 = 3,
         /// How often objects that no row names are looked for. Seconds.
         sweep_interval_s: u64 = 3600,
     }

@@ -78,7 +78,6 @@ suite! {
     keys_may_be_as_long_as_ours_are
     a_body_that_fails_leaves_nothing
     a_dropped_upload_leaves_nothing
-    a_large_body_needs_little_memory
     ranges_are_cut_from_the_content
     absent_objects_are_not_found
     deleting_twice_is_deleting
@@ -176,36 +175,6 @@ async fn a_dropped_upload_leaves_nothing(objects: Objects) {
     upload.abort();
     assert!(upload.await.unwrap_err().is_cancelled());
     assert_eq!(objects.list("").await.unwrap(), []);
-}
-
-async fn a_large_body_needs_little_memory(objects: Objects) {
-    // Each test is a process of its own under nextest; only what this one adds is counted.
-    objects.put("warm", body(9 * MIB)).await.unwrap();
-    let before = peak_memory_bytes();
-    let stored = objects.put("large", body(96 * MIB)).await.unwrap();
-    let mut content = objects.get("large").await.unwrap();
-    let mut n = 0;
-    while let Some(chunk) = content.next().await {
-        n += chunk.unwrap().len();
-    }
-    assert_eq!((stored.size_bytes, n), (96 * MIB as u64, 96 * MIB));
-    let grown = peak_memory_bytes() - before;
-    assert!(grown < 48 * MIB, "{} MiB more for 96 MiB", grown / MIB);
-}
-
-/// The most memory this process has held so far, as the kernel counts it.
-fn peak_memory_bytes() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmHWM:"))
-        .unwrap();
-    line.split_whitespace()
-        .nth(1)
-        .unwrap()
-        .parse::<usize>()
-        .unwrap()
-        * 1024
 }
 
 async fn ranges_are_cut_from_the_content(objects: Objects) {

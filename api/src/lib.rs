@@ -17,14 +17,13 @@ mod wire;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use platform::config::{Config, ConfigError};
 use platform::objects::Objects;
 use platform::service_token::ServiceKey;
 use platform::shutdown::Shutdown;
 use platform::telemetry::Metrics;
-use poem::{EndpointExt, IntoEndpoint, Server as PoemServer};
+use poem::{EndpointExt, IntoEndpoint};
 use store::Store;
 
 pub use listener::ListenError;
@@ -32,11 +31,6 @@ pub use listener::ListenError;
 use crate::listener::Incoming;
 use crate::outer::Outer;
 use crate::state::{Shared, State};
-
-/// How long answers that are on their way may still take when the service stops.
-const DRAIN: Duration = Duration::from_secs(20);
-/// A connection that says nothing for so long is closed; longer than any pause within an answer.
-const IDLE_CONNECTION: Duration = Duration::from_secs(330);
 
 /// What the API works with.
 pub struct ApiOptions {
@@ -113,23 +107,14 @@ impl ApiServer {
     /// Answers until `shutdown`, then finishes what is on its way.
     pub async fn serve(self, shutdown: Shutdown) -> io::Result<()> {
         let routes = routes::service().into_endpoint().data(self.state.clone());
-        let public = PoemServer::new_with_acceptor(self.public)
-            .name("api")
-            .idle_timeout(IDLE_CONNECTION)
-            .run_with_graceful_shutdown(
-                Outer::new(routes, self.state.clone()),
-                shutdown.begun(),
-                Some(DRAIN),
-            );
-        let operational = PoemServer::new_with_acceptor(self.operational)
-            .name("operational")
-            .run_with_graceful_shutdown(
-                operational::endpoint(self.state, self.metrics),
-                shutdown.begun(),
-                Some(DRAIN),
-            );
-        let (public, operational) = tokio::join!(public, operational);
-        public.and(operational)
+        let public = Outer::new(routes, self.state.clone());
+        let operational = operational::endpoint(self.state, self.metrics);
+        tracing::info!(address = %self.public.address(), "the API answers");
+        tokio::join!(
+            self.public.serve(public, shutdown.begun()),
+            self.operational.serve(operational, shutdown.begun()),
+        );
+        Ok(())
     }
 }
 

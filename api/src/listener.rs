@@ -1,28 +1,38 @@
 //! Where connections come in: TCP, with TLS when there is a certificate, and nothing public without it.
+//!
+//! Connections are driven by hyper itself, not by poem's server: that one goes on with a connection after it failed,
+//! so an answer nobody waits for is computed to its end, and a body that breaks off looks whole to the client.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use hyper::body::Incoming as IncomingBody;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use platform::config::ApiConfig;
 use poem::http::uri::Scheme;
-use poem::listener::Acceptor;
 use poem::web::{LocalAddr, RemoteAddr};
+use poem::{Endpoint, Response, http};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 
 /// A client that has not finished its handshake by then has no intention to.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// A client that has not sent its next request's headers by then is let go.
+const HEADERS: Duration = Duration::from_secs(60);
+/// How long answers that are on their way may still take when the service stops.
+const DRAIN: Duration = Duration::from_secs(20);
 /// Pause after a failed accept: the cause (no file descriptor left) does not go away at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -122,109 +132,115 @@ fn tls_acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, ListenErr
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-impl Acceptor for Incoming {
-    type Io = Stream;
-
-    fn local_addr(&self) -> Vec<LocalAddr> {
-        vec![LocalAddr(self.address.into())]
-    }
-
-    async fn accept(&mut self) -> io::Result<(Stream, LocalAddr, RemoteAddr, Scheme)> {
-        let (tcp, remote) = match self.listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "a connection was not accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                return Err(error);
-            }
+impl Incoming {
+    /// Answers every connection with `endpoint` until `shutdown`, then finishes what is on its way.
+    pub async fn serve<E>(self, endpoint: E, shutdown: impl Future<Output = ()>)
+    where
+        E: Endpoint<Output = Response> + 'static,
+    {
+        let graceful = GracefulShutdown::new();
+        let server = Server {
+            endpoint: Arc::new(endpoint),
+            builder: builder(),
+            tls: self.tls,
+            local: LocalAddr(self.address.into()),
         };
-        // Tokens are small and each is waited for.
-        tcp.set_nodelay(true)?;
-        let (stream, scheme) = match &self.tls {
-            None => (Stream::Plain(tcp), Scheme::HTTP),
-            Some(tls) => (
-                Stream::Handshake(Box::pin(handshake(tls.clone(), tcp))),
-                Scheme::HTTPS,
-            ),
-        };
-        Ok((
-            stream,
-            LocalAddr(self.address.into()),
-            RemoteAddr(remote.into()),
-            scheme,
-        ))
-    }
-}
-
-async fn handshake(tls: TlsAcceptor, tcp: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-    match tokio::time::timeout(HANDSHAKE, tls.accept(tcp)).await {
-        Ok(done) => done,
-        Err(_elapsed) => Err(io::ErrorKind::TimedOut.into()),
-    }
-}
-
-/// A connection. The handshake happens at the first read, so that a slow one holds up nobody else.
-pub enum Stream {
-    Plain(TcpStream),
-    Handshake(Pin<Box<dyn Future<Output = io::Result<TlsStream<TcpStream>>> + Send>>),
-    Tls(Box<TlsStream<TcpStream>>),
-    Failed,
-}
-
-impl Stream {
-    /// The connection once it can be read and written.
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Pin<&mut dyn Both>>> {
-        if let Stream::Handshake(handshake) = self {
-            *self = match ready!(handshake.as_mut().poll(cx)) {
-                Ok(tls) => Stream::Tls(Box::new(tls)),
-                Err(error) => {
-                    *self = Stream::Failed;
-                    return Poll::Ready(Err(error));
-                }
+        let mut shutdown = std::pin::pin!(shutdown);
+        loop {
+            let accepted = tokio::select! {
+                () = &mut shutdown => break,
+                accepted = self.listener.accept() => accepted,
             };
-        }
-        match self {
-            Stream::Plain(tcp) => Poll::Ready(Ok(Pin::new(tcp))),
-            Stream::Tls(tls) => Poll::Ready(Ok(Pin::new(tls.as_mut()))),
-            Stream::Handshake(_) | Stream::Failed => {
-                Poll::Ready(Err(io::ErrorKind::NotConnected.into()))
+            match accepted {
+                Ok((tcp, remote)) => {
+                    let connection = server.clone().converse(tcp, remote, graceful.watcher());
+                    tokio::spawn(connection);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a connection was not accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
-    }
-}
-
-/// Something to read from and to write to.
-trait Both: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Both for T {}
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        ready!(self.poll_ready(cx))?.poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_ready(cx))?.poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_ready(cx))?.poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            // Nothing was said yet: there is nothing to end in good order.
-            Stream::Handshake(_) | Stream::Failed => Poll::Ready(Ok(())),
-            _ => ready!(self.poll_ready(cx))?.poll_shutdown(cx),
+        drop(self.listener);
+        if tokio::time::timeout(DRAIN, graceful.shutdown())
+            .await
+            .is_err()
+        {
+            tracing::warn!("some answers were cut off: they took too long to end");
         }
+    }
+}
+
+fn builder() -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(HEADERS)
+        .max_concurrent_streams(200);
+    builder
+}
+
+/// What every connection is answered with.
+struct Server<E> {
+    endpoint: Arc<E>,
+    builder: Builder<TokioExecutor>,
+    tls: Option<TlsAcceptor>,
+    local: LocalAddr,
+}
+
+impl<E> Clone for Server<E> {
+    fn clone(&self) -> Self {
+        Self {
+            endpoint: self.endpoint.clone(),
+            builder: self.builder.clone(),
+            tls: self.tls.clone(),
+            local: self.local.clone(),
+        }
+    }
+}
+
+impl<E: Endpoint<Output = Response> + 'static> Server<E> {
+    async fn converse(self, tcp: TcpStream, remote: SocketAddr, watcher: Watcher) {
+        // Tokens are small and each is waited for.
+        if tcp.set_nodelay(true).is_err() {
+            return;
+        }
+        let ended = match self.tls.clone() {
+            None => self.answer(tcp, remote, Scheme::HTTP, watcher).await,
+            Some(tls) => match tokio::time::timeout(HANDSHAKE, tls.accept(tcp)).await {
+                Ok(Ok(stream)) => self.answer(stream, remote, Scheme::HTTPS, watcher).await,
+                Ok(Err(error)) => Err(error.into()),
+                Err(_elapsed) => Err("the handshake took too long".into()),
+            },
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%remote, %error, "a connection ended early");
+        }
+    }
+
+    async fn answer(
+        self,
+        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        remote: SocketAddr,
+        scheme: Scheme,
+        watcher: Watcher,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let (endpoint, local) = (self.endpoint, self.local);
+        let service = service_fn(move |request: http::Request<IncomingBody>| {
+            let remote = RemoteAddr(remote.into());
+            let request = poem::Request::from((request, local.clone(), remote, scheme.clone()));
+            let endpoint = endpoint.clone();
+            async move {
+                Ok::<http::Response<_>, Infallible>(endpoint.get_response(request).await.into())
+            }
+        });
+        let connection = self.builder.serve_connection(TokioIo::new(io), service);
+        watcher.watch(connection).await
     }
 }

@@ -4,8 +4,9 @@ use std::panic::AssertUnwindSafe;
 use std::time::Instant;
 
 use futures::FutureExt;
+use poem::error::ResponseError;
 use poem::http::uri::{PathAndQuery, Scheme};
-use poem::http::{HeaderMap, HeaderValue, Method, Uri, header};
+use poem::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use poem::{Endpoint, IntoResponse, PathPattern, Request, Response};
 
 use crate::auth::{Caller, authenticate};
@@ -40,18 +41,21 @@ struct Seen {
     path: String,
     is_https: bool,
     begun: Instant,
+    /// The pattern of the path, once a route has matched.
+    route: Option<PathPattern>,
 }
 
 impl<E: Endpoint> Endpoint for Outer<E> {
     type Output = Response;
 
     async fn call(&self, mut request: Request) -> poem::Result<Response> {
-        let seen = Seen {
+        let mut seen = Seen {
             id: request_id(),
             method: request.method().clone(),
             path: request.uri().path().to_owned(),
             is_https: *request.scheme() == Scheme::HTTPS,
             begun: Instant::now(),
+            route: None,
         };
         let is_api = is_api(&seen.path);
         if is_api && seen.method == Method::OPTIONS {
@@ -59,18 +63,15 @@ impl<E: Endpoint> Endpoint for Outer<E> {
         }
         let mut caller = None;
         let answered = match self.admit(&mut request, is_api, &mut caller).await {
-            Ok(()) => self.answer(request, &seen).await,
+            Ok(()) => self.answer(request, &mut seen).await,
             Err(error) => Err(error),
         };
         let (mut response, error) = match answered {
             Ok(response) => (response, None),
-            Err(error) => (
-                poem::Error::from(error.clone()).into_response(),
-                Some(error),
-            ),
+            Err(error) => (error.as_response(), Some(error)),
         };
         decorate(response.headers_mut(), &seen, is_api, caller.as_ref());
-        note(&seen, &response, caller.as_ref(), error.as_ref());
+        note(&seen, response.status(), caller.as_ref(), error.as_ref());
         Ok(response)
     }
 }
@@ -92,17 +93,18 @@ impl<E: Endpoint> Outer<E> {
         Ok(())
     }
 
-    async fn answer(&self, request: Request, seen: &Seen) -> Result<Response, ApiError> {
-        match AssertUnwindSafe(self.inner.call(request))
-            .catch_unwind()
-            .await
-        {
-            Ok(Ok(response)) => Ok(response.into_response()),
-            Ok(Err(error)) => Err(ApiError::from_poem(
-                error,
-                &seen.method,
-                &echo_path(&seen.path),
-            )),
+    async fn answer(&self, request: Request, seen: &mut Seen) -> Result<Response, ApiError> {
+        let called = AssertUnwindSafe(self.inner.call(request));
+        match called.catch_unwind().await {
+            Ok(Ok(response)) => {
+                let response = response.into_response();
+                seen.route = response.data().cloned();
+                Ok(response)
+            }
+            Ok(Err(error)) => {
+                seen.route = error.data().cloned();
+                Err(ApiError::from_poem(error, &seen.method, &echo(&seen.path)))
+            }
             Err(_panic) => Err(ApiError::internal("a handler panicked")),
         }
     }
@@ -110,10 +112,6 @@ impl<E: Endpoint> Outer<E> {
 
 fn is_api(path: &str) -> bool {
     path == "/v1" || path.starts_with("/v1/")
-}
-
-fn echo_path(path: &str) -> String {
-    echo(path)
 }
 
 /// Some clients send a model's name with bare slashes: everything behind `/v1/models/` is the name.
@@ -197,21 +195,22 @@ fn decorate(headers: &mut HeaderMap, seen: &Seen, is_api: bool, caller: Option<&
 }
 
 /// One line a request: never a body, a key or a file name.
-fn note(seen: &Seen, response: &Response, caller: Option<&Caller>, error: Option<&ApiError>) {
-    let route = response
-        .data::<PathPattern>()
+fn note(seen: &Seen, status: StatusCode, caller: Option<&Caller>, error: Option<&ApiError>) {
+    let route = seen
+        .route
+        .as_ref()
         .map_or("unmatched", |pattern| &pattern.0);
-    let (status, took) = (response.status().as_u16(), seen.begun.elapsed());
+    let took = seen.begun.elapsed();
+    let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     let project = caller.map(|caller| caller.project.id.as_str());
     let detail = error.and_then(|error| error.detail.as_deref());
-    let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-    let (id, method) = (seen.id.as_str(), seen.method.as_str());
-    if response.status().is_server_error() {
+    let (id, method, code) = (seen.id.as_str(), seen.method.as_str(), status.as_u16());
+    if status.is_server_error() {
         tracing::error!(
             request_id = id,
             method,
             route,
-            status,
+            status = code,
             ms,
             project,
             detail,
@@ -222,7 +221,7 @@ fn note(seen: &Seen, response: &Response, caller: Option<&Caller>, error: Option
             request_id = id,
             method,
             route,
-            status,
+            status = code,
             ms,
             project,
             detail,
@@ -232,7 +231,7 @@ fn note(seen: &Seen, response: &Response, caller: Option<&Caller>, error: Option
     let labels = [
         ("method", seen.method.to_string()),
         ("route", route.to_owned()),
-        ("status", status.to_string()),
+        ("status", code.to_string()),
     ];
     metrics::counter!("luthier_http_requests_total", &labels).increment(1);
     metrics::histogram!("luthier_http_request_seconds", &labels[..2]).record(took.as_secs_f64());

@@ -307,14 +307,20 @@ async fn a_client_that_leaves_ends_the_generation() {
     let mut chunks = response.bytes_stream();
     chunks.next().await.unwrap().unwrap();
     drop(chunks);
-    app.worker.dropped().await;
+    assert!(
+        app.worker.is_dropped().await,
+        "a stream goes on although nobody reads it"
+    );
     let waiting = app.request(Method::POST, CHAT).json(&body(false)).send();
     assert!(
         tokio::time::timeout(Duration::from_millis(500), waiting)
             .await
             .is_err()
     );
-    app.worker.dropped().await;
+    assert!(
+        app.worker.is_dropped().await,
+        "an answer is computed although nobody waits for it"
+    );
 }
 
 #[tokio::test]

@@ -65,14 +65,23 @@ async fn damaged_weights_never_arrive_as_a_whole_zip() {
         .unwrap()
         .unwrap();
     let key = format!("{}/adapter_model.safetensors", model.adapter.object_prefix);
-    app.objects
-        .put_bytes(&key, vec![0; 3_000_000].into())
-        .await
-        .unwrap();
-    let response = app
-        .request(Method::GET, &format!("/v1/x/models/{name}/export"))
-        .send()
-        .await
-        .unwrap();
-    assert!(response.bytes().await.is_err());
+    let whole = weights();
+    let mut flipped = whole.clone();
+    flipped[1_000_000] ^= 1;
+    for damaged in [
+        flipped,
+        whole[..whole.len() - 1].to_vec(),
+        vec![0; 3_000_000],
+    ] {
+        app.objects.put_bytes(&key, damaged.into()).await.unwrap();
+        let path = format!("/v1/x/models/{name}/export");
+        let response = app.request(Method::GET, &path).send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        let read = response.bytes().await;
+        assert!(
+            read.is_err(),
+            "{} bytes arrived as a whole",
+            read.unwrap().len()
+        );
+    }
 }

@@ -1,6 +1,8 @@
 //! A tuned model as a PEFT folder in one zip, streamed from the bucket.
 
+use std::cell::Cell;
 use std::io::{self, Write};
+use std::rc::Rc;
 
 use bytes::Bytes;
 use domain::model::TunedModel;
@@ -27,6 +29,8 @@ const ZIP64_FROM: u64 = 0xffff_ffff;
 /// A file name and its bytes.
 pub struct Archive {
     pub filename: String,
+    /// Of the whole archive, so that a client sees when it is cut off. `None` when zip64 makes it hard to foretell.
+    pub size_bytes: Option<u64>,
     pub bytes: ByteStream,
 }
 
@@ -50,31 +54,36 @@ pub async fn peft(state: &State, project: &Project, name: &str) -> Result<Archiv
         .map_err(objects_error)?;
     Ok(Archive {
         filename: format!("{}.zip", name.replace(':', "-")),
+        size_bytes: archive_size(&model, &config),
         bytes: zipped(model, config, weights).boxed(),
     })
 }
 
-/// Zips on a thread of its own, as fast as the client reads. A failure ends the stream with an error, so that the
-/// client sees a broken transfer, never a whole zip with wrong content.
+/// Zips on a thread of its own, as fast as the client reads. A failure cuts the archive off before its end, so that
+/// the client never holds a whole zip with wrong content.
 fn zipped(
     model: TunedModel,
     config: Bytes,
-    weights: ByteStream,
+    mut weights: ByteStream,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
     let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
     let runtime = tokio::runtime::Handle::current();
     tokio::task::spawn_blocking(move || {
+        let is_broken = Rc::new(Cell::new(false));
         let mut out = Sender {
             pending: Vec::with_capacity(CHUNK_BYTES),
-            sender,
+            sender: sender.clone(),
+            is_broken: is_broken.clone(),
         };
-        let mut weights = weights;
-        let next = || runtime.block_on(weights.next());
-        let written = write(&mut out, &model, &config, next).and_then(|()| out.flush());
-        if let Err(error) = written {
+        let written = archive(&mut out, &model, &config, |entry| {
+            let copied = copy_weights(entry, &model, || runtime.block_on(weights.next()));
+            is_broken.set(copied.is_err());
+            copied
+        });
+        if let Err(error) = written.and_then(|()| out.flush()) {
             tracing::warn!(model = model.name, %error, "an export broke off");
             // The client may be gone already.
-            let _ = out.sender.blocking_send(Err(error));
+            let _ = sender.blocking_send(Err(error));
         }
     });
     futures::stream::unfold(receiver, |mut receiver| async move {
@@ -82,11 +91,25 @@ fn zipped(
     })
 }
 
-fn write(
-    out: &mut Sender,
+/// The archive's size is that of one without weights, and the weights. Bytes; `None` from zip64 on.
+fn archive_size(model: &TunedModel, config: &[u8]) -> Option<u64> {
+    if is_large(model) {
+        return None;
+    }
+    let mut frame = Vec::new();
+    archive(&mut frame, model, config, |_entry| Ok(())).ok()?;
+    Some(frame.len() as u64 + model.adapter.size_bytes)
+}
+
+fn is_large(model: &TunedModel) -> bool {
+    model.adapter.size_bytes >= ZIP64_FROM
+}
+
+fn archive(
+    out: &mut impl Write,
     model: &TunedModel,
     config: &[u8],
-    mut next: impl FnMut() -> Option<io::Result<Bytes>>,
+    weights: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> io::Result<()> {
     let mut zip = ZipWriter::new_stream(out);
     // Weights hardly compress.
@@ -95,13 +118,34 @@ fn write(
     zip.write_all(config)?;
     zip.start_file("README.md", options)?;
     zip.write_all(readme(model).as_bytes())?;
-    let large = model.adapter.size_bytes >= ZIP64_FROM;
-    zip.start_file("adapter_model.safetensors", options.large_file(large))?;
-    let mut hash = Sha256::new();
+    zip.start_file(
+        "adapter_model.safetensors",
+        options.large_file(is_large(model)),
+    )?;
+    weights(&mut zip)?;
+    zip.finish()?;
+    Ok(())
+}
+
+/// Errors: the object is not the one the model names.
+fn copy_weights(
+    out: &mut dyn Write,
+    model: &TunedModel,
+    mut next: impl FnMut() -> Option<io::Result<Bytes>>,
+) -> io::Result<()> {
+    let (mut hash, mut n) = (Sha256::new(), 0);
+    let damaged = |reason: String| Err(io::Error::new(io::ErrorKind::InvalidData, reason));
     while let Some(chunk) = next() {
         let chunk = chunk?;
+        n += chunk.len() as u64;
+        if n > model.adapter.size_bytes {
+            return damaged(format!(
+                "the stored adapter is longer than {} bytes",
+                model.adapter.size_bytes
+            ));
+        }
         hash.update(&chunk);
-        zip.write_all(&chunk)?;
+        out.write_all(&chunk)?;
     }
     let sha256: String = hash
         .finalize()
@@ -109,13 +153,11 @@ fn write(
         .map(|byte| format!("{byte:02x}"))
         .collect();
     if sha256 != model.adapter.sha256 {
-        let reason = format!(
+        return damaged(format!(
             "the stored adapter has the hash {sha256}, not {}",
             model.adapter.sha256
-        );
-        return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+        ));
     }
-    zip.finish()?;
     Ok(())
 }
 
@@ -123,6 +165,8 @@ fn write(
 struct Sender {
     pending: Vec<u8>,
     sender: mpsc::Sender<io::Result<Bytes>>,
+    /// Set when the archive must not be finished: the zip writer would do so when it is dropped.
+    is_broken: Rc<Cell<bool>>,
 }
 
 impl Write for Sender {
@@ -135,6 +179,9 @@ impl Write for Sender {
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        if self.is_broken.get() {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
         if self.pending.is_empty() {
             return Ok(());
         }

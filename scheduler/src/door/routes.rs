@@ -20,17 +20,15 @@ type Answer<T> = Result<Json<T>, DoorError>;
 
 /// The whole door.
 pub(crate) fn endpoint(scheduler: Scheduler, key: ServiceKey) -> impl Endpoint<Output = Response> {
-    let attempt = Route::new()
-        .at("/beat", post(beat))
-        .at("/checkpoint", post(checkpoint))
-        .at("/finalizing", post(finalizing))
-        .at("/finish", post(finish))
-        .at("/fail", post(fail))
-        .at("/stopped", post(stopped));
     let door = Route::new()
         .at("/hello", post(hello))
         .at("/claim", post(claim))
-        .nest("/jobs/:job/attempts/:attempt", attempt)
+        .at("/jobs/:job/attempts/:attempt/beat", post(beat))
+        .at("/jobs/:job/attempts/:attempt/checkpoint", post(checkpoint))
+        .at("/jobs/:job/attempts/:attempt/finalizing", post(finalizing))
+        .at("/jobs/:job/attempts/:attempt/finish", post(finish))
+        .at("/jobs/:job/attempts/:attempt/fail", post(fail))
+        .at("/jobs/:job/attempts/:attempt/stopped", post(stopped))
         .with(poem::middleware::SizeLimit::new(MAX_BODY_BYTES))
         .data(scheduler)
         .map_to_response()

@@ -48,36 +48,59 @@ impl AdamW {
                 .lock()
                 .expect("a chunk is updated by one task — a bug in the pool");
             let (((values, m), v), grads) = &mut *task;
-            vectorized(|| {
-                for (((x, m), v), g) in values
-                    .iter_mut()
-                    .zip(m.iter_mut())
-                    .zip(v.iter_mut())
-                    .zip(grads.iter())
-                {
-                    let g = g * grad_scale;
-                    *m = beta1 * *m + (1.0 - beta1) * g;
-                    *v = beta2 * *v + (1.0 - beta2) * g * g;
-                    *x = *x * keep - step_size * *m / (v.sqrt() * v_scale + eps);
-                }
-            });
+            let rule = Rule {
+                beta1,
+                beta2,
+                step_size,
+                v_scale,
+                keep,
+                eps,
+                grad_scale,
+            };
+            update_chunk(rule, grads, values, m, v);
         });
+    }
+}
+
+/// The numbers of one update.
+#[derive(Clone, Copy)]
+struct Rule {
+    beta1: f32,
+    beta2: f32,
+    step_size: f32,
+    v_scale: f32,
+    keep: f32,
+    eps: f32,
+    grad_scale: f32,
+}
+
+vectorized! {
+    fn update_chunk(rule: Rule, grads: &[f32], values: &mut [f32], m: &mut [f32], v: &mut [f32]) {
+        let Rule { beta1, beta2, step_size, v_scale, keep, eps, grad_scale } = rule;
+        for (((x, m), v), g) in values.iter_mut().zip(m).zip(v).zip(grads) {
+            let g = g * grad_scale;
+            *m = beta1 * *m + (1.0 - beta1) * g;
+            *v = beta2 * *v + (1.0 - beta2) * g * g;
+            *x = *x * keep - step_size * *m / (v.sqrt() * v_scale + eps);
+        }
+    }
+}
+
+vectorized! {
+    fn sum_of_squares(chunk: &[f32]) -> f64 {
+        let mut lanes = [0.0f64; 16];
+        for part in chunk.chunks(16) {
+            for (lane, g) in lanes.iter_mut().zip(part) {
+                *lane += f64::from(*g) * f64::from(*g);
+            }
+        }
+        lanes.iter().sum::<f64>()
     }
 }
 
 /// The L2 norm of all gradients together, summed in f64.
 pub(crate) fn global_norm(grads: &[f32]) -> f32 {
-    let squares = grads.chunks(CHUNK).map(|chunk| {
-        let mut lanes = [0.0f64; 16];
-        vectorized(|| {
-            for part in chunk.chunks(16) {
-                for (lane, g) in lanes.iter_mut().zip(part) {
-                    *lane += f64::from(*g) * f64::from(*g);
-                }
-            }
-        });
-        lanes.iter().sum::<f64>()
-    });
+    let squares = grads.chunks(CHUNK).map(sum_of_squares);
     squares.sum::<f64>().sqrt() as f32
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crate::nn::cross_entropy::log_sum_exp;
 use crate::rng::{Purpose, Stream};
 use crate::simd::{exp, max, sum, vectorized};
 
@@ -53,10 +54,7 @@ pub(crate) fn choose(
     index: u64,
     n_top: usize,
 ) -> Option<Choice> {
-    let lse = vectorized(|| {
-        let top = max(logits);
-        top + sum(logits.len(), |j| exp(logits[j] - top)).ln()
-    });
+    let (lse, _) = log_sum_exp(logits);
     if !lse.is_finite() {
         return None;
     }
@@ -131,14 +129,7 @@ fn likeliest(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
 
 /// Draws from the softmax at the temperature, cut to its nucleus.
 fn draw(logits: &mut [f32], sampling: &Sampling, index: u64) -> u32 {
-    let inverse = 1.0 / sampling.temperature;
-    let total = vectorized(|| {
-        let top = max(logits);
-        for x in logits.iter_mut() {
-            *x = exp((*x - top) * inverse);
-        }
-        sum(logits.len(), |j| logits[j])
-    });
+    let total = weigh(logits, 1.0 / sampling.temperature);
     let weights: &[f32] = logits;
     let random = Stream::new(sampling.seed, Purpose::Sampling, 0).uniform_f64(index);
     if sampling.top_p < 1.0 {
@@ -150,6 +141,17 @@ fn draw(logits: &mut [f32], sampling: &Sampling, index: u64) -> u32 {
         .map(|(token, &w)| (token as u32, w))
         .collect();
     pick(&all, random)
+}
+
+vectorized! {
+    /// Logits become weights, e^((logit − largest)·inverse); returns their sum.
+    fn weigh(logits: &mut [f32], inverse: f32) -> f32 {
+        let top = max(logits);
+        for x in logits.iter_mut() {
+            *x = exp((*x - top) * inverse);
+        }
+        sum(logits.len(), |j| logits[j])
+    }
 }
 
 /// The likeliest tokens that together have `top_p` of `total`, one at least. Source: Holtzman et al. 2020 (arXiv:1904.09751).

@@ -44,31 +44,40 @@ impl Isa {
     }
 }
 
-/// Runs `op` compiled for the widest level of this machine; what `op` calls must be `#[inline(always)]` to profit.
-#[inline]
-pub(crate) fn vectorized<R>(op: impl FnOnce() -> R) -> R {
-    match Isa::detect() {
-        // SAFETY: the level was detected on this machine.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { with_avx512(op) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { with_avx2(op) },
-        _ => op(),
-    }
-}
+/// Defines a function that is compiled for every level and runs the one of this machine. What it calls must be
+/// `#[inline(always)]`, or it is compiled for the lowest level only.
+macro_rules! vectorized {
+    ($(#[$attribute:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
+        $(#[$attribute])*
+        $vis fn $name($($arg: $type),*) $(-> $result)? {
+            #[inline(always)]
+            fn plain($($arg: $type),*) $(-> $result)? $body
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
-unsafe fn with_avx512<R>(op: impl FnOnce() -> R) -> R {
-    op()
-}
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
+            fn avx512($($arg: $type),*) $(-> $result)? {
+                plain($($arg),*)
+            }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn with_avx2<R>(op: impl FnOnce() -> R) -> R {
-    op()
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2($($arg: $type),*) $(-> $result)? {
+                plain($($arg),*)
+            }
+
+            match $crate::simd::Isa::detect() {
+                // SAFETY: the level was detected on this machine.
+                #[cfg(target_arch = "x86_64")]
+                $crate::simd::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                $crate::simd::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                _ => plain($($arg),*),
+            }
+        }
+    };
 }
+pub(crate) use vectorized;
 
 /// Sums are kept in this many lanes on every machine, so that their order never depends on the vector width.
 pub(crate) const LANES: usize = 16;
@@ -171,14 +180,19 @@ mod tests {
         );
     }
 
+    vectorized! {
+        fn sum_of_exp(values: &[f32]) -> f32 {
+            sum(values.len(), |i| exp(values[i]))
+        }
+    }
+
     #[test]
     fn vectorized_loops_give_the_same_bits_as_plain_ones() {
         let values: Vec<f32> = (0..1003)
             .map(|i| ((i * 37 % 101) as f32 - 50.0) / 7.0)
             .collect();
         let plain = sum(values.len(), |i| exp(values[i]));
-        let fast = vectorized(|| sum(values.len(), |i| exp(values[i])));
-        assert_eq!(plain.to_bits(), fast.to_bits());
+        assert_eq!(plain.to_bits(), sum_of_exp(&values).to_bits());
         assert_eq!(
             max(&values),
             values.iter().copied().fold(f32::NEG_INFINITY, f32::max)

@@ -44,14 +44,10 @@ pub(crate) fn losses_and_gradient(
     chunks(pool, head, x, targets, logits, |first, logits, lse| {
         let n_rows = lse.len();
         pool.for_rows(n_rows, [(&mut *logits, vocab)], |rows, [logits]| {
-            vectorized(|| {
-                for (row, logits) in rows.zip(logits.chunks_exact_mut(vocab)) {
-                    for x in logits.iter_mut() {
-                        *x = exp(*x - lse[row]) * scale;
-                    }
-                    logits[targets[first + row] as usize] -= scale;
-                }
-            });
+            for (row, logits) in rows.zip(logits.chunks_exact_mut(vocab)) {
+                gradient_row(logits, lse[row], scale);
+                logits[targets[first + row] as usize] -= scale;
+            }
         });
         matmul_turned(
             pool,
@@ -125,14 +121,12 @@ fn chunks(
             n,
             [(&mut lse, 1), (&mut correct, 1)],
             |rows, [lse, correct]| {
-                vectorized(|| {
-                    for ((row, lse), correct) in rows.zip(lse).zip(correct) {
-                        let logits = &logits[row * vocab..(row + 1) * vocab];
-                        let top = max(logits);
-                        *lse = top + sum(vocab, |j| exp(logits[j] - top)).ln();
-                        *correct = f32::from(logits[targets[row] as usize] == top);
-                    }
-                });
+                for ((row, lse), correct) in rows.zip(lse).zip(correct) {
+                    let logits = &logits[row * vocab..(row + 1) * vocab];
+                    let top;
+                    (*lse, top) = log_sum_exp(logits);
+                    *correct = f32::from(logits[targets[row] as usize] == top);
+                }
             },
         );
         for (row, &target) in targets.iter().enumerate() {
@@ -144,4 +138,21 @@ fn chunks(
         then(first, logits, &lse[..n]);
     }
     Ok(result)
+}
+
+vectorized! {
+    /// log Σ e^logit, and the largest logit.
+    pub(crate) fn log_sum_exp(logits: &[f32]) -> (f32, f32) {
+        let top = max(logits);
+        (top + sum(logits.len(), |j| exp(logits[j] - top)).ln(), top)
+    }
+}
+
+vectorized! {
+    /// Logits become `scale` times their probabilities.
+    fn gradient_row(logits: &mut [f32], lse: f32, scale: f32) {
+        for x in logits {
+            *x = exp(*x - lse) * scale;
+        }
+    }
 }

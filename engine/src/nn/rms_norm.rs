@@ -15,14 +15,11 @@ pub(crate) fn forward(
 ) {
     let width = weight.len();
     pool.for_rows(rstd.len(), [(y, width), (rstd, 1)], |rows, [y, rstd]| {
-        vectorized(|| {
-            for ((row, y), rstd) in rows.zip(y.chunks_exact_mut(width)).zip(rstd) {
-                let x = &x[row * width..(row + 1) * width];
-                let mean = sum(width, |j| x[j] * x[j]) / width as f32;
-                *rstd = 1.0 / (mean + eps).sqrt();
-                scale_row(x, weight, *rstd, y);
-            }
-        });
+        for ((row, y), rstd) in rows.zip(y.chunks_exact_mut(width)).zip(rstd) {
+            let x = &x[row * width..(row + 1) * width];
+            *rstd = 1.0 / (mean_square(x) + eps).sqrt();
+            scale_row(x, weight, *rstd, y);
+        }
     });
 }
 
@@ -30,18 +27,23 @@ pub(crate) fn forward(
 pub(crate) fn recompute(pool: &Pool, x: &[f32], weight: &[f32], rstd: &[f32], y: &mut [f32]) {
     let width = weight.len();
     pool.for_rows(rstd.len(), [(y, width)], |rows, [y]| {
-        vectorized(|| {
-            for (row, y) in rows.zip(y.chunks_exact_mut(width)) {
-                scale_row(&x[row * width..(row + 1) * width], weight, rstd[row], y);
-            }
-        });
+        for (row, y) in rows.zip(y.chunks_exact_mut(width)) {
+            scale_row(&x[row * width..(row + 1) * width], weight, rstd[row], y);
+        }
     });
 }
 
-#[inline(always)]
-fn scale_row(x: &[f32], weight: &[f32], rstd: f32, y: &mut [f32]) {
-    for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
-        *y = x * rstd * w;
+vectorized! {
+    fn mean_square(x: &[f32]) -> f32 {
+        sum(x.len(), |j| x[j] * x[j]) / x.len() as f32
+    }
+}
+
+vectorized! {
+    fn scale_row(x: &[f32], weight: &[f32], rstd: f32, y: &mut [f32]) {
+        for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
+            *y = x * rstd * w;
+        }
     }
 }
 
@@ -57,18 +59,20 @@ pub(crate) fn backward(
 ) {
     let width = weight.len();
     pool.for_rows(rstd.len(), [(dx, width)], |rows, [dx]| {
-        vectorized(|| {
-            for (row, dx) in rows.zip(dx.chunks_exact_mut(width)) {
-                let (x, dy) = (
-                    &x[row * width..(row + 1) * width],
-                    &dy[row * width..(row + 1) * width],
-                );
-                let r = rstd[row];
-                let c = sum(width, |j| dy[j] * weight[j] * x[j]) * r * r * r / width as f32;
-                for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(weight) {
-                    *dx += r * dy * w - c * x;
-                }
-            }
-        });
+        for (row, dx) in rows.zip(dx.chunks_exact_mut(width)) {
+            let at = row * width..(row + 1) * width;
+            backward_row(&dy[at.clone()], &x[at], weight, rstd[row], dx);
+        }
     });
+}
+
+vectorized! {
+    fn backward_row(dy: &[f32], x: &[f32], weight: &[f32], r: f32, dx: &mut [f32]) {
+        let width = weight.len();
+        let (dy, x) = (&dy[..width], &x[..width]);
+        let c = sum(width, |j| dy[j] * weight[j] * x[j]) * r * r * r / width as f32;
+        for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(weight) {
+            *dx += r * dy * w - c * x;
+        }
+    }
 }

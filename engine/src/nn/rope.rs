@@ -92,24 +92,24 @@ pub(crate) fn rotate(
 ) {
     let (half, sign) = (angles.half, if turn == Turn::Forward { 1.0 } else { -1.0 });
     pool.for_rows(x.len() / width, [(x, width)], |rows, [x]| {
-        vectorized(|| {
-            for (row, x) in rows.zip(x.chunks_exact_mut(width)) {
-                let cos = &angles.cos[row * half..(row + 1) * half];
-                let sin = &angles.sin[row * half..(row + 1) * half];
-                for head in x[..n_heads * 2 * half].chunks_exact_mut(2 * half) {
-                    let (first, second) = head.split_at_mut(half);
-                    rotate_head(cos, sin, sign, first, second);
-                }
-            }
-        });
+        for (row, x) in rows.zip(x.chunks_exact_mut(width)) {
+            let cos = &angles.cos[row * half..(row + 1) * half];
+            let sin = &angles.sin[row * half..(row + 1) * half];
+            rotate_row(cos, sin, sign, &mut x[..n_heads * 2 * half]);
+        }
     });
 }
 
-#[inline(always)]
-fn rotate_head(cos: &[f32], sin: &[f32], sign: f32, first: &mut [f32], second: &mut [f32]) {
-    for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-        let (x, y, sin) = (*a, *b, sign * sin);
-        *a = x * cos - y * sin;
-        *b = y * cos + x * sin;
+vectorized! {
+    fn rotate_row(cos: &[f32], sin: &[f32], sign: f32, heads: &mut [f32]) {
+        let half = cos.len();
+        for head in heads.chunks_exact_mut(2 * half) {
+            let (first, second) = head.split_at_mut(half);
+            for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                let (x, y, sin) = (*a, *b, sign * sin);
+                *a = x * cos - y * sin;
+                *b = y * cos + x * sin;
+            }
+        }
     }
 }

@@ -225,28 +225,36 @@ impl HeadBackward<'_> {
         matmul_here(shape, q, self.key_panels, p, n_keys, Write::Set);
         matmul_here(shape, d_out, self.value_panels, ds, n_keys, Write::Set);
         let scale = self.heads.scale();
-        vectorized(|| {
-            for (i, (p, ds)) in p
-                .chunks_exact_mut(n_keys)
-                .zip(ds.chunks_exact_mut(n_keys))
-                .enumerate()
-            {
-                let at = (row + i) * query_size + column;
-                let (out, d_out) = (
-                    &self.saved.attended[at..at + head_dim],
-                    &self.d_out[at..at + head_dim],
-                );
-                let mean = sum(head_dim, |c| out[c] * d_out[c]);
-                let lse = self.saved.lse[self.head * self.n_rows + row + i];
-                let (p, p_future) = p.split_at_mut(start + i + 1);
-                let (ds, ds_future) = ds.split_at_mut(start + i + 1);
-                for (p, ds) in p.iter_mut().zip(ds) {
-                    *p = exp(p.mul_add(scale, -lse));
-                    *ds = *p * (*ds - mean) * scale;
-                }
-                p_future.fill(0.0);
-                ds_future.fill(0.0);
-            }
-        });
+        let rows_of_scores = p.chunks_exact_mut(n_keys).zip(ds.chunks_exact_mut(n_keys));
+        for (i, (p, ds)) in rows_of_scores.enumerate() {
+            let at = (row + i) * query_size + column;
+            let (out, d_out) = (
+                &self.saved.attended[at..][..head_dim],
+                &self.d_out[at..][..head_dim],
+            );
+            let lse = self.saved.lse[self.head * self.n_rows + row + i];
+            let (p, p_future) = p.split_at_mut(start + i + 1);
+            let (ds, ds_future) = ds.split_at_mut(start + i + 1);
+            score_gradients(p, ds, dot(out, d_out), lse, scale);
+            p_future.fill(0.0);
+            ds_future.fill(0.0);
+        }
+    }
+}
+
+vectorized! {
+    fn dot(a: &[f32], b: &[f32]) -> f32 {
+        let b = &b[..a.len()];
+        sum(a.len(), |i| a[i] * b[i])
+    }
+}
+
+vectorized! {
+    /// Scores become probabilities in `p`; in `ds` their gradients become those of the scores.
+    fn score_gradients(p: &mut [f32], ds: &mut [f32], mean: f32, lse: f32, scale: f32) {
+        for (p, ds) in p.iter_mut().zip(ds) {
+            *p = exp(p.mul_add(scale, -lse));
+            *ds = *p * (*ds - mean) * scale;
+        }
     }
 }

@@ -115,15 +115,13 @@ impl Queries<'_> {
             };
             matmul_here(shape, self.q, self.keys, scores, n_keys, Write::Set);
             let mut inverse = [0.0; BLOCK];
-            vectorized(|| {
-                for (i, row) in scores.chunks_exact_mut(n_keys).enumerate() {
-                    let (row, future) = row.split_at_mut(self.first_seen + i * self.seen_step);
-                    let (total, top) = softmax_row(row, scale);
-                    future.fill(0.0);
-                    inverse[i] = 1.0 / total;
-                    lse[i] = top + total.ln();
-                }
-            });
+            for (i, row) in scores.chunks_exact_mut(n_keys).enumerate() {
+                let (row, future) = row.split_at_mut(self.first_seen + i * self.seen_step);
+                let (total, top) = softmax_row(row, scale);
+                future.fill(0.0);
+                inverse[i] = 1.0 / total;
+                lse[i] = top + total.ln();
+            }
             let shape = Shape {
                 rows: self.rows,
                 columns: head_dim,
@@ -149,14 +147,15 @@ impl Queries<'_> {
     }
 }
 
-/// Replaces scores by e^(scale·score − top); returns their sum and `top`, the largest scaled score.
-#[inline(always)]
-fn softmax_row(row: &mut [f32], scale: f32) -> (f32, f32) {
-    let top = max(row) * scale;
-    for x in row.iter_mut() {
-        *x = exp(x.mul_add(scale, -top));
+vectorized! {
+    /// Replaces scores by e^(scale·score − top); returns their sum and `top`, the largest scaled score.
+    fn softmax_row(row: &mut [f32], scale: f32) -> (f32, f32) {
+        let top = max(row) * scale;
+        for x in row.iter_mut() {
+            *x = exp(x.mul_add(scale, -top));
+        }
+        (sum(row.len(), |j| row[j]), top)
     }
-    (sum(row.len(), |j| row[j]), top)
 }
 
 /// Keys, and for the backward values, of every document and kv head, as panels over the keys.

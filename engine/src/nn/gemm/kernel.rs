@@ -75,39 +75,55 @@ impl Kernel {
 
 /// Writes a kernel for `lanes`-wide vectors. `vectors` of them make the columns of the tile.
 macro_rules! tile_kernel {
-    ($(#[$attribute:meta])* $lanes:literal, $zero:expr, $load:expr, $store:expr, $splat:expr, $mul_add:expr, $add:expr) => {
+    ($(#[$attribute:meta])* $vector:ty, $lanes:literal, $zero:expr, $load:expr, $store:expr, $splat:expr, $mul_add:expr, $add:expr) => {
+        /// The products alone. Here every index is a constant once the loops are unrolled, so the sums stay in registers;
+        /// in one function with the stores below, the compiler keeps them in memory.
+        ///
+        /// # Safety
+        /// As for `Kernel::run`.
+        $(#[$attribute])*
+        #[inline]
+        unsafe fn products<const ROWS: usize, const VECTORS: usize>(t: &Tile) -> [[$vector; VECTORS]; ROWS] {
+            // SAFETY: promised by the caller.
+            unsafe {
+                let mut acc = [[$zero; VECTORS]; ROWS];
+                let (mut a, mut b) = (t.a, t.b);
+                let (a_row, a_depth, b_panel, b_depth) = (t.a_row, t.a_depth, t.b_panel, t.b_depth);
+                for _ in 0..t.depth {
+                    let mut row_of_b = [$zero; VECTORS];
+                    for v in 0..VECTORS {
+                        row_of_b[v] = $load(b.add(v * $lanes / PANEL * b_panel + v * $lanes % PANEL));
+                    }
+                    for i in 0..ROWS {
+                        let x = $splat(*a.add(i * a_row));
+                        for v in 0..VECTORS {
+                            acc[i][v] = $mul_add(x, row_of_b[v], acc[i][v]);
+                        }
+                    }
+                    a = a.add(a_depth);
+                    b = b.add(b_depth);
+                }
+                acc
+            }
+        }
+
         /// # Safety
         /// As for `Kernel::run`.
         $(#[$attribute])*
         unsafe fn tile<const ROWS: usize, const VECTORS: usize>(t: &Tile) {
             // SAFETY: promised by the caller.
             unsafe {
-                let mut acc = [[$zero; VECTORS]; ROWS];
-                let (mut a, mut b) = (t.a, t.b);
-                for _ in 0..t.depth {
-                    let mut row_of_b = [$zero; VECTORS];
-                    for (v, x) in row_of_b.iter_mut().enumerate() {
-                        *x = $load(b.add(v * $lanes / PANEL * t.b_panel + v * $lanes % PANEL));
-                    }
-                    for (i, acc) in acc.iter_mut().enumerate() {
-                        let x = $splat(*a.add(i * t.a_row));
-                        for (sum, &y) in acc.iter_mut().zip(&row_of_b) {
-                            *sum = $mul_add(x, y, *sum);
-                        }
-                    }
-                    a = a.add(t.a_depth);
-                    b = b.add(t.b_depth);
-                }
-                for (i, acc) in acc.iter().enumerate() {
+                let sums = products::<ROWS, VECTORS>(t);
+                for (i, sums) in sums.iter().enumerate() {
                     let c = t.c.add(i * t.c_row);
                     if t.n_columns == VECTORS * $lanes {
-                        for (v, &sum) in acc.iter().enumerate() {
+                        for (v, &sum) in sums.iter().enumerate() {
                             let c = c.add(v * $lanes);
                             $store(c, if t.add { $add($load(c), sum) } else { sum });
                         }
                     } else {
                         let mut row = [[0.0f32; $lanes]; VECTORS];
-                        for (to, &sum) in row.iter_mut().zip(acc) {
+                        for (to, &sum) in row.iter_mut().zip(sums) {
                             $store(to.as_mut_ptr(), sum);
                         }
                         for (j, &x) in row.as_flattened()[..t.n_columns].iter().enumerate() {
@@ -127,6 +143,7 @@ mod avx512 {
 
     tile_kernel!(
         #[target_feature(enable = "avx512f")]
+        __m512,
         16,
         _mm512_setzero_ps(),
         _mm512_loadu_ps,
@@ -158,6 +175,7 @@ mod avx2 {
 
     tile_kernel!(
         #[target_feature(enable = "avx2,fma")]
+        __m256,
         8,
         _mm256_setzero_ps(),
         _mm256_loadu_ps,
@@ -193,6 +211,7 @@ mod portable {
     }
 
     tile_kernel!(
+        f32,
         1,
         0.0,
         load,

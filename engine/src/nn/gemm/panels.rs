@@ -151,29 +151,28 @@ impl Panels {
     pub fn turn(&self, rows: Range<usize>, columns: Range<usize>, out: &mut Vec<f32>) {
         debug_assert!(rows.start.is_multiple_of(PANEL));
         out.resize(columns.len().div_ceil(PANEL) * PANEL * rows.len(), 0.0);
-        vectorized(|| {
-            for (panel, out) in out.chunks_exact_mut(PANEL * rows.len()).enumerate() {
-                let first = columns.start + panel * PANEL;
-                let n = PANEL.min(columns.end - first);
-                for (block, out) in out.chunks_mut(PANEL * PANEL).enumerate() {
-                    let start = (rows.start / PANEL + block) * PANEL * self.depth + first * PANEL;
-                    transpose(&self.values[start..start + n * PANEL], out);
-                }
+        for (panel, out) in out.chunks_exact_mut(PANEL * rows.len()).enumerate() {
+            let first = columns.start + panel * PANEL;
+            let n = PANEL.min(columns.end - first);
+            for (block, out) in out.chunks_mut(PANEL * PANEL).enumerate() {
+                let start = (rows.start / PANEL + block) * PANEL * self.depth + first * PANEL;
+                transpose(&self.values[start..start + n * PANEL], out);
             }
-        });
+        }
     }
 }
 
-/// `out[j][i] = rows[i][j]`: rows of sixteen in, as many rows of sixteen out as it holds; missing rows are zeros.
-#[inline(always)]
-fn transpose(rows: &[f32], out: &mut [f32]) {
-    let mut block = [[0.0f32; PANEL]; PANEL];
-    for (to, from) in block.iter_mut().zip(rows.chunks_exact(PANEL)) {
-        to.copy_from_slice(from);
-    }
-    for (j, to) in out.chunks_exact_mut(PANEL).enumerate() {
-        for i in 0..PANEL {
-            to[i] = block[i][j];
+vectorized! {
+    /// `out[j][i] = rows[i][j]`: rows of sixteen in, as many rows of sixteen out as it holds; missing rows are zeros.
+    fn transpose(rows: &[f32], out: &mut [f32]) {
+        let mut block = [[0.0f32; PANEL]; PANEL];
+        for (to, from) in block.iter_mut().zip(rows.chunks_exact(PANEL)) {
+            to.copy_from_slice(from);
+        }
+        for (j, to) in out.chunks_exact_mut(PANEL).enumerate() {
+            for i in 0..PANEL {
+                to[i] = block[i][j];
+            }
         }
     }
 }

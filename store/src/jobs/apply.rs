@@ -182,6 +182,23 @@ mod tests {
         )
     }
 
+    fn validated() -> JobEvent {
+        let hyperparameters = Hyperparameters::default().resolve(10, 64);
+        JobEvent::Validated {
+            hyperparameters,
+            total_steps: 6,
+        }
+    }
+
+    fn claimed() -> JobEvent {
+        let worker_id = domain::id::WorkerId::mint([5; 24]);
+        JobEvent::Claimed {
+            dispatch_id: None,
+            worker_id,
+            lease_until: Timestamp(10),
+        }
+    }
+
     /// The lock makes this race impossible from outside, so the guard is tried by itself.
     #[tokio::test]
     async fn a_decision_about_a_job_that_is_no_more_is_not_written() {
@@ -189,18 +206,27 @@ mod tests {
         let url = format!("sqlite://{}/test.db", folder.path().display());
         let store = Store::connect(&StoreConfig::new(url)).await.unwrap();
         store.migrate().await.unwrap();
-        let read = stored_job(&store).await;
-        let decided_too_late = read
-            .apply(JobEvent::CancelRequested, Timestamp(2))
-            .unwrap()
-            .0;
+        let id = stored_job(&store).await.id;
+        let beat = |lease_until| JobEvent::Beat {
+            attempt: 1,
+            lease_until: Timestamp(lease_until),
+            metrics: Vec::new(),
+            estimated_finish: None,
+        };
+        for event in [validated(), claimed()] {
+            store.jobs().apply(&id, event, Timestamp(2)).await.unwrap();
+        }
+        // State and attempt stay: only the version tells that the read is outdated.
+        let read = store.jobs().get_internal(&id).await.unwrap().unwrap();
+        let decided_too_late = read.apply(beat(20), Timestamp(3)).unwrap().0;
         let meanwhile = store
             .jobs()
-            .apply(&read.id, JobEvent::CancelRequested, Timestamp(3));
-        let meanwhile = meanwhile.await.unwrap();
+            .apply(&id, beat(30), Timestamp(3))
+            .await
+            .unwrap();
 
         let tx = store.begin().await.unwrap();
-        let row = row::from_domain(&decided_too_late, 3).unwrap();
+        let row = row::from_domain(&decided_too_late, 9).unwrap();
         assert!(!write(&tx, &read, row.clone()).await.unwrap());
         assert!(write(&tx, &meanwhile, row).await.unwrap());
         tx.rollback().await.unwrap();

@@ -148,4 +148,21 @@ impl Other {
         };
         done.expect("the other program's statement");
     }
+
+    /// Waits until `n` calls of others wait for a lock. Only PostgreSQL can tell.
+    pub async fn until_blocked(&mut self, n: i64) {
+        let Other::Postgres(connection) = self else {
+            return;
+        };
+        let sql = "SELECT count(*) FROM pg_stat_activity \
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        while sqlx::query_scalar::<_, i64>(sql)
+            .fetch_one(&mut *connection)
+            .await
+            .expect("count")
+            < n
+        {
+            tokio::task::yield_now().await;
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::FutureExt;
 use sqlx::{Connection, Executor, PgConnection, SqliteConnection};
@@ -149,20 +149,19 @@ impl Other {
         done.expect("the other program's statement");
     }
 
-    /// Waits until `n` calls of others wait for a lock. Only PostgreSQL can tell.
-    pub async fn until_blocked(&mut self, n: i64) {
+    /// Waits until two calls of others wait for a lock. Only PostgreSQL can tell.
+    pub async fn until_two_wait(&mut self) {
         let Other::Postgres(connection) = self else {
             return;
         };
         let sql = "SELECT count(*) FROM pg_stat_activity \
                    WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        while sqlx::query_scalar::<_, i64>(sql)
-            .fetch_one(&mut *connection)
-            .await
-            .expect("count")
-            < n
-        {
-            tokio::task::yield_now().await;
+        loop {
+            let waiting = sqlx::query_scalar::<_, i64>(sql).fetch_one(&mut *connection);
+            if waiting.await.expect("count those who wait") >= 2 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 }

@@ -46,7 +46,7 @@ pub enum ListenError {
     PublicWithoutTls { address: SocketAddr },
     #[error("api.tls_certificate and api.tls_key go together: {missing} is not set")]
     HalfOfTls { missing: &'static str },
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address}")]
     Bind {
         address: SocketAddr,
         source: io::Error,

@@ -21,7 +21,7 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 /// Why a scheduler does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("the door cannot listen on {address}: {source}")]
+    #[error("the door cannot listen on {address}")]
     Listen {
         address: SocketAddr,
         source: io::Error,

@@ -57,6 +57,12 @@ class Service:
         self.processes = {}
         self.port = free_port()
         self.base_url = f"http://127.0.0.1:{self.port}/v1"
+        try:
+            self.set_up()
+        except BaseException:
+            print(self.logs())
+            self.close()
+            raise
 
     def spawn(self, name, *args, env=None):
         log = open(self.dir / f"{name}.log", "ab")
@@ -115,8 +121,7 @@ class Embedded(Service):
 
     form = "embedded"
 
-    def __init__(self):
-        super().__init__()
+    def set_up(self):
         self.data_dir = self.dir / "data"
         self.place = ["--data-dir", self.data_dir]
         self.luthier("model", "add", MODEL, tiny_model.write(self.dir / "tiny"), *self.place)
@@ -131,9 +136,9 @@ class Production(Service):
     """api, scheduler and workers as processes of their own on PostgreSQL, RabbitMQ and S3."""
 
     form = "production"
+    n_workers = 2
 
-    def __init__(self, n_workers=2):
-        super().__init__()
+    def set_up(self):
         self.database = f"luthier_e2e_{secrets.token_hex(6)}"
         self.psql(f"create database {self.database}")
         s3_port, self.door_port = free_port(), free_port()
@@ -172,7 +177,7 @@ service_key = "{secrets.token_hex(32)}"
         self.luthier("model", "add", MODEL, tiny_model.write(self.dir / "tiny"), *self.place)
         self.spawn("scheduler", LUTHIER, "scheduler", "--config", self.config)
         self.spawn("api", LUTHIER, "api", "--config", self.config)
-        for i in range(n_workers):
+        for i in range(self.n_workers):
             self.start_worker(f"worker-{i}")
         self.wait_until_ready()
 

@@ -16,7 +16,7 @@ ORDER = dict(
 class WorkerDies(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.service = Production(n_workers=2)
+        cls.service = Production()
         cls.client = cls.service.client()
 
     @classmethod

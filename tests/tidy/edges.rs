@@ -35,13 +35,16 @@ const EDGES: [(&str, &[&str]); 11] = [
 ];
 
 /// Crates that belong to a few rooms: a prefix of their names, and these rooms.
-const OWNED: [(&str, &[&str]); 7] = [
+const OWNED: [(&str, &[&str]); 9] = [
     ("sea-orm", &["store", "migrations"]),
     ("sqlx", &["store"]),
     ("aws-", &["platform"]),
     ("lapin", &["platform"]),
     ("poem", &["api", "scheduler", "gpu-worker", "luthier"]),
     ("candle", &["engine", "text", "luthier"]),
+    // One renderer and one tokenizer for validation, training and serving.
+    ("tokenizers", &["text"]),
+    ("minijinja", &["text"]),
     // The pure rooms do no input and output, so they have no use for async.
     (
         "tokio",

@@ -164,3 +164,20 @@ fn the_architecture_names_every_room() {
         .collect();
     expect_none(findings, "ARCHITECTURE.md does not say what these are:");
 }
+
+#[test]
+fn the_architecture_names_files_that_exist() {
+    let page = read("ARCHITECTURE.md");
+    // Between backticks, with a slash and an extension: a path. `{a,b}` and `{n}` stand for several.
+    let is_path = |word: &&str| {
+        let last = word.rsplit('/').next().unwrap_or_default();
+        word.contains('/') && last.contains('.') && !word.contains(['{', ' ', ':'])
+    };
+    let paths: Vec<&str> = page.split('`').skip(1).step_by(2).filter(is_path).collect();
+    assert!(paths.len() > 10, "{paths:?}");
+    let missing = paths.iter().filter(|path| !root().join(path).exists());
+    expect_none(
+        missing.map(|path| path.to_string()).collect(),
+        "these files do not exist:",
+    );
+}

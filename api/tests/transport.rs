@@ -194,32 +194,20 @@ async fn a_limit_that_is_none_is_refused() {
 
 #[tokio::test]
 async fn a_public_listener_without_tls_does_not_open() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut config = platform::config::Config::embedded(directory.path());
-    config.api.listen = ([0, 0, 0, 0], 0).into();
-    config.api.operational_listen = ([127, 0, 0, 1], 0).into();
-    config.ensure_secrets().unwrap();
-    let open = async |config: platform::config::Config| {
-        let url = config.database.url.expose();
-        let store = store::Store::connect(&store::StoreConfig::new(url))
-            .await
-            .unwrap();
-        let objects = platform::objects::Objects::open(&config.objects).unwrap();
-        api::bind(api::ApiOptions {
-            config,
-            store,
-            objects,
-        })
+    let public = std::net::SocketAddr::from(([0, 0, 0, 0], 0));
+    let refused = App::try_bind(|config| config.api.listen = public)
         .await
-        .map(drop)
-    };
-    let refused = open(config.clone()).await.unwrap_err().to_string();
+        .unwrap_err()
+        .to_string();
     assert!(
         refused.starts_with("0.0.0.0:0 can be reached from elsewhere"),
         "{refused}"
     );
-    config.api.insecure = true;
-    open(config).await.unwrap();
+    let insecure = App::try_bind(|config| {
+        config.api.listen = public;
+        config.api.insecure = true;
+    });
+    insecure.await.unwrap();
 }
 
 #[tokio::test]

@@ -212,11 +212,15 @@ async fn replayed(state: &State, request: &Request<'_>) -> Result<Option<Created
     let Some(id) = request.made_earlier(state).await? else {
         return Ok(None);
     };
-    let file = super::files::get(state, &request.caller.project, &id).await?;
-    Ok(Some(Created {
-        file,
-        is_replay: true,
-    }))
+    match super::files::get(state, &request.caller.project, &id).await {
+        Ok(file) => Ok(Some(Created {
+            file,
+            is_replay: true,
+        })),
+        // What an SDK sends again is new when the first one was deleted meanwhile; a key is never used twice.
+        Err(gone) if gone.kind == Kind::NotFound && request.repeat.key.is_none() => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn judged(state: &State, project: &Project, form: &Form) -> Result<File, ApiError> {

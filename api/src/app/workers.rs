@@ -18,6 +18,8 @@ use crate::wire::decode::echo;
 const ALIVE_S: i64 = 30;
 /// Validity of the token of one call; it is checked when the call begins.
 const TOKEN_TTL: Duration = Duration::from_secs(60);
+/// A worker that is busy training begins an answer within seconds; one that is stopped never does.
+const FIRST_EVENT: Duration = Duration::from_secs(60);
 /// A line holds one piece of text. Bytes.
 const MAX_LINE: usize = 4 * 1024 * 1024;
 
@@ -87,38 +89,43 @@ enum Refused {
 }
 
 async fn ask(state: &State, worker: &Worker, request: &GenerateRequest) -> Result<Events, Refused> {
+    let begun = tokio::time::timeout(FIRST_EVENT, begin(state, worker, request));
+    begun.await.unwrap_or_else(|_elapsed| {
+        let detail = format!("nothing came within {} s", FIRST_EVENT.as_secs());
+        Err(unreachable_worker(detail))
+    })
+}
+
+/// Sends the request and waits for the first event.
+async fn begin(
+    state: &State,
+    worker: &Worker,
+    request: &GenerateRequest,
+) -> Result<Events, Refused> {
     let token = platform::service_token::issue(&state.service_key, "worker", TOKEN_TTL);
-    let url = format!(
-        "{}/v1/generate",
-        worker.status.address.trim_end_matches('/')
-    );
-    let sent = state
+    let address = worker.status.address.trim_end_matches('/');
+    let post = state
         .http
-        .post(url)
-        .bearer_auth(token)
-        .json(request)
-        .send()
-        .await;
-    let response = sent.map_err(|error| {
-        Refused::Next(ApiError::overloaded(UNREACHABLE).detail(error.to_string()))
-    })?;
+        .post(format!("{address}/v1/generate"))
+        .bearer_auth(token);
+    let sent = post.json(request).send().await;
+    let response = sent.map_err(|error| unreachable_worker(error.to_string()))?;
     if !response.status().is_success() {
         return Err(refused(response).await);
     }
-    let mut events = events(
-        response
-            .bytes_stream()
-            .map(|chunk| chunk.map_err(io::Error::other)),
-    );
+    let chunks = response.bytes_stream();
+    let mut events = events(chunks.map(|chunk| chunk.map_err(io::Error::other)));
     match events.next().await {
         Some(GenerateEvent::Failed { error }) => Err(mapped(error)),
         Some(first) => Ok(futures::stream::iter([first]).chain(events).boxed()),
-        None => Err(Refused::Next(ApiError::overloaded(UNREACHABLE))),
+        None => Err(unreachable_worker("an empty reply".to_owned())),
     }
 }
 
-const UNREACHABLE: &str =
-    "The worker that serves this model does not respond. Please try again shortly.";
+fn unreachable_worker(detail: String) -> Refused {
+    let message = "The worker that serves this model does not respond. Please try again shortly.";
+    Refused::Next(ApiError::overloaded(message).detail(detail))
+}
 
 async fn refused(response: reqwest::Response) -> Refused {
     let status = response.status();

@@ -164,6 +164,27 @@ impl App {
         }
     }
 
+    /// Whether an API with this configuration opens its listeners.
+    pub async fn try_bind(change: impl FnOnce(&mut Config)) -> Result<(), api::ApiStartError> {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = Config::embedded(directory.path());
+        config.api.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        config.api.operational_listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        config.ensure_secrets().unwrap();
+        change(&mut config);
+        let store = Store::connect(&StoreConfig::new(config.database.url.expose()))
+            .await
+            .unwrap();
+        let objects = Objects::open(&config.objects).unwrap();
+        api::bind(api::ApiOptions {
+            config,
+            store,
+            objects,
+        })
+        .await
+        .map(drop)
+    }
+
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         self.http
             .request(method, format!("{}{path}", self.base))

@@ -1,6 +1,7 @@
 //! The device: one thread owns the engine (weights, trainer, batchers) and is spoken to by commands. It knows no job,
 //! no text and no HTTP.
 
+mod loaded_base;
 mod thread;
 
 use std::path::PathBuf;

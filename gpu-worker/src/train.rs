@@ -5,6 +5,7 @@ mod checkpoint;
 mod data;
 mod failure;
 mod gate;
+mod validate;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,13 +16,14 @@ use domain::time::Timestamp;
 use engine::batch::Example;
 use engine::lora::{Adapter, LoraConfig};
 use engine::schedule::Schedule;
-use engine::train::{EvalReport, TrainConfig};
+use engine::train::TrainConfig;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::checkpoint::Saved;
 use self::data::Plan;
 use self::failure::Failure;
+use self::validate::ratio;
 use crate::adapters::sha256_hex;
 use crate::base_models::Base;
 use crate::device::{DeviceError, Training, TrainingStart};
@@ -34,8 +36,6 @@ const LORA_R: usize = 16;
 const LORA_ALPHA: f32 = 32.0;
 /// Part of the steps over which the learning rate rises, so that Adam's second moments settle first.
 const WARMUP: f64 = 0.03;
-/// Validation rows per piece of work on the device: generation waits no longer than for a training step.
-const EVALUATE_ROWS: usize = 4;
 /// Interval checkpoints that may fail in a row; the job goes on, but a crash would cost more and more.
 const MAX_MISSED_CHECKPOINTS: u32 = 3;
 /// How long a worker that shuts down tries to say that it stopped.
@@ -296,54 +296,11 @@ impl Attempt<'_> {
             ..StepMetrics::default()
         };
         if session.plan.epoch_ended_by(step).is_some() && !session.valid.is_empty() {
-            self.validate(session, step, &mut measured).await?;
+            session
+                .validate(step, self.assignment.seed, &mut measured)
+                .await?;
         }
         Ok(measured)
-    }
-
-    /// A fixed sample at every epoch's end, every row at the last; where the sample is every row they are one.
-    async fn validate(
-        &self,
-        session: &Session,
-        step: u64,
-        measured: &mut StepMetrics,
-    ) -> Result<(), Failure> {
-        let sample = data::valid_sample(session.valid.len(), self.assignment.seed);
-        let sampled = self.evaluate(session, &sample).await?;
-        measured.valid_loss = Some(ratio(sampled.loss_sum, sampled.n_label_tokens));
-        measured.valid_mean_token_accuracy =
-            Some(ratio(sampled.n_correct as f64, sampled.n_label_tokens));
-        let full = if sample.len() == session.valid.len() {
-            sampled
-        } else if step == session.plan.total_steps {
-            self.evaluate(session, &(0..session.valid.len()).collect::<Vec<_>>())
-                .await?
-        } else {
-            return Ok(());
-        };
-        measured.full_valid_loss = Some(ratio(full.loss_sum, full.n_label_tokens));
-        measured.full_valid_mean_token_accuracy =
-            Some(ratio(full.n_correct as f64, full.n_label_tokens));
-        Ok(())
-    }
-
-    async fn evaluate(&self, session: &Session, places: &[usize]) -> Result<EvalReport, Failure> {
-        let mut sum = EvalReport {
-            loss_sum: 0.0,
-            n_label_tokens: 0,
-            n_correct: 0,
-        };
-        for places in places.chunks(EVALUATE_ROWS) {
-            let rows = places
-                .iter()
-                .map(|place| session.valid[*place].clone())
-                .collect();
-            let part = session.training.evaluate(rows).await?;
-            sum.loss_sum += part.loss_sum;
-            sum.n_label_tokens += part.n_label_tokens;
-            sum.n_correct += part.n_correct;
-        }
-        Ok(sum)
     }
 
     /// Makes a checkpoint: objects, then the row.
@@ -437,9 +394,4 @@ fn train_config(assignment: &Assignment) -> TrainConfig {
         seed: assignment.seed.into(),
         ..TrainConfig::default()
     }
-}
-
-/// `sum / n`, and 0 of nothing.
-fn ratio(sum: f64, n: u64) -> f64 {
-    if n == 0 { 0.0 } else { sum / n as f64 }
 }

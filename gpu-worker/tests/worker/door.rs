@@ -19,6 +19,9 @@ use poem::{EndpointExt, IntoResponse, Request, Response, Route, handler, post};
 use serde_json::Value;
 use tokio::sync::watch;
 
+/// Far beyond what a busy machine needs; only a bug waits this long.
+const PATIENCE: Duration = Duration::from_secs(180);
+
 /// What the door answers, and what it heard.
 #[derive(Default)]
 pub struct Script {
@@ -89,13 +92,10 @@ impl Door {
                 changed.changed().await.unwrap();
             }
         };
-        if tokio::time::timeout(Duration::from_secs(60), wait)
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout(PATIENCE, wait).await.is_err() {
             let script = self.script.lock().unwrap();
             panic!(
-                "not within 60 s: {what}; calls {:?}, step {}, failed {:?}",
+                "not within {PATIENCE:?}: {what}; calls {:?}, step {}, failed {:?}",
                 script.calls,
                 script.last_step(),
                 script.fail

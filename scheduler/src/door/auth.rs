@@ -39,7 +39,7 @@ impl<E: Endpoint<Output = Response>> Endpoint for Guarded<E> {
             .and_then(|value| value.strip_prefix("Bearer "));
         match token.map(|token| service_token::verify(&self.key, AUDIENCE, token)) {
             Some(Ok(_)) => self.inner.call(request).await,
-            _ => Ok(DoorError::Unauthorized.into_response()),
+            _ => Ok(DoorError::Unauthorized.answer()),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use domain::job_event::Reject;
 use platform::objects::ObjectsError;
+use poem::error::ResponseError;
 use poem::http::{StatusCode, header};
 use poem::{Body, Response};
 use store::{ApplyError, StoreError};
@@ -40,15 +41,15 @@ impl DoorError {
     }
 
     /// The refusal as an answer, logged here and nowhere else.
-    pub fn into_response(self) -> Response {
+    pub fn answer(&self) -> Response {
         let reason = self.to_string();
-        match &self {
+        match self {
             DoorError::StaleAttempt { .. } => tracing::info!(reason, "refused"),
             DoorError::Internal(_) => tracing::error!(reason, "refused"),
             _ => tracing::warn!(reason, "refused"),
         }
         metrics::counter!("luthier_door_refusals_total", "code" => self.code()).increment(1);
-        let status = poem::error::ResponseError::status(&self);
+        let status = ResponseError::status(self);
         let error = serde_json::json!({ "error": { "code": self.code(), "message": reason } });
         let mut response = Response::builder()
             .status(status)
@@ -60,7 +61,11 @@ impl DoorError {
     }
 }
 
-impl poem::error::ResponseError for DoorError {
+impl ResponseError for DoorError {
+    fn as_response(&self) -> Response {
+        self.answer()
+    }
+
     fn status(&self) -> StatusCode {
         match self {
             DoorError::Unauthorized => StatusCode::UNAUTHORIZED,

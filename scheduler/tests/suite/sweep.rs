@@ -1,0 +1,111 @@
+//! What is swept, and what must never be.
+
+use bytes::Bytes;
+use domain::job::JobState;
+use domain::message::Desired;
+use domain::object_key;
+use domain::time::Timestamp;
+
+use crate::house::House;
+
+/// Objects are as old as the disk says, so our clock must start from the real one.
+fn set_clock_to_real_time(house: &House) {
+    let real = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
+    let now = Timestamp::from_unix_s(real.as_secs() as i64);
+    house
+        .clock
+        .store(now.0, std::sync::atomic::Ordering::SeqCst);
+}
+
+const DAY_S: i64 = 24 * 3_600;
+
+async fn exists(house: &House, key: &str) -> bool {
+    house.objects.size(key).await.unwrap().is_some()
+}
+
+#[tokio::test]
+async fn objects_without_a_row_go_after_a_day_and_the_others_stay() {
+    let house = House::new().await;
+    set_clock_to_real_time(&house);
+    let id = house.create_queued_job().await;
+    let worker = house.worker("a");
+    let a = worker.claim(None, 0).await.unwrap();
+    worker.beat(&a, 1..=3).await.unwrap();
+    worker.checkpoint(&a, 3).await.unwrap();
+    let kept = object_key::checkpoint_state(&a.object_prefix, 3);
+    let orphan = worker.put_checkpoint(&a, 4).await.state.object_key;
+    let half_uploaded = format!("projects/{}/files/file-nobody", house.project.id);
+    let not_ours = format!("projects/{}/notes.txt", house.project.id);
+    for key in [&half_uploaded, &not_ours] {
+        house
+            .objects
+            .put_bytes(key, Bytes::from_static(b"x"))
+            .await
+            .unwrap();
+    }
+    let dataset = a.training_file.object_key.clone();
+
+    house.advance_s(DAY_S - 60);
+    assert_eq!(
+        house.scheduler.sweep_pass().await.unwrap(),
+        0,
+        "it may still get its row"
+    );
+    house.advance_s(120);
+    // The two adapter files and the state of step 4, and the upload.
+    assert_eq!(house.scheduler.sweep_pass().await.unwrap(), 4);
+    assert!(!exists(&house, &orphan).await && !exists(&house, &half_uploaded).await);
+    for key in [&kept, &not_ours, &dataset] {
+        assert!(exists(&house, key).await, "{key}");
+    }
+    assert_eq!(house.scheduler.sweep_pass().await.unwrap(), 0);
+    assert_eq!(house.state(&id).await, JobState::Running);
+}
+
+#[tokio::test]
+async fn a_deleted_files_object_goes_once_no_job_needs_it() {
+    let house = House::new().await;
+    let id = house.create_queued_job().await;
+    let file = house.job(&id).await.spec.training_file.clone();
+    let files = house.store.files();
+    let key = files.find_for_job(&file).await.unwrap().unwrap().object_key;
+    files
+        .delete(&house.project.id, &file, house.now())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(house.scheduler.sweep_pass().await.unwrap(), 0);
+    assert!(exists(&house, &key).await, "a job still trains on it");
+    let worker = house.worker("a");
+    let a = worker.claim(None, 0).await.unwrap();
+    assert_eq!(worker.train(&a).await, Ok(Desired::GoOn));
+    assert_eq!(house.scheduler.sweep_pass().await.unwrap(), 1);
+    assert!(!exists(&house, &key).await);
+    assert_eq!(files.find_for_job(&file).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn superseded_checkpoints_go_and_those_to_resume_from_or_talk_to_stay() {
+    let house = House::new().await;
+    let id = house.create_queued_job().await;
+    let worker = house.worker("a");
+    let a = worker.claim(None, 0).await.unwrap();
+    for step in 1..=6 {
+        worker.beat(&a, step..=step).await.unwrap();
+        worker.checkpoint(&a, step).await.unwrap();
+    }
+    let checkpoints = house.store.checkpoints().all(&id).await.unwrap();
+    let steps: Vec<u64> = checkpoints.iter().map(|c| c.step).collect();
+    // Epochs end at 3 and 6; 5 and 6 are the last two.
+    assert_eq!(steps, [3, 5, 6]);
+    for step in 1..=6 {
+        let key = object_key::checkpoint_state(&a.object_prefix, step);
+        assert_eq!(
+            exists(&house, &key).await,
+            steps.contains(&step),
+            "step {step}"
+        );
+    }
+}

@@ -22,7 +22,7 @@ pub enum Command {
     /// Run the whole service on this machine: SQLite, a directory, one worker; no broker.
     Up(UpOptions),
     /// Run the HTTP API.
-    Api(Role),
+    Api(ApiRole),
     /// Run the scheduler and its door for workers.
     Scheduler(Role),
     /// Run a worker: trains and generates on this machine's device.
@@ -79,6 +79,18 @@ pub struct UpOptions {
     /// A configuration file over the embedded defaults.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Allow a public address without TLS, for TLS that ends in front.
+    #[arg(long)]
+    pub insecure: bool,
+}
+
+#[derive(Args)]
+pub struct ApiRole {
+    #[command(flatten)]
+    pub role: Role,
+    /// Allow a public address without TLS, for TLS that ends in front.
+    #[arg(long)]
+    pub insecure: bool,
 }
 
 #[derive(Args)]

@@ -47,7 +47,7 @@ async fn run(command: cli::Command) -> anyhow::Result<()> {
     match command {
         Command::Quickstart(options) => quickstart::run(options).await,
         Command::Up(options) => up::run(options).await,
-        Command::Api(role) => roles::api(&role.config).await,
+        Command::Api(options) => roles::api(&options).await,
         Command::Scheduler(role) => roles::scheduler(&role.config).await,
         Command::Worker(options) => roles::worker(&options).await,
         Command::Migrate(role) => roles::migrate(&role.config).await,

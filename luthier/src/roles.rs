@@ -8,7 +8,7 @@ use platform::queue::Queue;
 use platform::shutdown::Shutdown;
 use store::Store;
 
-use crate::cli::{Place, WorkerOptions};
+use crate::cli::{ApiRole, Place, WorkerOptions};
 use crate::opened::{config_of, open, store_config};
 use crate::{logging, up, worker_process};
 
@@ -20,8 +20,9 @@ fn place_of(config: &Path) -> Place {
 }
 
 /// `luthier api`.
-pub async fn api(config: &Path) -> Result<()> {
-    let opened = open(config_of(&place_of(config))?).await?;
+pub async fn api(options: &ApiRole) -> Result<()> {
+    let overrides = up::insecure(options.insecure);
+    let opened = open(Config::load(Some(&options.role.config), &overrides)?).await?;
     logging::to_stderr(&opened.config)?;
     let running = up::start_api(&opened, Shutdown::on_signals()?).await?;
     running.finished().await

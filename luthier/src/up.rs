@@ -29,8 +29,10 @@ impl Running {
 
 /// `luthier up`.
 pub async fn run(options: UpOptions) -> Result<()> {
-    let data_dir = options.data_dir.unwrap_or_else(default_data_dir);
-    let config = config(&data_dir, options.config.as_deref(), options.listen)?;
+    let data_dir = data_dir_of(&options)?;
+    let mut overrides = insecure(options.insecure);
+    overrides.extend(listen(options.listen));
+    let config = Config::load_embedded(&data_dir, options.config.as_deref(), &overrides)?;
     make_private_dir(&config.data_dir)?;
     logging::to_stderr(&config)?;
     let service = Service::start(config, options.config, None, Shutdown::on_signals()?).await?;
@@ -48,17 +50,29 @@ pub async fn run(options: UpOptions) -> Result<()> {
     service.finished().await
 }
 
-/// The embedded configuration, with a file and a listen address over it.
-pub fn config(
-    data_dir: &std::path::Path,
-    file: Option<&std::path::Path>,
-    listen: Option<SocketAddr>,
-) -> Result<Config> {
-    let listen: Vec<_> = listen
+/// `--data-dir`, else what the file says, else the user's own directory.
+fn data_dir_of(options: &UpOptions) -> Result<PathBuf> {
+    match (&options.data_dir, &options.config) {
+        (Some(dir), _) => Ok(dir.clone()),
+        (None, Some(file)) => Ok(Config::load(Some(file), &[])?.data_dir),
+        (None, None) => Ok(default_data_dir()),
+    }
+}
+
+/// What `--listen` changes in the configuration.
+pub fn listen(address: Option<SocketAddr>) -> Vec<(&'static str, String)> {
+    address
         .map(|a| ("api.listen", a.to_string()))
         .into_iter()
-        .collect();
-    Ok(Config::load_embedded(data_dir, file, &listen)?)
+        .collect()
+}
+
+/// What `--insecure` changes in the configuration.
+pub fn insecure(given: bool) -> Vec<(&'static str, String)> {
+    given
+        .then(|| ("api.insecure", true.to_string()))
+        .into_iter()
+        .collect()
 }
 
 /// The whole service in its embedded form.

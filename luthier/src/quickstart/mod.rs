@@ -25,7 +25,7 @@ type Phases = BTreeMap<&'static str, f64>;
 
 pub async fn run(options: QuickstartOptions) -> Result<()> {
     let data_dir = options.data_dir.clone().unwrap_or_else(default_data_dir);
-    let config = up::config(&data_dir, None, options.listen)?;
+    let config = Config::load_embedded(&data_dir, None, &up::listen(options.listen))?;
     make_private_dir(&config.data_dir)?;
     let log = config.data_dir.join("quickstart.log");
     logging::to_file(&config, &log)?;

@@ -209,21 +209,3 @@ async fn a_public_listener_without_tls_does_not_open() {
     });
     insecure.await.unwrap();
 }
-
-#[tokio::test]
-async fn metrics_count_requests_by_route() {
-    let app = App::start().await;
-    app.get("/v1/models/no-such-model").await;
-    let metrics = Reply::of(
-        app.http
-            .get(format!("{}/metrics", app.operational))
-            .send()
-            .await
-            .unwrap(),
-    )
-    .await;
-    let text = String::from_utf8(metrics.bytes.to_vec()).unwrap();
-    let line =
-        r#"luthier_http_requests_total{method="GET",route="/v1/models/:param0",status="404"} 1"#;
-    assert!(text.contains(line), "{text}");
-}

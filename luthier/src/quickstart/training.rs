@@ -128,7 +128,7 @@ impl Shown {
         let loss = data["train_loss"].as_f64().unwrap_or(f64::NAN);
         bar.set_position(self.last_step);
         bar.set_message(format!("loss {loss:.3}  {rate:.0} tokens/s"));
-        if bar.is_hidden() && (self.last_step % 10 == 0 || self.last_step == total) {
+        if bar.is_hidden() && (self.last_step.is_multiple_of(10) || self.last_step == total) {
             println!(
                 "step {}/{total}  loss {loss:.3}  {rate:.0} tokens/s",
                 self.last_step

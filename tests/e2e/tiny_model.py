@@ -9,6 +9,8 @@ import struct
 from pathlib import Path
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, FEED_FORWARD = 48, 2, 4, 2, 96
+# Peaked logits, and rows of zeros for the control tokens: an answer hardly ever ends by chance, so tests may count tokens.
+FINAL_NORM = 4.0
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
@@ -75,6 +77,10 @@ def write(folder, seed=7):
     for name, shape in tensors(vocab_size).items():
         count = shape[0] * (shape[1] if len(shape) > 1 else 1)
         values = [1.0] * count if len(shape) == 1 else [draw.gauss(0.0, 0.08) for _ in range(count)]
+        if name == "model.norm.weight":
+            values = [FINAL_NORM] * count
+        elif name == "model.embed_tokens.weight":
+            values[: len(SPECIAL) * HIDDEN] = [0.0] * (len(SPECIAL) * HIDDEN)
         blob = struct.pack(f"<{count}f", *values)
         header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, offset + len(blob)]}
         offset += len(blob)

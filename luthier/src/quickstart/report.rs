@@ -117,15 +117,13 @@ fn high_water_mark(pid: u32) -> Option<u64> {
 
 /// The service is up: how to talk to it.
 pub fn print_how_to_go_on(base_url: &str, api_key: &str, model: &str, task: &Task) {
-    let question = task
+    // The whole conversation: a model tuned with a system message expects it.
+    let messages = task
         .held_out
         .first()
-        .and_then(|e| e.messages.last())
-        .and_then(|m| m["content"].as_str());
-    let question = json!(shorten(question.unwrap_or("Hello"), 120));
-    let body = format!(
-        r#"{{"model": "{model}", "messages": [{{"role": "user", "content": {question}}}]}}"#
-    );
+        .map(|e| json!(e.messages))
+        .unwrap_or_default();
+    let body = format!(r#"{{"model": "{model}", "messages": {messages}, "temperature": 0}}"#);
     println!(
         "\nThe service stays up; Ctrl-C stops it, `luthier up` starts it again with everything still there.\n"
     );
@@ -138,7 +136,7 @@ pub fn print_how_to_go_on(base_url: &str, api_key: &str, model: &str, task: &Tas
     println!("from openai import OpenAI");
     println!("client = OpenAI(base_url=\"{base_url}\", api_key=\"{api_key}\")");
     println!(
-        "reply = client.chat.completions.create(model=\"{model}\", messages=[{{\"role\": \"user\", \"content\": {question}}}])"
+        "reply = client.chat.completions.create(model=\"{model}\", messages={messages}, temperature=0)"
     );
     println!("print(reply.choices[0].message.content)");
 }

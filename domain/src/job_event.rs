@@ -12,8 +12,6 @@ use crate::metrics::StepMetrics;
 use crate::model::TunedModel;
 use crate::time::Timestamp;
 
-/// Seconds an offer stays open before it is made again.
-pub const OFFER_TTL_S: i64 = 30;
 /// Lost leases in a row without a newer checkpoint before the job is given up.
 pub const MAX_CRASHES_WITHOUT_PROGRESS: u32 = 3;
 /// Infra failures in a row without a newer checkpoint before the job is given up.

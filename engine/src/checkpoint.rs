@@ -5,17 +5,25 @@ use std::collections::HashMap;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
+use crate::cpu::element::Precision;
+use crate::cpu::simd::Isa;
 use crate::lora::names;
-use crate::simd::Isa;
-use crate::train::{TrainError, Trainer};
+use crate::model::MemoryLevel;
+use crate::train::{TrainConfig, TrainError, Trainer};
 use crate::weights::widen;
 
 /// Raised when the file changes so that an older reader would misread it.
 const FORMAT_VERSION: u32 = 1;
 
-/// Names the arithmetic: a state continues bit for bit only where it is the same. Every instruction-set level of the
-/// engine computes the same f32 chains, so this is one class for all of them.
-const ARITHMETIC: &str = "f32-fma-1";
+/// Names the arithmetic: a state continues bit for bit only where it is the same. Every instruction-set level computes the
+/// same f32 chains; of bf16 pairs there are those that multiply them as the processor does, and those that widen them.
+fn arithmetic(precision: Precision) -> &'static str {
+    match (precision, Isa::detect()) {
+        (Precision::Fp32, _) => "f32-chain-2",
+        (Precision::Bf16, Isa::Avx512Bf16) => "bf16-pairs-1",
+        (Precision::Bf16, _) => "bf16-widened-1",
+    }
+}
 
 /// The one key of the file's metadata, so that the same state is always the same bytes: safetensors keeps its keys in
 /// no order.
@@ -55,7 +63,7 @@ pub(crate) fn save(trainer: &Trainer) -> Vec<u8> {
     }
     let header = Header {
         format_version: FORMAT_VERSION,
-        arithmetic: ARITHMETIC.to_owned(),
+        arithmetic: arithmetic(trainer.config.precision).to_owned(),
         instruction_set: Isa::detect().name().to_owned(),
         config_hash: config_hash(trainer),
         step: trainer.n_steps,
@@ -84,7 +92,11 @@ pub(crate) fn load(trainer: &mut Trainer, bytes: &[u8]) -> Result<(), TrainError
             header.format_version.to_string(),
             FORMAT_VERSION.to_string(),
         ),
-        ("arithmetic", header.arithmetic, ARITHMETIC.to_owned()),
+        (
+            "arithmetic",
+            header.arithmetic,
+            arithmetic(trainer.config.precision).to_owned(),
+        ),
         ("config_hash", header.config_hash, config_hash(trainer)),
     ];
     if let Some((key, found, expected)) = expected
@@ -138,13 +150,17 @@ fn parts(trainer: &Trainer) -> [(String, &[f32]); 3] {
     ]
 }
 
-/// 64 bits that differ where model, adapter or training configuration do.
+/// 64 bits that differ where model, adapter or training configuration do. How much memory is used changes no bit of a result.
 fn config_hash(trainer: &Trainer) -> String {
+    let config = TrainConfig {
+        memory: MemoryLevel::default(),
+        ..trainer.config.clone()
+    };
     let text = format!(
         "{:?} {:?} {:?}",
         trainer.base().config(),
         trainer.lora_config,
-        trainer.config
+        config
     );
     // FNV-1a: stable over versions of the standard library, unlike its hashers.
     let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {

@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::buffer::OutOfMemory;
 use crate::config::ModelConfig;
+use crate::cpu::buffer::OutOfMemory;
+use crate::cpu::pool::Pool;
 use crate::kv_cache::{KvCache, Span, attend};
 use crate::lora::{Adapter, Layout, PackedLora};
 use crate::model::{Decoder, Keep};
 use crate::nn::attention::Heads;
-use crate::pool::Pool;
 pub use crate::sampling::Sampling;
 use crate::sampling::choose;
 use crate::weights::BaseModel;
@@ -101,7 +101,7 @@ pub struct Batcher {
     limits: Limits,
     live: Vec<Sequence>,
     next_id: u64,
-    decoder: Decoder,
+    decoder: Decoder<f32>,
 }
 
 struct Sequence {
@@ -289,9 +289,9 @@ impl Batcher {
             cache.n_cached += chunk.len();
             let first_target = i * PROMPT_TOKENS_PER_STEP + 1;
             let targets = &tokens[first_target..first_target + chunk.len()];
-            let losses =
-                self.decoder
-                    .losses_of(&self.pool, &self.base, &rows, targets, Keep::Nothing)?;
+            let losses = self
+                .decoder
+                .losses_of(&self.pool, &self.base, &rows, targets)?;
             logprobs.extend(losses.logprobs);
         }
         Ok(logprobs)
@@ -327,8 +327,8 @@ fn group<'a>(
     pool: &Pool,
     adapters: &'a [Option<Arc<Adapter>>],
     spans: &[(usize, Span<'_>)],
-) -> Vec<(Range<usize>, &'a PackedLora)> {
-    let mut groups: Vec<(Range<usize>, &PackedLora)> = Vec::new();
+) -> Vec<(Range<usize>, &'a PackedLora<f32>)> {
+    let mut groups: Vec<(Range<usize>, &PackedLora<f32>)> = Vec::new();
     for (i, span) in spans {
         let Some(adapter) = &adapters[*i] else {
             continue;
@@ -346,10 +346,10 @@ fn group<'a>(
 
 /// Runs new rows of sequences through every block; their caches take the keys and values, but do not count them yet.
 fn run(
-    decoder: &mut Decoder,
+    decoder: &mut Decoder<f32>,
     pool: &Pool,
     base: &BaseModel,
-    loras: &[(Range<usize>, &PackedLora)],
+    loras: &[(Range<usize>, &PackedLora<f32>)],
     tokens: &[u32],
     spans: &mut [Span<'_>],
 ) -> Result<(), OutOfMemory> {

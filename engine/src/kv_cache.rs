@@ -1,17 +1,17 @@
-//! Owns the keys and values of one sequence: keys as panels, values as rows, so that both are read as they lie.
+//! Owns the keys and values of one sequence, as panels, so that both are read as they lie.
 
 use std::ops::Range;
 
-use crate::buffer::{Buffer, OutOfMemory};
 use crate::config::ModelConfig;
+use crate::cpu::buffer::{Buffer, OutOfMemory};
+use crate::cpu::gemm::{Left, PANEL, Right};
+use crate::cpu::pool::{Pool, SharedMut};
 use crate::nn::attention::{self, BLOCK, Heads, Queries};
-use crate::nn::gemm::{Left, PANEL, Right};
-use crate::pool::{Pool, SharedMut};
 
 /// Invariant: `n_cached` ≤ `capacity`, which is a multiple of the panel width.
 pub(crate) struct KvCache {
-    /// For each (block, kv head): panels of keys (C, capacity), then rows of values (capacity, C).
-    values: Buffer,
+    /// For each (block, kv head): panels of keys (C, capacity), then panels of values (capacity, C).
+    words: Buffer<u32>,
     capacity: usize,
     heads: Heads,
     pub n_cached: usize,
@@ -22,21 +22,27 @@ impl KvCache {
     /// Errors: `OutOfMemory`.
     pub fn new(config: &ModelConfig, n_tokens: usize) -> Result<Self, OutOfMemory> {
         let (heads, capacity) = (Heads::new(config), n_tokens.next_multiple_of(PANEL));
-        let len = config.num_hidden_layers * heads.n_kv_heads * 2 * capacity * heads.head_dim;
+        let len = config.num_hidden_layers * heads.n_kv_heads * pair_len(capacity, heads.head_dim);
         Ok(Self {
-            values: Buffer::zeroed(len)?,
+            words: Buffer::zeroed(len)?,
             capacity,
             heads,
             n_cached: 0,
         })
     }
 
-    /// The panels of keys of one block and kv head; its values follow.
-    fn keys(&self, layer: usize, kv: usize) -> Range<usize> {
-        let len = self.capacity * self.heads.head_dim;
-        let start = (layer * self.heads.n_kv_heads + kv) * 2 * len;
-        start..start + len
+    /// The panels of keys and those of values of one block and kv head.
+    fn places(&self, layer: usize, kv: usize) -> [Range<usize>; 2] {
+        let len = pair_len(self.capacity, self.heads.head_dim);
+        let start = (layer * self.heads.n_kv_heads + kv) * len;
+        let values = start + self.capacity * self.heads.head_dim;
+        [start..values, values..start + len]
     }
+}
+
+/// Words of one head's keys and values. The columns of the values are rounded up to whole panels.
+fn pair_len(capacity: usize, head_dim: usize) -> usize {
+    capacity * (head_dim + head_dim.next_multiple_of(PANEL))
 }
 
 /// New rows of one sequence, at the positions after those it has cached.
@@ -84,15 +90,15 @@ pub(crate) fn attend(
         } else {
             (head / heads.group(), head * head_dim)
         };
-        let keys = cache.keys(layer, kv);
+        let [keys, values] = cache.places(layer, kv);
         let stride = if single { head_dim } else { width };
         let queries = Queries {
             q: Left::rows(&qkv[row * width + column..], stride),
             rows: if single { heads.group() } else { n },
             first_seen: cache.n_cached + start + 1,
             seen_step: usize::from(!single),
-            keys: attention::key_panels(&cache.values[keys.clone()], head_dim),
-            values: Right::rows(&cache.values[keys.end..keys.end + keys.len()], head_dim),
+            keys: Right::panels(&cache.words[keys], head_dim),
+            values: Right::panels(&cache.words[values], cache.capacity),
         };
         let mut lse = vec![0.0; queries.rows];
         let out_stride = if single { head_dim } else { query_size };
@@ -112,25 +118,21 @@ fn append(pool: &Pool, heads: Heads, layer: usize, spans: &mut [Span<'_>], qkv: 
     let (width, head_dim) = (heads.qkv_size(), heads.head_dim);
     let caches: Vec<_> = spans
         .iter_mut()
-        .map(|span| SharedMut::new(&mut span.cache.values))
+        .map(|span| SharedMut::new(&mut span.cache.words))
         .collect();
     let spans = &*spans;
     pool.run(spans.len() * heads.n_kv_heads, |task| {
         let (span, kv) = (task / heads.n_kv_heads, task % heads.n_kv_heads);
         let Span { rows, cache } = &spans[span];
-        let range = cache.keys(layer, kv);
         // SAFETY: each (span, kv head) has its own keys and values.
-        let (keys, values) = unsafe {
-            (
-                caches[span].slice(range.clone()),
-                caches[span].slice(range.end..range.end + range.len()),
-            )
-        };
+        let [keys, values] = cache
+            .places(layer, kv)
+            .map(|place| unsafe { caches[span].slice(place) });
         for (i, row) in rows.clone().enumerate() {
             let (at, qkv) = (cache.n_cached + i, &qkv[row * width..(row + 1) * width]);
             attention::put_key(&qkv[heads.key_column(kv)..][..head_dim], at, keys);
             let value = &qkv[heads.value_column(kv)..][..head_dim];
-            values[at * head_dim..(at + 1) * head_dim].copy_from_slice(value);
+            attention::put_value(value, at, cache.capacity, values);
         }
     });
 }

@@ -2,9 +2,9 @@
 //! database and no queue; it never calls back, so the caller owns pace, report and cancellation.
 
 pub mod batch;
-mod buffer;
 mod checkpoint;
 pub mod config;
+mod cpu;
 pub mod generate;
 pub mod gguf;
 mod kv_cache;
@@ -12,12 +12,14 @@ pub mod lora;
 mod model;
 mod nn;
 mod optim;
-pub mod pool;
 mod rng;
 mod sampling;
 pub mod schedule;
-mod simd;
 pub mod train;
 pub mod weights;
 
-pub use buffer::OutOfMemory;
+pub use cpu::buffer::OutOfMemory;
+pub use cpu::element::Precision;
+pub use cpu::pool;
+pub use cpu::simd::Isa;
+pub use model::MemoryLevel;

@@ -1,7 +1,7 @@
 //! Owns AdamW and the clipping of gradients; knows only flat vectors.
 
-use crate::pool::Pool;
-use crate::simd::vectorized;
+use crate::cpu::pool::Pool;
+use crate::cpu::simd::vectorized;
 
 /// Values that one task updates.
 const CHUNK: usize = 1 << 16;

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
+use crate::cpu::simd::{exp, max, sum, vectorized};
 use crate::nn::cross_entropy::log_sum_exp;
 use crate::rng::{Purpose, Stream};
-use crate::simd::{exp, max, sum, vectorized};
 
 /// How the next token is chosen, in OpenAI's terms.
 #[derive(Debug, Clone, PartialEq)]

@@ -4,15 +4,16 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use half::bf16;
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
-use crate::buffer::OutOfMemory;
 use crate::config::{ConfigError, ModelConfig};
+use crate::cpu::buffer::OutOfMemory;
+use crate::cpu::gemm::{PANEL, Panels, Weight};
+use crate::cpu::pool::Pool;
 use crate::lora::Fused;
-use crate::nn::gemm::Panels;
 use crate::nn::rope::Rope;
-use crate::pool::Pool;
 
 /// Why a model folder cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -45,12 +46,12 @@ pub struct BaseModel {
     config: ModelConfig,
     n_parameters: u64,
     /// (V, D)
-    pub(crate) embed_tokens: Panels,
+    pub(crate) embed_tokens: Weight,
     pub(crate) layers: Vec<Layer>,
     /// (D)
     pub(crate) norm: Vec<f32>,
     /// (V, D); `None` where it is `embed_tokens`.
-    lm_head: Option<Panels>,
+    lm_head: Option<Weight>,
     pub(crate) rope: Rope,
 }
 
@@ -68,7 +69,8 @@ pub(crate) struct Layer {
 
 /// A frozen linear: y = x·Wᵀ + bias, W (N, K).
 pub(crate) struct Linear {
-    pub weight: Panels,
+    pub weight: Weight,
+    /// (N), and zeros up to whole panels.
     pub bias: Option<Vec<f32>>,
 }
 
@@ -92,7 +94,7 @@ impl BaseModel {
         self.n_parameters
     }
 
-    pub(crate) fn head(&self) -> &Panels {
+    pub(crate) fn head(&self) -> &Weight {
         self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
     }
 
@@ -144,7 +146,7 @@ impl Layer {
         let norms = self.input_layernorm.len() + self.post_attention_layernorm.len();
         let linears = [&self.qkv, &self.o, &self.gate_up, &self.down];
         let in_linears: usize = linears
-            .map(|l| l.weight.n_values() + l.bias.as_ref().map_or(0, Vec::len))
+            .map(|l| l.weight.n_values() + l.bias.as_ref().map_or(0, |_| l.weight.n_out()))
             .iter()
             .sum();
         (norms + in_linears) as u64
@@ -188,7 +190,8 @@ impl Reader<'_> {
         for (name, n) in modules {
             let name = format!("{name}.bias");
             if self.tensors.by_name.contains_key(&name) {
-                let bias = bias.get_or_insert_with(|| vec![0.0; weight.columns()]);
+                let n_padded = weight.n_out().next_multiple_of(PANEL);
+                let bias = bias.get_or_insert_with(|| vec![0.0; n_padded]);
                 bias[first..first + n].copy_from_slice(&self.vector(&name, *n)?);
             }
             first += n;
@@ -196,8 +199,8 @@ impl Reader<'_> {
         Ok(Linear { weight, bias })
     }
 
-    /// Matrices (n, depth) below each other.
-    fn matrix(&self, parts: &[(String, usize)], depth: usize) -> Result<Panels, LoadError> {
+    /// Matrices (n, depth) below each other: bf16 stays as it is, all else is widened to f32.
+    fn matrix(&self, parts: &[(String, usize)], depth: usize) -> Result<Weight, LoadError> {
         let mut rows: Vec<&[u8]> = Vec::new();
         let mut dtype = Dtype::F32;
         for (name, n) in parts {
@@ -211,12 +214,19 @@ impl Reader<'_> {
             dtype = view.dtype();
             rows.extend(view.data().chunks_exact(view.data().len() / n));
         }
-        Ok(Panels::from_weight_rows(
-            self.pool,
-            rows.len(),
-            depth,
-            |n, row| widen(dtype, rows[n], row),
-        )?)
+        // Rows of pairs begin at whole words only where the depth is even.
+        if dtype == Dtype::BF16 && depth.is_multiple_of(2) {
+            let panels = Panels::from_weight_rows(self.pool, rows.len(), depth, |n, row| {
+                for (to, from) in row.iter_mut().zip(rows[n].as_chunks::<2>().0) {
+                    *to = bf16::from_le_bytes(*from);
+                }
+            })?;
+            return Ok(Weight::Bf16(panels));
+        }
+        let panels = Panels::from_weight_rows(self.pool, rows.len(), depth, |n, row| {
+            widen(dtype, rows[n], row)
+        })?;
+        Ok(Weight::F32(panels))
     }
 
     fn vector(&self, name: &str, n: usize) -> Result<Vec<f32>, LoadError> {

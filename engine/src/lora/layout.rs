@@ -113,6 +113,8 @@ pub(crate) struct Layout {
     /// For each layer and fused linear, its range of `slots`.
     fused: Vec<Range<usize>>,
     n_values: usize,
+    /// Width of the result of each fused linear.
+    n_outs: [usize; 4],
 }
 
 impl Layout {
@@ -141,6 +143,10 @@ impl Layout {
             slots: Vec::new(),
             fused: Vec::new(),
             n_values: 0,
+            n_outs: Fused::ALL.map(|fused| {
+                let modules = Module::ALL.into_iter().filter(|m| m.fused() == fused);
+                modules.map(|module| module.sizes(model).1).sum()
+            }),
         };
         for layer in 0..model.num_hidden_layers {
             for fused in Fused::ALL {
@@ -156,6 +162,11 @@ impl Layout {
 
     pub fn n_values(&self) -> usize {
         self.n_values
+    }
+
+    /// Width of a fused linear's result.
+    pub fn fused_n_out(&self, fused: Fused) -> usize {
+        self.n_outs[fused as usize]
     }
 
     /// The changed linears within a fused one.

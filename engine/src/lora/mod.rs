@@ -8,7 +8,7 @@ mod peft;
 use std::sync::{Arc, OnceLock};
 
 use crate::config::ModelConfig;
-use crate::pool::Pool;
+use crate::cpu::pool::Pool;
 use crate::rng::{Purpose, Stream};
 pub use layout::Module;
 pub(crate) use layout::{Fused, Layout};
@@ -59,7 +59,7 @@ pub struct Adapter {
     layout: Arc<Layout>,
     values: Vec<f32>,
     /// The form that generation multiplies with, made on first use.
-    packed: OnceLock<PackedLora>,
+    packed: OnceLock<PackedLora<f32>>,
 }
 
 impl Clone for Adapter {
@@ -130,7 +130,7 @@ impl Adapter {
         &self.values
     }
 
-    pub(crate) fn packed(&self, pool: &Pool) -> &PackedLora {
+    pub(crate) fn packed(&self, pool: &Pool) -> &PackedLora<f32> {
         self.packed.get_or_init(|| {
             let mut packed = PackedLora::new(&self.layout);
             packed

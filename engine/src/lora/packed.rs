@@ -1,82 +1,85 @@
 //! Owns the copies of an adapter that the matrix kernels read. The scale sits in A for the forward, in B for the
 //! backward: then neither the saved x·Aᵀ nor any gradient needs another pass.
 
-use crate::buffer::OutOfMemory;
-use crate::lora::layout::{Fused, Layout};
-use crate::nn::gemm::Panels;
-use crate::pool::Pool;
 use std::ops::Range;
 use std::sync::Mutex;
 
-/// An adapter ready to multiply with.
-pub(crate) struct PackedLora {
+use crate::cpu::buffer::OutOfMemory;
+use crate::cpu::element::Element;
+use crate::cpu::gemm::Panels;
+use crate::cpu::pool::Pool;
+use crate::lora::layout::{Fused, Layout};
+
+/// An adapter ready to multiply with, in `E`.
+pub(crate) struct PackedLora<E> {
     /// For each layer, its four fused linears.
-    layers: Vec<[FusedLora; 4]>,
-    scale: f32,
+    layers: Vec<[FusedLora<E>; 4]>,
 }
 
 /// The low-rank changes of one fused linear; none if `parts` is empty.
-pub(crate) struct FusedLora {
-    /// R: the ranks of the parts together.
+pub(crate) struct FusedLora<E> {
+    /// R: the ranks of the parts together, each rounded up to whole words of `E`.
     pub rank: usize,
+    /// Width of the fused linear's result.
+    n_out: usize,
     n_in: usize,
-    /// The A of all parts, a (R, in) matrix in the adapter's values.
-    pub a_range: Range<usize>,
-    /// s·A for x·Aᵀ.
-    pub a: Panels,
-    pub parts: Vec<Part>,
+    /// s·A for x·Aᵀ: (in, R).
+    pub a: Panels<E>,
+    /// Bᵀ of all parts, each in its own rows and columns: (R, out).
+    pub b: Panels<E>,
+    /// A for dH·A: (R, in).
+    pub a_turned: Panels<E>,
+    /// Which ranks reach which columns of the result.
+    pub reach: Vec<(Range<usize>, Range<usize>)>,
+    pub parts: Vec<Part<E>>,
 }
 
 /// The change of one linear.
-pub(crate) struct Part {
+pub(crate) struct Part<E> {
     /// First column of its output within the fused linear's.
     pub column: usize,
     pub n_out: usize,
-    /// First column of its share of x·Aᵀ.
-    pub rank_start: usize,
-    pub r: usize,
+    /// Its share of x·Aᵀ.
+    pub ranks: Range<usize>,
+    scale: f32,
+    pub a_range: Range<usize>,
     pub b_range: Range<usize>,
-    /// B for h·Bᵀ.
-    pub b: Panels,
-    /// s·B for dY·B.
-    pub b_turned: Panels,
+    /// s·B for dY·B: (out, r).
+    pub b_turned: Panels<E>,
 }
 
-impl PackedLora {
+impl<E: Element> PackedLora<E> {
     pub fn new(layout: &Layout) -> Self {
         let layers = (0..layout.n_layers)
             .map(|layer| Fused::ALL.map(|fused| FusedLora::new(layout, layer, fused)));
         Self {
             layers: layers.collect(),
-            scale: layout.scale,
         }
     }
 
-    pub fn fused(&self, layer: usize, fused: Fused) -> &FusedLora {
+    pub fn fused(&self, layer: usize, fused: Fused) -> &FusedLora<E> {
         &self.layers[layer][fused as usize]
     }
 
     /// Packs what the forward needs.
     /// Errors: `OutOfMemory`.
     pub fn pack_for_forward(&mut self, pool: &Pool, values: &[f32]) -> Result<(), OutOfMemory> {
-        let scale = self.scale;
-        self.for_each(pool, |fused| fused.pack_for_forward(values, scale))
+        self.for_each(pool, |fused| fused.pack_for_forward(values))
     }
 
     /// Packs what forward and backward need.
     /// Errors: `OutOfMemory`.
     pub fn pack_for_training(&mut self, pool: &Pool, values: &[f32]) -> Result<(), OutOfMemory> {
-        let scale = self.scale;
         self.for_each(pool, |fused| {
-            fused.pack_for_forward(values, scale)?;
-            fused.pack_for_backward(values, scale)
+            fused.pack_for_forward(values)?;
+            fused.pack_for_backward(values)
         })
     }
 
     fn for_each(
         &mut self,
         pool: &Pool,
-        pack: impl Fn(&mut FusedLora) -> Result<(), OutOfMemory> + Sync,
+        pack: impl Fn(&mut FusedLora<E>) -> Result<(), OutOfMemory> + Sync,
     ) -> Result<(), OutOfMemory> {
         let tasks: Vec<_> = self
             .layers
@@ -95,58 +98,74 @@ impl PackedLora {
     }
 }
 
-impl FusedLora {
+impl<E: Element> FusedLora<E> {
     fn new(layout: &Layout, layer: usize, fused: Fused) -> Self {
         let slots = layout.fused(layer, fused);
-        let parts = slots.iter().enumerate().map(|(i, slot)| Part {
-            column: slot.column,
-            n_out: slot.n_out,
-            rank_start: i * layout.r,
-            r: layout.r,
-            b_range: slot.b.clone(),
-            b: Panels::default(),
-            b_turned: Panels::default(),
-        });
-        let (first, last) = (slots.first(), slots.last());
+        let mut rank = 0;
+        let mut parts = Vec::new();
+        for slot in slots {
+            parts.push(Part {
+                column: slot.column,
+                n_out: slot.n_out,
+                ranks: rank..rank + layout.r,
+                scale: layout.scale,
+                a_range: slot.a.clone(),
+                b_range: slot.b.clone(),
+                b_turned: Panels::default(),
+            });
+            rank += layout.r.next_multiple_of(E::PER_WORD);
+        }
+        let reach = parts
+            .iter()
+            .map(|part| (part.column..part.column + part.n_out, part.ranks.clone()));
         Self {
-            rank: slots.len() * layout.r,
-            n_in: first.map_or(0, |slot| slot.n_in),
-            a_range: first.map_or(0, |slot| slot.a.start)..last.map_or(0, |slot| slot.a.end),
+            rank,
+            n_out: layout.fused_n_out(fused),
+            n_in: slots.first().map_or(0, |slot| slot.n_in),
             a: Panels::default(),
-            parts: parts.collect(),
+            b: Panels::default(),
+            a_turned: Panels::default(),
+            reach: reach.collect(),
+            parts,
         }
     }
 
-    fn pack_for_forward(&mut self, values: &[f32], scale: f32) -> Result<(), OutOfMemory> {
-        self.a.pack_weight(
-            &values[self.a_range.clone()],
-            self.n_in,
-            self.rank,
-            self.n_in,
-            scale,
-        )?;
-        for part in &mut self.parts {
-            part.b.pack_weight(
-                &values[part.b_range.clone()],
-                part.r,
-                part.n_out,
-                part.r,
-                1.0,
-            )?;
+    fn pack_for_forward(&mut self, values: &[f32]) -> Result<(), OutOfMemory> {
+        let (rank, n_in) = (self.rank, self.n_in);
+        if rank == 0 {
+            return Ok(());
         }
-        Ok(())
+        let mut rows = vec![0.0; rank * n_in];
+        for part in &self.parts {
+            let to = &mut rows[part.ranks.start * n_in..part.ranks.end * n_in];
+            for (to, from) in to.iter_mut().zip(&values[part.a_range.clone()]) {
+                *to = from * part.scale;
+            }
+        }
+        self.a.pack_weight(&rows, n_in, rank, n_in, 1.0)?;
+        let mut rows = vec![0.0; self.n_out * rank];
+        for part in &self.parts {
+            let b = values[part.b_range.clone()].chunks_exact(part.ranks.len());
+            for (n, from) in b.enumerate() {
+                let row = (part.column + n) * rank;
+                rows[row + part.ranks.start..row + part.ranks.end].copy_from_slice(from);
+            }
+        }
+        self.b.pack_weight(&rows, rank, self.n_out, rank, 1.0)
     }
 
-    fn pack_for_backward(&mut self, values: &[f32], scale: f32) -> Result<(), OutOfMemory> {
-        for part in &mut self.parts {
-            part.b_turned.pack_rows(
-                &values[part.b_range.clone()],
-                part.r,
-                part.n_out,
-                part.r,
-                scale,
-            )?;
+    fn pack_for_backward(&mut self, values: &[f32]) -> Result<(), OutOfMemory> {
+        let (rank, n_in) = (self.rank, self.n_in);
+        if rank == 0 {
+            return Ok(());
         }
-        Ok(())
+        let mut rows = vec![0.0; rank * n_in];
+        for part in &mut self.parts {
+            rows[part.ranks.start * n_in..part.ranks.end * n_in]
+                .copy_from_slice(&values[part.a_range.clone()]);
+            let (b, r) = (&values[part.b_range.clone()], part.ranks.len());
+            part.b_turned.pack_rows(b, r, part.n_out, r, part.scale)?;
+        }
+        self.a_turned.pack_rows(&rows, n_in, rank, n_in, 1.0)
     }
 }

@@ -2,45 +2,49 @@
 
 use std::ops::ControlFlow;
 
-use crate::buffer::{Buffer, OutOfMemory};
+use crate::cpu::buffer::{Buffer, OutOfMemory};
+use crate::cpu::element::Element;
+use crate::cpu::pool::Pool;
+use crate::cpu::simd::vectorized;
 use crate::lora::{Fused, Layout, PackedLora};
-use crate::model::block::{Activations, Scratch};
-use crate::model::decoder::{Batch, Decoder, Keep};
-use crate::nn::attention::{self, Heads, PackedKeys};
+use crate::model::block::{Activations, Block, Scratch};
+use crate::model::decoder::{Batch, Decoder, Keep, MemoryLevel};
+use crate::nn::attention::{self, Heads};
 use crate::nn::cross_entropy::{self, RowLosses};
 use crate::nn::linear::Backward;
 use crate::nn::rope::{self, Angles, Turn};
 use crate::nn::{rms_norm, swiglu};
-use crate::pool::Pool;
 use crate::weights::BaseModel;
 
 /// Gradients of activations; every block uses the same memory.
 #[derive(Default)]
-pub(crate) struct Gradients {
+pub(crate) struct Gradients<E> {
     /// Of the stream, (T, D).
     stream: Buffer,
+    /// The same, rounded to what a linear reads.
+    rounded: Buffer<E>,
     /// Of what a linear reads, (T, widest input).
-    input: Buffer,
+    input: Buffer<E>,
     /// Of q, k and v, (T, (H+2K)·C).
-    qkv: Buffer,
+    qkv: Buffer<E>,
     /// Of x·Aᵀ, (T, R).
-    low_rank: Buffer,
+    low_rank: Buffer<E>,
     attention: attention::BackwardScratch,
-    /// Of the rows that reach the head, (rows, D).
+    /// Of the rows that reach the head, after and before the last norm, (rows, D).
+    last_normed: Buffer,
     last: Buffer,
 }
 
 /// The adapter being trained.
-pub(crate) struct Trained<'a> {
+pub(crate) struct Trained<'a, E> {
     pub layout: &'a Layout,
-    pub packed: &'a PackedLora,
-    pub values: &'a [f32],
+    pub packed: &'a PackedLora<E>,
     /// Gradients are added to these.
     pub grads: &'a mut [f32],
 }
 
-impl Decoder {
-    /// Scores the labels of the batch that a forward keeping all has just run, and adds the adapter's gradients of
+impl<E: Element> Decoder<E> {
+    /// Scores the labels of the batch that a forward keeping `level` has just run, and adds the adapter's gradients of
     /// −Σ log p·`scale`.
     /// Errors: `OutOfMemory`.
     pub fn backward(
@@ -49,88 +53,134 @@ impl Decoder {
         base: &BaseModel,
         batch: &Batch,
         scale: f32,
-        trained: &mut Trained<'_>,
+        level: MemoryLevel,
+        trained: &mut Trained<'_, E>,
     ) -> Result<RowLosses, OutOfMemory> {
-        self.gather(pool, base, &batch.label_rows, Keep::All)?;
+        self.gather(pool, base, &batch.label_rows, Keep::For(level))?;
         let config = base.config();
         let (rows, width) = (batch.tokens.len(), config.hidden_size);
         let g = &mut self.gradients;
-        g.last.ensure(batch.labels.len() * width)?;
-        let (x, labels, logits) = (&self.last_normed, &batch.labels, &mut self.logits);
+        g.last_normed.ensure(batch.labels.len() * width)?;
         let losses = cross_entropy::losses_and_gradient(
             pool,
             base.head(),
-            x,
-            labels,
+            &self.last_normed,
+            &batch.labels,
             scale,
-            logits,
-            &mut g.last,
+            &mut self.chunk,
+            &mut g.last_normed,
         )?;
-        g.stream.ensure(rows * width)?;
-        g.stream.fill(0.0);
-        // The normed rows have done their work: their memory takes the gradient of the stream at those rows.
-        let at_rows = &mut self.last_normed;
-        at_rows.fill(0.0);
+        g.last.ensure(batch.labels.len() * width)?;
+        g.last.fill(0.0);
         rms_norm::backward(
             pool,
-            &g.last,
+            &g.last_normed,
             &self.last,
             &base.norm,
             &self.last_rstd,
-            at_rows,
+            &mut g.last,
         );
-        for (from, &row) in at_rows.chunks_exact(width).zip(&batch.label_rows) {
+        g.stream.ensure(rows * width)?;
+        g.stream.fill(0.0);
+        for (from, &row) in g.last.chunks_exact(width).zip(&batch.label_rows) {
             g.stream[row * width..(row + 1) * width].copy_from_slice(from);
         }
+        g.rounded.ensure(rows * width)?;
         g.qkv.ensure(rows * Heads::new(config).qkv_size())?;
-        g.input
-            .ensure(rows * config.intermediate_size.max(config.query_size()).max(width))?;
         let (lowest_layer, lowest) = trained.layout.lowest();
         for index in (lowest_layer..base.layers.len()).rev() {
-            let lowest = if index == lowest_layer {
-                Some(lowest)
+            let saved = &mut self.saved[if level == MemoryLevel::LayerInputs {
+                0
             } else {
-                None
-            };
+                index
+            }];
+            if level == MemoryLevel::DropGateUp {
+                std::mem::swap(&mut saved.gate_up, &mut self.gate_up);
+            }
             let mut block = BlockBackward {
                 pool,
                 base,
                 index,
-                lowest,
+                lowest: (index == lowest_layer).then_some(lowest),
                 batch,
                 trained,
-                saved: &mut self.saved[index],
+                saved,
                 scratch: &mut self.scratch,
                 angles: &self.angles,
-                keys: &mut self.keys,
                 g: &mut self.gradients,
             };
-            block.run(&self.streams[index])?;
+            let done = block
+                .restore(&self.streams[index], level, &mut self.packed)
+                .and_then(|()| block.run(&self.streams[index]));
+            if level == MemoryLevel::DropGateUp {
+                std::mem::swap(&mut saved.gate_up, &mut self.gate_up);
+            }
+            done?;
         }
         Ok(losses)
     }
 }
 
 /// One block, backward: `g.stream` goes from the gradient of its output to that of its input.
-struct BlockBackward<'a, 'b> {
+struct BlockBackward<'a, 'b, E> {
     pool: &'a Pool,
     base: &'a BaseModel,
     index: usize,
     /// The lowest adapter, if it is in this block: below it nothing is needed.
     lowest: Option<Fused>,
     batch: &'a Batch,
-    trained: &'a mut Trained<'b>,
-    saved: &'a mut Activations,
-    scratch: &'a mut Scratch,
+    trained: &'a mut Trained<'b, E>,
+    saved: &'a mut Activations<E>,
+    scratch: &'a mut Scratch<E>,
     angles: &'a Angles,
-    keys: &'a mut PackedKeys,
-    g: &'a mut Gradients,
+    g: &'a mut Gradients<E>,
 }
 
 /// Whether there is anything to do further down.
 type Done = ControlFlow<()>;
 
-impl BlockBackward<'_, '_> {
+impl<E: Element> BlockBackward<'_, '_, E> {
+    /// Computes again what the forward did not keep, and in any case what down reads, `scratch.inner`.
+    fn restore(
+        &mut self,
+        x: &[f32],
+        level: MemoryLevel,
+        packed: &mut attention::PackedKeyValues,
+    ) -> Result<(), OutOfMemory> {
+        let loras = [(0..self.batch.tokens.len(), self.trained.packed)];
+        let block = Block {
+            pool: self.pool,
+            config: self.base.config(),
+            layer: &self.base.layers[self.index],
+            index: self.index,
+            loras: &loras,
+        };
+        let heads = Heads::new(block.config);
+        let (pool, documents) = (self.pool, &self.batch.documents);
+        if level == MemoryLevel::LayerInputs {
+            block.attention(x, self.angles, self.saved, self.scratch, |qkv, out, lse| {
+                attention::forward(pool, heads, documents, qkv, packed, out, lse)
+            })?;
+        }
+        if level != MemoryLevel::KeepAll {
+            block.gate_up(self.saved, self.scratch)?;
+        }
+        swiglu::forward(
+            pool,
+            &self.saved.gate_up,
+            &mut self.scratch.inner,
+            block.config.intermediate_size,
+        );
+        if level == MemoryLevel::LayerInputs {
+            block.low_rank(
+                Fused::Down,
+                &self.scratch.inner,
+                &mut self.saved.low_rank[Fused::Down as usize],
+            )?;
+        }
+        Ok(())
+    }
+
     /// `x` is the stream that entered the block in the forward, (T, D).
     fn run(&mut self, x: &[f32]) -> Result<(), OutOfMemory> {
         if self.feed_forward()?.is_continue() {
@@ -142,31 +192,32 @@ impl BlockBackward<'_, '_> {
     fn feed_forward(&mut self) -> Result<Done, OutOfMemory> {
         let (pool, layer) = (self.pool, &self.base.layers[self.index]);
         let inner = self.base.config().intermediate_size;
+        let (rows, width) = (self.batch.tokens.len(), self.base.config().hidden_size);
         let weight = &layer.post_attention_layernorm;
-        swiglu::forward(pool, &self.saved.gate_up, &mut self.scratch.inner, inner);
-        let (low_rank, g) = (&self.saved.low_rank, &mut *self.g);
+        let g = &mut *self.g;
+        round(pool, width, &g.stream, &mut g.rounded);
         let mut down = linear(self.trained, self.index, Fused::Down, &mut g.low_rank);
-        down.adapter(
-            pool,
-            &self.scratch.inner,
-            &low_rank[Fused::Down as usize],
-            &g.stream,
-            layer.down.weight.columns(),
-        )?;
+        let h = &self.saved.low_rank[Fused::Down as usize];
+        down.adapter(pool, &self.scratch.inner, h, &g.rounded, width)?;
         if self.lowest == Some(Fused::Down) {
             return Ok(Done::Break(()));
         }
-        down.input(pool, &layer.down, &g.stream, &mut g.input);
+        g.input.ensure(rows * inner)?;
+        down.input(pool, &layer.down, &g.rounded, &mut g.input);
         swiglu::backward(pool, &g.input, &mut self.saved.gate_up, inner);
 
         let (middle, rstd) = (&self.saved.middle, &self.saved.middle_rstd);
         rms_norm::recompute(pool, middle, weight, rstd, &mut self.scratch.normed);
-        let (h, d_gate_up) = (&low_rank[Fused::GateUp as usize], &self.saved.gate_up);
+        let (h, d_gate_up) = (
+            &self.saved.low_rank[Fused::GateUp as usize],
+            &self.saved.gate_up,
+        );
         let mut gate_up = linear(self.trained, self.index, Fused::GateUp, &mut g.low_rank);
         gate_up.adapter(pool, &self.scratch.normed, h, d_gate_up, 2 * inner)?;
         if self.lowest == Some(Fused::GateUp) {
             return Ok(Done::Break(()));
         }
+        g.input.ensure(rows * width)?;
         gate_up.input(pool, &layer.gate_up, d_gate_up, &mut g.input);
         rms_norm::backward(pool, &g.input, middle, weight, rstd, &mut g.stream);
         Ok(Done::Continue(()))
@@ -174,22 +225,20 @@ impl BlockBackward<'_, '_> {
 
     fn attention(&mut self, x: &[f32]) -> Result<Done, OutOfMemory> {
         let (pool, layer) = (self.pool, &self.base.layers[self.index]);
+        let config = self.base.config();
+        let (rows, width) = (self.batch.tokens.len(), config.hidden_size);
         let (low_rank, g) = (&self.saved.low_rank, &mut *self.g);
+        round(pool, width, &g.stream, &mut g.rounded);
         let mut o = linear(self.trained, self.index, Fused::O, &mut g.low_rank);
-        let width = self.base.config().hidden_size;
-        o.adapter(
-            pool,
-            &self.saved.attended,
-            &low_rank[Fused::O as usize],
-            &g.stream,
-            width,
-        )?;
+        let h = &low_rank[Fused::O as usize];
+        o.adapter(pool, &self.saved.attended, h, &g.rounded, width)?;
         if self.lowest == Some(Fused::O) {
             return Ok(Done::Break(()));
         }
-        o.input(pool, &layer.o, &g.stream, &mut g.input);
+        g.input.ensure(rows * config.query_size())?;
+        o.input(pool, &layer.o, &g.rounded, &mut g.input);
 
-        let heads = Heads::new(self.base.config());
+        let heads = Heads::new(config);
         let saved = attention::Saved {
             qkv: &self.saved.qkv,
             attended: &self.saved.attended,
@@ -202,48 +251,58 @@ impl BlockBackward<'_, '_> {
             documents,
             saved,
             &g.input,
-            self.keys,
             &mut g.attention,
             &mut g.qkv,
         )?;
+        let (n_rotated, qkv_size) = (heads.n_heads + heads.n_kv_heads, heads.qkv_size());
         rope::rotate(
             pool,
             self.angles,
-            heads.n_heads + heads.n_kv_heads,
+            n_rotated,
             &mut g.qkv,
-            heads.qkv_size(),
+            qkv_size,
             Turn::Back,
         );
 
         let (weight, rstd) = (&layer.input_layernorm, &self.saved.input_rstd);
         rms_norm::recompute(pool, x, weight, rstd, &mut self.scratch.normed);
         let mut qkv = linear(self.trained, self.index, Fused::Qkv, &mut g.low_rank);
-        qkv.adapter(
-            pool,
-            &self.scratch.normed,
-            &low_rank[Fused::Qkv as usize],
-            &g.qkv,
-            heads.qkv_size(),
-        )?;
+        let h = &low_rank[Fused::Qkv as usize];
+        qkv.adapter(pool, &self.scratch.normed, h, &g.qkv, qkv_size)?;
         if self.lowest == Some(Fused::Qkv) {
             return Ok(Done::Break(()));
         }
+        g.input.ensure(rows * width)?;
         qkv.input(pool, &layer.qkv, &g.qkv, &mut g.input);
         rms_norm::backward(pool, &g.input, x, weight, rstd, &mut g.stream);
         Ok(Done::Continue(()))
     }
 }
 
-fn linear<'a>(
-    trained: &'a mut Trained<'_>,
+fn linear<'a, E: Element>(
+    trained: &'a mut Trained<'_, E>,
     index: usize,
     fused: Fused,
-    dh: &'a mut Buffer,
-) -> Backward<'a> {
+    dh: &'a mut Buffer<E>,
+) -> Backward<'a, E> {
     Backward {
         lora: trained.packed.fused(index, fused),
-        values: trained.values,
         grads: trained.grads,
         dh,
+    }
+}
+
+/// `x` (T, `width`) in the numbers that linears read.
+fn round<E: Element>(pool: &Pool, width: usize, x: &[f32], to: &mut [E]) {
+    pool.for_rows(x.len() / width, (to, width), |rows, to| {
+        round_all(&x[rows.start * width..rows.end * width], to);
+    });
+}
+
+vectorized! {
+    fn round_all[E](x: &[f32], to: &mut [E]) {
+        for (to, x) in to.iter_mut().zip(x) {
+            *to = E::from_f32(*x);
+        }
     }
 }

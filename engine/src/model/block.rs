@@ -1,29 +1,31 @@
 //! One decoder block, forward: x + Attention(norm(x)), then + SwiGLU(norm(…)), every linear with its low-rank change.
+//! The stream is f32 whatever the precision; what the linears and the attention read and write is `E`.
 
 use std::ops::Range;
 
-use crate::buffer::{Buffer, OutOfMemory};
 use crate::config::ModelConfig;
+use crate::cpu::buffer::{Buffer, OutOfMemory};
+use crate::cpu::element::Element;
+use crate::cpu::gemm::Out;
+use crate::cpu::pool::Pool;
 use crate::lora::{Fused, PackedLora};
-use crate::nn::gemm::Write;
 use crate::nn::linear::LoraRows;
 use crate::nn::rope::{Angles, Turn};
 use crate::nn::{linear, rms_norm, rope, swiglu};
-use crate::pool::Pool;
 use crate::weights::Layer;
 
 /// Which adapter changes which rows; rows that are in no range run the base.
-pub(crate) type Loras<'a> = [(Range<usize>, &'a PackedLora)];
+pub(crate) type Loras<'a, E> = [(Range<usize>, &'a PackedLora<E>)];
 
 /// What the backward needs of a block's forward. Norms and SwiGLU are computed again instead: they are cheap.
 #[derive(Default)]
-pub(crate) struct Activations {
+pub(crate) struct Activations<E> {
     /// Factor of the first norm, (T).
     pub input_rstd: Buffer,
     /// q and k rotated, and v: (T, (H+2K)·C).
-    pub qkv: Buffer,
+    pub qkv: Buffer<E>,
     /// (T, H·C)
-    pub attended: Buffer,
+    pub attended: Buffer<E>,
     /// Log-sum-exp of every query, (H, T).
     pub lse: Buffer,
     /// The stream between attention and feed-forward, (T, D).
@@ -31,21 +33,21 @@ pub(crate) struct Activations {
     /// Factor of the second norm, (T).
     pub middle_rstd: Buffer,
     /// (T, 2F)
-    pub gate_up: Buffer,
+    pub gate_up: Buffer<E>,
     /// x·s·Aᵀ of the four fused linears, (T, R) each.
-    pub low_rank: [Buffer; 4],
+    pub low_rank: [Buffer<E>; 4],
 }
 
 /// Memory that every block uses in turn.
 #[derive(Default)]
-pub(crate) struct Scratch {
+pub(crate) struct Scratch<E> {
     /// (T, D)
-    pub normed: Buffer,
+    pub normed: Buffer<E>,
     /// (T, F)
-    pub inner: Buffer,
+    pub inner: Buffer<E>,
 }
 
-impl Activations {
+impl<E: Element> Activations<E> {
     /// Errors: `OutOfMemory`.
     pub fn ensure(&mut self, config: &ModelConfig, rows: usize) -> Result<(), OutOfMemory> {
         self.input_rstd.ensure(rows)?;
@@ -54,12 +56,11 @@ impl Activations {
         self.attended.ensure(rows * config.query_size())?;
         self.lse.ensure(rows * config.num_attention_heads)?;
         self.middle.ensure(rows * config.hidden_size)?;
-        self.middle_rstd.ensure(rows)?;
-        self.gate_up.ensure(rows * 2 * config.intermediate_size)
+        self.middle_rstd.ensure(rows)
     }
 }
 
-impl Scratch {
+impl<E: Element> Scratch<E> {
     /// Errors: `OutOfMemory`.
     pub fn ensure(&mut self, config: &ModelConfig, rows: usize) -> Result<(), OutOfMemory> {
         self.normed.ensure(rows * config.hidden_size)?;
@@ -69,46 +70,40 @@ impl Scratch {
 
 /// A block of a model and the adapters on it.
 #[derive(Clone, Copy)]
-pub(crate) struct Block<'a> {
+pub(crate) struct Block<'a, E> {
     pub pool: &'a Pool,
     pub config: &'a ModelConfig,
     pub layer: &'a Layer,
     pub index: usize,
-    pub loras: &'a Loras<'a>,
+    pub loras: &'a Loras<'a, E>,
 }
 
-impl Block<'_> {
-    /// From the stream `x` to the stream `out`, (T, D) both. `attend` gets the rotated (T, (H+2K)·C) and fills
-    /// (T, H·C) and the (H, T) log-sum-exps.
+impl<E: Element> Block<'_, E> {
+    /// From the stream `x` (T, D) to that after the attention, `saved.middle`. `attend` gets the rotated (T, (H+2K)·C) and
+    /// fills (T, H·C) and the (H, T) log-sum-exps.
     /// Errors: `OutOfMemory`.
-    pub fn forward(
+    pub fn attention(
         self,
         x: &[f32],
-        out: &mut [f32],
         angles: &Angles,
-        saved: &mut Activations,
-        scratch: &mut Scratch,
-        attend: impl FnOnce(&[f32], &mut [f32], &mut [f32]) -> Result<(), OutOfMemory>,
+        saved: &mut Activations<E>,
+        scratch: &mut Scratch<E>,
+        attend: impl FnOnce(&[E], &mut [E], &mut [f32]) -> Result<(), OutOfMemory>,
     ) -> Result<(), OutOfMemory> {
         let (pool, config, layer) = (self.pool, self.config, self.layer);
-        let eps = config.rms_norm_eps;
+        let (weight, eps) = (&layer.input_layernorm, config.rms_norm_eps);
         rms_norm::forward(
             pool,
             x,
-            &layer.input_layernorm,
+            weight,
             eps,
             &mut scratch.normed,
             &mut saved.input_rstd,
         );
-        self.linear(
-            Fused::Qkv,
-            &scratch.normed,
-            saved_rank(&mut saved.low_rank, Fused::Qkv),
-            &mut saved.qkv,
-            Write::Set,
-        )?;
+        let h = &mut saved.low_rank[Fused::Qkv as usize];
+        self.linear(Fused::Qkv, &scratch.normed, h, Out::Set(&mut saved.qkv))?;
         let n_rotated = config.num_attention_heads + config.num_key_value_heads;
-        let width = layer.qkv.weight.columns();
+        let width = layer.qkv.weight.n_out();
         rope::rotate(
             pool,
             angles,
@@ -119,67 +114,87 @@ impl Block<'_> {
         );
         attend(&saved.qkv, &mut saved.attended, &mut saved.lse)?;
         saved.middle.copy_from_slice(x);
+        let h = &mut saved.low_rank[Fused::O as usize];
         self.linear(
             Fused::O,
             &saved.attended,
-            saved_rank(&mut saved.low_rank, Fused::O),
-            &mut saved.middle,
-            Write::Add,
-        )?;
+            h,
+            Out::AddSums(&mut saved.middle),
+        )
+    }
 
-        let weight = &layer.post_attention_layernorm;
-        rms_norm::forward(
-            pool,
-            &saved.middle,
-            weight,
-            eps,
-            &mut scratch.normed,
-            &mut saved.middle_rstd,
+    /// From `saved.middle` to gate and up before their product, `saved.gate_up`.
+    /// Errors: `OutOfMemory`.
+    pub fn gate_up(
+        self,
+        saved: &mut Activations<E>,
+        scratch: &mut Scratch<E>,
+    ) -> Result<(), OutOfMemory> {
+        let (weight, eps) = (
+            &self.layer.post_attention_layernorm,
+            self.config.rms_norm_eps,
         );
-        let h = saved_rank(&mut saved.low_rank, Fused::GateUp);
+        let rows = saved.middle.len() / self.config.hidden_size;
+        saved
+            .gate_up
+            .ensure(rows * 2 * self.config.intermediate_size)?;
+        let (middle, rstd) = (&saved.middle, &mut saved.middle_rstd);
+        rms_norm::forward(self.pool, middle, weight, eps, &mut scratch.normed, rstd);
+        let h = &mut saved.low_rank[Fused::GateUp as usize];
         self.linear(
             Fused::GateUp,
             &scratch.normed,
             h,
-            &mut saved.gate_up,
-            Write::Set,
-        )?;
-        swiglu::forward(
-            pool,
-            &saved.gate_up,
-            &mut scratch.inner,
-            config.intermediate_size,
-        );
-        out.copy_from_slice(&saved.middle);
-        self.linear(
-            Fused::Down,
-            &scratch.inner,
-            saved_rank(&mut saved.low_rank, Fused::Down),
-            out,
-            Write::Add,
+            Out::Set(&mut saved.gate_up),
         )
+    }
+
+    /// From `saved.gate_up` and `saved.middle` to the stream `out`, (T, D).
+    /// Errors: `OutOfMemory`.
+    pub fn down(
+        self,
+        out: &mut [f32],
+        saved: &mut Activations<E>,
+        scratch: &mut Scratch<E>,
+    ) -> Result<(), OutOfMemory> {
+        let inner = self.config.intermediate_size;
+        swiglu::forward(self.pool, &saved.gate_up, &mut scratch.inner, inner);
+        out.copy_from_slice(&saved.middle);
+        let h = &mut saved.low_rank[Fused::Down as usize];
+        self.linear(Fused::Down, &scratch.inner, h, Out::AddSums(out))
+    }
+
+    /// The first half of the adapters' change to a linear, x·s·Aᵀ, alone.
+    /// Errors: `OutOfMemory`.
+    pub fn low_rank(self, fused: Fused, x: &[E], h: &mut Buffer<E>) -> Result<(), OutOfMemory> {
+        let n_in = self.layer.linear(fused).weight.n_in();
+        linear::low_rank(self.pool, n_in, &self.changes(fused), x, h).map(|_| ())
     }
 
     fn linear(
         self,
         fused: Fused,
-        x: &[f32],
-        h: &mut Buffer,
-        y: &mut [f32],
-        write: Write,
+        x: &[E],
+        h: &mut Buffer<E>,
+        out: Out<'_, E>,
     ) -> Result<(), OutOfMemory> {
-        let loras: Vec<_> = self
-            .loras
+        linear::forward(
+            self.pool,
+            self.layer.linear(fused),
+            &self.changes(fused),
+            x,
+            h,
+            out,
+        )
+    }
+
+    fn changes(&self, fused: Fused) -> Vec<LoraRows<'_, E>> {
+        self.loras
             .iter()
             .map(|(rows, packed)| LoraRows {
                 rows: rows.clone(),
                 lora: packed.fused(self.index, fused),
             })
-            .collect();
-        linear::forward(self.pool, self.layer.linear(fused), &loras, x, h, y, write)
+            .collect()
     }
-}
-
-fn saved_rank(low_rank: &mut [Buffer; 4], fused: Fused) -> &mut Buffer {
-    &mut low_rank[fused as usize]
 }

@@ -2,22 +2,43 @@
 
 use std::ops::Range;
 
-use crate::buffer::{Buffer, OutOfMemory};
+use crate::cpu::buffer::{Buffer, OutOfMemory};
+use crate::cpu::element::Element;
+use crate::cpu::pool::Pool;
 use crate::model::block::{Activations, Block, Loras, Scratch};
-use crate::nn::attention::{self, Heads, PackedKeys};
-use crate::nn::cross_entropy::{self, RowLosses};
+use crate::nn::attention::{self, Heads, PackedKeyValues};
+use crate::nn::cross_entropy::{self, ChunkScratch, RowLosses};
 use crate::nn::rms_norm;
 use crate::nn::rope::Angles;
-use crate::pool::Pool;
 use crate::weights::BaseModel;
+
+/// What a training forward keeps for its backward; the rest is computed again, to the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum MemoryLevel {
+    /// Everything that took a matrix product.
+    #[default]
+    KeepAll,
+    /// Not gate and up, the widest: one more product for each block.
+    DropGateUp,
+    /// The stream into each block alone: each block runs its forward again.
+    LayerInputs,
+}
 
 /// Whether a forward is followed by a backward.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Keep {
-    /// Keep what the backward needs, of every block.
-    All,
-    /// Keep nothing.
+    For(MemoryLevel),
     Nothing,
+}
+
+impl Keep {
+    /// Whether each block has activations of its own.
+    fn per_block(self) -> bool {
+        matches!(
+            self,
+            Keep::For(MemoryLevel::KeepAll | MemoryLevel::DropGateUp)
+        )
+    }
 }
 
 /// Documents laid end to end, without padding.
@@ -32,37 +53,39 @@ pub(crate) struct Batch {
     pub labels: Vec<u32>,
 }
 
-/// The memory of a forward and backward; it grows to the largest batch and stays.
+/// The memory of a forward and backward in `E`; it grows to the largest batch and stays.
 #[derive(Default)]
-pub(crate) struct Decoder {
+pub(crate) struct Decoder<E> {
     /// The stream into each block and out of the last, (T, D) each; two take turns where nothing is kept.
     pub(super) streams: Vec<Buffer>,
-    /// One for each block, or one for all where nothing is kept.
-    pub(super) saved: Vec<Activations>,
-    pub(super) scratch: Scratch,
+    /// One for each block, or one for all.
+    pub(super) saved: Vec<Activations<E>>,
+    /// Gate and up of the block at hand, where blocks do not keep their own.
+    pub(super) gate_up: Buffer<E>,
+    pub(super) scratch: Scratch<E>,
     pub(super) angles: Angles,
-    pub(super) keys: PackedKeys,
+    pub(super) packed: PackedKeyValues,
     /// Rows that reach the head: the stream, its normed form and the factor of the norm.
     pub(super) last: Buffer,
-    pub(super) last_normed: Buffer,
+    pub(super) last_normed: Buffer<E>,
     pub(super) last_rstd: Buffer,
-    pub(super) logits: Buffer,
-    pub(super) gradients: super::backward::Gradients,
+    pub(super) chunk: ChunkScratch<E>,
+    pub(super) gradients: super::backward::Gradients<E>,
 }
 
-impl Decoder {
+impl<E: Element> Decoder<E> {
     /// Runs `batch` through every block; the stream that leaves is [`Self::hidden`].
     /// Errors: `OutOfMemory`.
     pub fn forward(
         &mut self,
         pool: &Pool,
         base: &BaseModel,
-        loras: &Loras<'_>,
+        loras: &Loras<'_, E>,
         batch: &Batch,
         keep: Keep,
     ) -> Result<(), OutOfMemory> {
         let heads = Heads::new(base.config());
-        let mut keys = std::mem::take(&mut self.keys);
+        let mut packed = std::mem::take(&mut self.packed);
         let positions = batch
             .documents
             .iter()
@@ -75,10 +98,10 @@ impl Decoder {
             positions,
             keep,
             |_, qkv, out, lse| {
-                attention::forward(pool, heads, &batch.documents, qkv, &mut keys, out, lse)
+                attention::forward(pool, heads, &batch.documents, qkv, &mut packed, out, lse)
             },
         );
-        self.keys = keys;
+        self.packed = packed;
         result
     }
 
@@ -89,22 +112,22 @@ impl Decoder {
         &mut self,
         pool: &Pool,
         base: &BaseModel,
-        loras: &Loras<'_>,
+        loras: &Loras<'_, E>,
         tokens: &[u32],
         positions: impl Iterator<Item = usize>,
         keep: Keep,
-        mut attend: impl FnMut(usize, &[f32], &mut [f32], &mut [f32]) -> Result<(), OutOfMemory>,
+        mut attend: impl FnMut(usize, &[E], &mut [E], &mut [f32]) -> Result<(), OutOfMemory>,
     ) -> Result<(), OutOfMemory> {
         self.ensure(base, tokens.len(), keep)?;
         base.rope.angles(positions, &mut self.angles);
         embed(pool, base, tokens, &mut self.streams[0]);
         for (index, layer) in base.layers.iter().enumerate() {
-            let (from, to) = if keep == Keep::All {
-                (index, index + 1)
-            } else {
+            let (from, to) = if keep == Keep::Nothing {
                 (index % 2, (index + 1) % 2)
+            } else {
+                (index, index + 1)
             };
-            let saved = &mut self.saved[if keep == Keep::All { index } else { 0 }];
+            let saved = &mut self.saved[if keep.per_block() { index } else { 0 }];
             let [x, out] = self
                 .streams
                 .get_disjoint_mut([from, to])
@@ -116,14 +139,21 @@ impl Decoder {
                 index,
                 loras,
             };
-            block.forward(
-                x,
-                out,
-                &self.angles,
-                saved,
-                &mut self.scratch,
-                |qkv, out, lse| attend(index, qkv, out, lse),
-            )?;
+            let scratch = &mut self.scratch;
+            block.attention(x, &self.angles, saved, scratch, |qkv, out, lse| {
+                attend(index, qkv, out, lse)
+            })?;
+            let lends_gate_up = keep == Keep::For(MemoryLevel::DropGateUp);
+            if lends_gate_up {
+                std::mem::swap(&mut saved.gate_up, &mut self.gate_up);
+            }
+            let done = block
+                .gate_up(saved, scratch)
+                .and_then(|()| block.down(out, saved, scratch));
+            if lends_gate_up {
+                std::mem::swap(&mut saved.gate_up, &mut self.gate_up);
+            }
+            done?;
         }
         Ok(())
     }
@@ -131,10 +161,10 @@ impl Decoder {
     /// The stream out of the last block, (T, D), after a forward that kept `keep`.
     pub fn hidden(&self, base: &BaseModel, keep: Keep) -> &[f32] {
         let n = base.layers.len();
-        &self.streams[if keep == Keep::All { n } else { n % 2 }]
+        &self.streams[if keep == Keep::Nothing { n % 2 } else { n }]
     }
 
-    /// log p of `targets` by `rows` of what a forward has just run.
+    /// log p of `targets` by `rows` of what a forward that kept nothing has just run.
     /// Errors: `OutOfMemory`.
     pub fn losses_of(
         &mut self,
@@ -142,15 +172,14 @@ impl Decoder {
         base: &BaseModel,
         rows: &[usize],
         targets: &[u32],
-        keep: Keep,
     ) -> Result<RowLosses, OutOfMemory> {
-        self.gather(pool, base, rows, keep)?;
+        self.gather(pool, base, rows, Keep::Nothing)?;
         cross_entropy::losses(
             pool,
             base.head(),
             &self.last_normed,
             targets,
-            &mut self.logits,
+            &mut self.chunk,
         )
     }
 
@@ -163,8 +192,7 @@ impl Decoder {
         rows: &[usize],
     ) -> Result<&mut [f32], OutOfMemory> {
         self.gather(pool, base, rows, Keep::Nothing)?;
-        cross_entropy::logits(pool, base.head(), &self.last_normed, &mut self.logits)?;
-        Ok(&mut self.logits)
+        cross_entropy::logits(pool, base.head(), &self.last_normed, &mut self.chunk)
     }
 
     /// Copies `rows` of the last stream and applies the last norm to them.
@@ -199,11 +227,12 @@ impl Decoder {
 
     fn ensure(&mut self, base: &BaseModel, rows: usize, keep: Keep) -> Result<(), OutOfMemory> {
         let n_layers = base.layers.len();
-        let (n_streams, n_saved) = if keep == Keep::All {
-            (n_layers + 1, n_layers)
+        let n_streams = if keep == Keep::Nothing {
+            2
         } else {
-            (2, 1)
+            n_layers + 1
         };
+        let n_saved = if keep.per_block() { n_layers } else { 1 };
         if self.streams.len() < n_streams {
             self.streams.resize_with(n_streams, Buffer::default);
         }
@@ -223,9 +252,9 @@ impl Decoder {
 
 fn embed(pool: &Pool, base: &BaseModel, tokens: &[u32], x: &mut [f32]) {
     let width = base.config().hidden_size;
-    pool.for_rows(tokens.len(), [(x, width)], |rows, [x]| {
+    pool.for_rows(tokens.len(), (x, width), |rows, x| {
         for (row, x) in rows.zip(x.chunks_exact_mut(width)) {
-            base.embed_tokens.copy_weight_row(tokens[row] as usize, x);
+            base.embed_tokens.copy_row(tokens[row] as usize, x);
         }
     });
 }

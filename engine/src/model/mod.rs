@@ -5,4 +5,5 @@ mod block;
 mod decoder;
 
 pub(crate) use backward::Trained;
+pub use decoder::MemoryLevel;
 pub(crate) use decoder::{Batch, Decoder, Keep};

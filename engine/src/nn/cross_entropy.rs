@@ -1,12 +1,13 @@
 //! The head and the cross entropy as one operation, a chunk of rows at a time: the logits of a batch never exist at once.
 
-use crate::buffer::{Buffer, OutOfMemory};
-use crate::nn::gemm::{Left, Panels, Shape, Write, matmul, matmul_turned};
-use crate::pool::Pool;
-use crate::simd::{exp, max, sum, vectorized};
+use crate::cpu::buffer::{Buffer, OutOfMemory};
+use crate::cpu::element::Element;
+use crate::cpu::gemm::{Left, Out, Side, Weight, linear};
+use crate::cpu::pool::Pool;
+use crate::cpu::simd::{exp, max, sum, vectorized};
 
-/// Logits that exist at once: 64 MiB.
-const CHUNK_VALUES: usize = 16 << 20;
+/// Logits that exist at once: 32 MiB, which a last-level cache can hold.
+const CHUNK_VALUES: usize = 8 << 20;
 
 /// What each row says of its target.
 #[derive(Default)]
@@ -17,85 +18,107 @@ pub(crate) struct RowLosses {
     pub n_correct: u64,
 }
 
-/// Scores `targets[i]` by row i of `x`. Shapes: `x` (rows, D), `head` (V, D).
-/// Errors: `OutOfMemory`.
-pub(crate) fn losses(
-    pool: &Pool,
-    head: &Panels,
-    x: &[f32],
-    targets: &[u32],
-    logits: &mut Buffer,
-) -> Result<RowLosses, OutOfMemory> {
-    chunks(pool, head, x, targets, logits, |_, _, _| ())
+/// Memory of a chunk.
+#[derive(Default)]
+pub(crate) struct ChunkScratch<E> {
+    logits: Buffer<f32>,
+    /// Their gradient.
+    d_logits: Buffer<E>,
 }
 
-/// As [`losses`]; `dx` becomes the gradient of −Σ log p·`scale`.
+/// Scores `targets[i]` by row i of `x`. Shapes: `x` (rows, D), `head` (V, D).
 /// Errors: `OutOfMemory`.
-pub(crate) fn losses_and_gradient(
+pub(crate) fn losses<E: Element>(
     pool: &Pool,
-    head: &Panels,
-    x: &[f32],
+    head: &Weight,
+    x: &[E],
+    targets: &[u32],
+    scratch: &mut ChunkScratch<E>,
+) -> Result<RowLosses, OutOfMemory> {
+    chunks(
+        pool,
+        head,
+        x,
+        targets,
+        &mut scratch.logits,
+        |_, _, _| Ok(()),
+    )
+}
+
+/// As [`losses`]; `dx` (rows, D) becomes the gradient of −Σ log p·`scale`.
+/// Errors: `OutOfMemory`.
+pub(crate) fn losses_and_gradient<E: Element>(
+    pool: &Pool,
+    head: &Weight,
+    x: &[E],
     targets: &[u32],
     scale: f32,
-    logits: &mut Buffer,
+    scratch: &mut ChunkScratch<E>,
     dx: &mut [f32],
 ) -> Result<RowLosses, OutOfMemory> {
-    let (depth, vocab) = (head.depth(), head.columns());
+    let (depth, vocab) = (head.n_in(), head.n_out());
+    let stride = vocab.next_multiple_of(E::PER_WORD);
+    let ChunkScratch { logits, d_logits } = scratch;
     chunks(pool, head, x, targets, logits, |first, logits, lse| {
         let n_rows = lse.len();
-        pool.for_rows(n_rows, [(&mut *logits, vocab)], |rows, [logits]| {
-            for (row, logits) in rows.zip(logits.chunks_exact_mut(vocab)) {
-                gradient_row(logits, lse[row], scale);
-                logits[targets[first + row] as usize] -= scale;
+        d_logits.ensure(n_rows * stride)?;
+        pool.for_rows(n_rows, (&mut *d_logits, stride), |rows, d_logits| {
+            for (row, d_logits) in rows.zip(d_logits.chunks_exact_mut(stride)) {
+                let logits = &logits[row * vocab..(row + 1) * vocab];
+                gradient_row(logits, lse[row], scale, d_logits);
+                let target = targets[first + row] as usize;
+                d_logits[target] = E::from_f32((exp(logits[target] - lse[row]) - 1.0) * scale);
+                d_logits[vocab..].fill(E::default());
             }
         });
-        matmul_turned(
+        let dx = &mut dx[first * depth..(first + n_rows) * depth];
+        let d_logits = Left::rows(d_logits, stride);
+        linear(
             pool,
             n_rows,
-            &logits[..n_rows * vocab],
-            vocab,
-            head,
-            &mut dx[first * depth..(first + n_rows) * depth],
+            d_logits,
+            (head, Side::Turned),
+            None,
+            &[],
+            Out::SetSums(dx),
         );
+        Ok(())
     })
 }
 
 /// The logits of every row at once, (rows, V): for the few rows of a decoding step. Shape: `x` (rows, D).
 /// Errors: `OutOfMemory`.
-pub(crate) fn logits(
+pub(crate) fn logits<'a, E: Element>(
     pool: &Pool,
-    head: &Panels,
-    x: &[f32],
-    logits: &mut Buffer,
-) -> Result<(), OutOfMemory> {
-    let shape = Shape {
-        rows: x.len() / head.depth(),
-        columns: head.columns(),
-        depth: head.depth(),
-    };
-    logits.ensure(shape.rows * shape.columns)?;
-    matmul(
+    head: &Weight,
+    x: &[E],
+    scratch: &'a mut ChunkScratch<E>,
+) -> Result<&'a mut [f32], OutOfMemory> {
+    let (rows, depth) = (x.len() / head.n_in(), head.n_in());
+    scratch.logits.ensure(rows * head.n_out())?;
+    let out = Out::SetSums(&mut scratch.logits);
+    linear(
         pool,
-        shape,
-        Left::rows(x, shape.depth),
-        head.right(),
-        logits,
-        shape.columns,
-        Write::Set,
+        rows,
+        Left::rows(x, depth),
+        (head, Side::Forward),
+        None,
+        &[],
+        out,
     );
-    Ok(())
+    Ok(&mut scratch.logits)
 }
 
 /// Calls `then` with (first row, logits, log-sum-exp of each row) for every chunk.
-fn chunks(
+fn chunks<E: Element>(
     pool: &Pool,
-    head: &Panels,
-    x: &[f32],
+    head: &Weight,
+    x: &[E],
     targets: &[u32],
-    logits: &mut Buffer,
-    mut then: impl FnMut(usize, &mut [f32], &[f32]),
+    logits: &mut Buffer<f32>,
+    mut then: impl FnMut(usize, &[f32], &[f32]) -> Result<(), OutOfMemory>,
 ) -> Result<RowLosses, OutOfMemory> {
-    let (depth, vocab) = (head.depth(), head.columns());
+    let (depth, vocab) = (head.n_in(), head.n_out());
     let rows_per_chunk = (CHUNK_VALUES / vocab).clamp(1, targets.len().max(1));
     logits.ensure(rows_per_chunk * vocab)?;
     let mut result = RowLosses::default();
@@ -103,39 +126,32 @@ fn chunks(
     for first in (0..targets.len()).step_by(rows_per_chunk) {
         let targets = &targets[first..targets.len().min(first + rows_per_chunk)];
         let n = targets.len();
-        let shape = Shape {
-            rows: n,
-            columns: vocab,
-            depth,
-        };
-        matmul(
+        let x = Left::rows(&x[first * depth..(first + n) * depth], depth);
+        linear(
             pool,
-            shape,
-            Left::rows(&x[first * depth..], depth),
-            head.right(),
-            logits,
-            vocab,
-            Write::Set,
-        );
-        pool.for_rows(
             n,
-            [(&mut lse, 1), (&mut correct, 1)],
-            |rows, [lse, correct]| {
-                for ((row, lse), correct) in rows.zip(lse).zip(correct) {
-                    let logits = &logits[row * vocab..(row + 1) * vocab];
-                    let top;
-                    (*lse, top) = log_sum_exp(logits);
-                    *correct = f32::from(logits[targets[row] as usize] == top);
-                }
-            },
+            x,
+            (head, Side::Forward),
+            None,
+            &[],
+            Out::SetSums(logits),
         );
+        let logits = &logits[..n * vocab];
+        pool.for_rows_of_two(n, (&mut lse, 1), (&mut correct, 1), |rows, lse, correct| {
+            for ((row, lse), correct) in rows.zip(lse).zip(correct) {
+                let logits = &logits[row * vocab..(row + 1) * vocab];
+                let top;
+                (*lse, top) = log_sum_exp(logits);
+                *correct = f32::from(logits[targets[row] as usize] == top);
+            }
+        });
         for (row, &target) in targets.iter().enumerate() {
             result
                 .logprobs
                 .push(logits[row * vocab + target as usize] - lse[row]);
             result.n_correct += correct[row] as u64;
         }
-        then(first, logits, &lse[..n]);
+        then(first, logits, &lse[..n])?;
     }
     Ok(result)
 }
@@ -149,10 +165,10 @@ vectorized! {
 }
 
 vectorized! {
-    /// Logits become `scale` times their probabilities.
-    fn gradient_row(logits: &mut [f32], lse: f32, scale: f32) {
-        for x in logits {
-            *x = exp(*x - lse) * scale;
+    /// `scale` times the probabilities.
+    fn gradient_row[E](logits: &[f32], lse: f32, scale: f32, d_logits: &mut [E]) {
+        for (d, x) in d_logits.iter_mut().zip(logits) {
+            *d = E::from_f32(exp(x - lse) * scale);
         }
     }
 }

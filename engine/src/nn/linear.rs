@@ -2,110 +2,97 @@
 
 use std::ops::Range;
 
-use crate::buffer::{Buffer, OutOfMemory};
+use crate::cpu::buffer::{Buffer, OutOfMemory};
+use crate::cpu::element::Element;
+use crate::cpu::gemm::{self, Left, LowRank, Out, Shape, Side, add_outer, matmul};
+use crate::cpu::pool::Pool;
 use crate::lora::FusedLora;
-use crate::nn::gemm::{Left, Right, Shape, Write, matmul, matmul_turned};
-use crate::pool::Pool;
 use crate::weights::Linear;
 
 /// The rows of a batch that one adapter changes.
-pub(crate) struct LoraRows<'a> {
+pub(crate) struct LoraRows<'a, E> {
     pub rows: Range<usize>,
-    pub lora: &'a FusedLora,
+    pub lora: &'a FusedLora<E>,
 }
 
-/// y = or y += the linear of x; `h` receives x·s·Aᵀ of the last of `loras`, (rows, R).
-/// Shapes: `x` (T, K), `y` (T, N).
+/// The linear of `x`; `h` receives x·s·Aᵀ of each of `loras`, (rows, R) one after the other.
+/// Shapes: `x` (T, K), result (T, N).
 /// Errors: `OutOfMemory`.
-pub(crate) fn forward(
+pub(crate) fn forward<E: Element>(
     pool: &Pool,
     linear: &Linear,
-    loras: &[LoraRows<'_>],
-    x: &[f32],
-    h: &mut Buffer,
-    y: &mut [f32],
-    write: Write,
+    loras: &[LoraRows<'_, E>],
+    x: &[E],
+    h: &mut Buffer<E>,
+    out: Out<'_, E>,
 ) -> Result<(), OutOfMemory> {
-    let (depth, columns) = (linear.weight.depth(), linear.weight.columns());
-    let shape = Shape {
-        rows: x.len() / depth,
-        columns,
-        depth,
-    };
-    let write = match &linear.bias {
-        Some(bias) => add_bias(bias, &mut y[..shape.rows * columns], write),
-        None => write,
-    };
-    matmul(
+    let depth = linear.weight.n_in();
+    let changes = low_rank(pool, depth, loras, x, h)?;
+    let (n_rows, x) = (x.len() / depth, Left::rows(x, depth));
+    let weight = (&linear.weight, Side::Forward);
+    gemm::linear(
         pool,
-        shape,
-        Left::rows(x, depth),
-        linear.weight.right(),
-        y,
-        columns,
-        write,
+        n_rows,
+        x,
+        weight,
+        linear.bias.as_deref(),
+        &changes,
+        out,
     );
-    for LoraRows { rows, lora } in loras.iter().filter(|l| l.lora.rank > 0) {
-        let n = rows.len();
-        h.ensure(n * lora.rank)?;
-        let x = Left::rows(&x[rows.start * depth..rows.end * depth], depth);
-        matmul(
-            pool,
-            Shape {
-                rows: n,
-                columns: lora.rank,
-                depth,
-            },
-            x,
-            lora.a.right(),
-            h,
-            lora.rank,
-            Write::Set,
-        );
-        for part in &lora.parts {
-            let shape = Shape {
-                rows: n,
-                columns: part.n_out,
-                depth: part.r,
-            };
-            let h = Left::rows(&h[part.rank_start..], lora.rank);
-            let y = &mut y[rows.start * columns + part.column..];
-            matmul(pool, shape, h, part.b.right(), y, columns, Write::Add);
-        }
-    }
     Ok(())
 }
 
-fn add_bias(bias: &[f32], y: &mut [f32], write: Write) -> Write {
-    for row in y.chunks_exact_mut(bias.len()) {
-        match write {
-            Write::Set => row.copy_from_slice(bias),
-            Write::Add => row.iter_mut().zip(bias).for_each(|(y, b)| *y += b),
-        }
+/// The first half of every change: x·s·Aᵀ in `h`. Shape: `x` (T, `n_in`).
+/// Errors: `OutOfMemory`.
+pub(crate) fn low_rank<'a, E: Element>(
+    pool: &Pool,
+    n_in: usize,
+    loras: &[LoraRows<'a, E>],
+    x: &[E],
+    h: &'a mut Buffer<E>,
+) -> Result<Vec<LowRank<'a, E>>, OutOfMemory> {
+    let changed = || loras.iter().filter(|l| l.lora.rank > 0);
+    h.ensure(changed().map(|l| l.rows.len() * l.lora.rank).sum())?;
+    let mut rest = &mut **h;
+    let mut changes = Vec::new();
+    for LoraRows { rows, lora } in changed() {
+        let (h, after) = rest.split_at_mut(rows.len() * lora.rank);
+        rest = after;
+        let shape = Shape {
+            rows: rows.len(),
+            columns: lora.rank,
+            depth: n_in,
+        };
+        let x = Left::rows(&x[rows.start * n_in..rows.end * n_in], n_in);
+        matmul(pool, shape, x, lora.a.right(), h, lora.rank);
+        changes.push(LowRank {
+            rows: rows.clone(),
+            h: Left::rows(h, lora.rank),
+            q: &lora.b,
+            reach: &lora.reach,
+        });
     }
-    Write::Add
+    Ok(changes)
 }
 
 /// What the backward of a linear reads and writes besides its gradients of x.
-pub(crate) struct Backward<'a> {
-    pub lora: &'a FusedLora,
-    /// All values of the adapter.
-    pub values: &'a [f32],
+pub(crate) struct Backward<'a, E> {
+    pub lora: &'a FusedLora<E>,
     /// The sums of all gradients of the adapter.
     pub grads: &'a mut [f32],
     /// Scratch for dY·s·B, (T, R).
-    pub dh: &'a mut Buffer,
+    pub dh: &'a mut Buffer<E>,
 }
 
-impl Backward<'_> {
+impl<E: Element> Backward<'_, E> {
     /// Adds dA and dB to the sums. Shapes: `x` (T, K), `h` (T, R) from the forward, `dy` (T, `columns`).
     /// Errors: `OutOfMemory`.
     pub fn adapter(
         &mut self,
         pool: &Pool,
-        x: &[f32],
-        h: &[f32],
-        dy: &[f32],
+        x: &[E],
+        h: &[E],
+        dy: &[E],
         columns: usize,
     ) -> Result<(), OutOfMemory> {
         let (rows, rank) = (dy.len() / columns, self.lora.rank);
@@ -113,14 +100,16 @@ impl Backward<'_> {
             return Ok(());
         }
         self.dh.ensure(rows * rank)?;
+        self.dh.fill(E::default());
+        let n_in = x.len() / rows;
         for part in &self.lora.parts {
-            let dy = &dy[part.column..];
+            let (dy, r) = (&dy[part.column..], part.ranks.len());
             let shape = Shape {
                 rows,
-                columns: part.r,
+                columns: r,
                 depth: part.n_out,
             };
-            let dh = &mut self.dh[part.rank_start..];
+            let dh = &mut self.dh[part.ranks.start..];
             matmul(
                 pool,
                 shape,
@@ -128,68 +117,61 @@ impl Backward<'_> {
                 part.b_turned.right(),
                 dh,
                 rank,
-                Write::Set,
             );
             let shape = Shape {
                 rows: part.n_out,
-                columns: part.r,
+                columns: r,
                 depth: rows,
             };
             let db = &mut self.grads[part.b_range.clone()];
-            let h = Right::rows(&h[part.rank_start..], rank);
-            matmul(
+            add_outer(pool, shape, dy, columns, &h[part.ranks.start..], rank, db);
+        }
+        // The A of parts whose ranks follow each other are one matrix.
+        for part in self
+            .lora
+            .parts
+            .chunk_by(|a, b| a.ranks.end == b.ranks.start)
+        {
+            let (first, last) = (&part[0], &part[part.len() - 1]);
+            let shape = Shape {
+                rows: last.ranks.end - first.ranks.start,
+                columns: n_in,
+                depth: rows,
+            };
+            let da = &mut self.grads[first.a_range.start..last.a_range.end];
+            add_outer(
                 pool,
                 shape,
-                Left::transposed(dy, columns),
-                h,
-                db,
-                part.r,
-                Write::Add,
+                &self.dh[first.ranks.start..],
+                rank,
+                x,
+                n_in,
+                da,
             );
         }
-        let depth = x.len() / rows;
-        let shape = Shape {
-            rows: rank,
-            columns: depth,
-            depth: rows,
-        };
-        let da = &mut self.grads[self.lora.a_range.clone()];
-        matmul(
-            pool,
-            shape,
-            Left::transposed(self.dh, rank),
-            Right::rows(x, depth),
-            da,
-            depth,
-            Write::Add,
-        );
         Ok(())
     }
 
     /// dX = dY·W + dH·A; to be called after [`Self::adapter`]. Shapes: `dy` (T, N), `dx` (T, K).
-    pub fn input(&self, pool: &Pool, linear: &Linear, dy: &[f32], dx: &mut [f32]) {
-        let (columns, depth, rank) = (
-            linear.weight.columns(),
-            linear.weight.depth(),
-            self.lora.rank,
-        );
+    pub fn input(&self, pool: &Pool, linear: &Linear, dy: &[E], dx: &mut [E]) {
+        let (columns, rank) = (linear.weight.n_out(), self.lora.rank);
         let rows = dy.len() / columns;
-        matmul_turned(pool, rows, dy, columns, &linear.weight, dx);
-        if rank > 0 {
-            let a = Right::rows(&self.values[self.lora.a_range.clone()], depth);
-            matmul(
-                pool,
-                Shape {
-                    rows,
-                    columns: depth,
-                    depth: rank,
-                },
-                Left::rows(self.dh, rank),
-                a,
-                dx,
-                depth,
-                Write::Add,
-            );
-        }
+        let reach = [(0..linear.weight.n_in(), 0..rank)];
+        let change = (rank > 0).then(|| LowRank {
+            rows: 0..rows,
+            h: Left::rows(self.dh, rank),
+            q: &self.lora.a_turned,
+            reach: &reach,
+        });
+        let weight = (&linear.weight, Side::Turned);
+        gemm::linear(
+            pool,
+            rows,
+            Left::rows(dy, columns),
+            weight,
+            None,
+            change.as_slice(),
+            Out::Set(dx),
+        );
     }
 }

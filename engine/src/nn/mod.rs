@@ -4,7 +4,6 @@
 
 pub(crate) mod attention;
 pub(crate) mod cross_entropy;
-pub(crate) mod gemm;
 pub(crate) mod linear;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;

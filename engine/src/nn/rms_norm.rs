@@ -1,20 +1,21 @@
 //! Root-mean-square normalisation. Source: Zhang & Sennrich 2019, eq. 4 (arXiv:1910.07467).
 
-use crate::pool::Pool;
-use crate::simd::{sum, vectorized};
+use crate::cpu::element::Element;
+use crate::cpu::pool::Pool;
+use crate::cpu::simd::{sum, vectorized};
 
 /// Scales each row of `x` to unit root mean square, then by `weight`; `rstd` keeps each row's factor for the backward.
 /// Shapes: `x` and `y` (T, D), `weight` (D), `rstd` (T).
-pub(crate) fn forward(
+pub(crate) fn forward<E: Element>(
     pool: &Pool,
     x: &[f32],
     weight: &[f32],
     eps: f32,
-    y: &mut [f32],
+    y: &mut [E],
     rstd: &mut [f32],
 ) {
     let width = weight.len();
-    pool.for_rows(rstd.len(), [(y, width), (rstd, 1)], |rows, [y, rstd]| {
+    pool.for_rows_of_two(rstd.len(), (y, width), (rstd, 1), |rows, y, rstd| {
         for ((row, y), rstd) in rows.zip(y.chunks_exact_mut(width)).zip(rstd) {
             let x = &x[row * width..(row + 1) * width];
             *rstd = 1.0 / (mean_square(x) + eps).sqrt();
@@ -24,9 +25,15 @@ pub(crate) fn forward(
 }
 
 /// The forward's `y` again, from the `rstd` it kept.
-pub(crate) fn recompute(pool: &Pool, x: &[f32], weight: &[f32], rstd: &[f32], y: &mut [f32]) {
+pub(crate) fn recompute<E: Element>(
+    pool: &Pool,
+    x: &[f32],
+    weight: &[f32],
+    rstd: &[f32],
+    y: &mut [E],
+) {
     let width = weight.len();
-    pool.for_rows(rstd.len(), [(y, width)], |rows, [y]| {
+    pool.for_rows(rstd.len(), (y, width), |rows, y| {
         for (row, y) in rows.zip(y.chunks_exact_mut(width)) {
             scale_row(&x[row * width..(row + 1) * width], weight, rstd[row], y);
         }
@@ -40,25 +47,25 @@ vectorized! {
 }
 
 vectorized! {
-    fn scale_row(x: &[f32], weight: &[f32], rstd: f32, y: &mut [f32]) {
+    fn scale_row[E](x: &[f32], weight: &[f32], rstd: f32, y: &mut [E]) {
         for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
-            *y = x * rstd * w;
+            *y = E::from_f32(x * rstd * w);
         }
     }
 }
 
 /// Adds the gradient of the input to `dx`: with g = dy ∘ weight, dx += rstd·g − x·rstd³·mean(g ∘ x).
 /// Shapes: `dy`, `x`, `dx` (T, D).
-pub(crate) fn backward(
+pub(crate) fn backward<E: Element>(
     pool: &Pool,
-    dy: &[f32],
+    dy: &[E],
     x: &[f32],
     weight: &[f32],
     rstd: &[f32],
     dx: &mut [f32],
 ) {
     let width = weight.len();
-    pool.for_rows(rstd.len(), [(dx, width)], |rows, [dx]| {
+    pool.for_rows(rstd.len(), (dx, width), |rows, dx| {
         for (row, dx) in rows.zip(dx.chunks_exact_mut(width)) {
             let at = row * width..(row + 1) * width;
             backward_row(&dy[at.clone()], &x[at], weight, rstd[row], dx);
@@ -67,12 +74,12 @@ pub(crate) fn backward(
 }
 
 vectorized! {
-    fn backward_row(dy: &[f32], x: &[f32], weight: &[f32], r: f32, dx: &mut [f32]) {
+    fn backward_row[E](dy: &[E], x: &[f32], weight: &[f32], r: f32, dx: &mut [f32]) {
         let width = weight.len();
         let (dy, x) = (&dy[..width], &x[..width]);
-        let c = sum(width, |j| dy[j] * weight[j] * x[j]) * r * r * r / width as f32;
+        let c = sum(width, |j| dy[j].to_f32() * weight[j] * x[j]) * r * r * r / width as f32;
         for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(weight) {
-            *dx += r * dy * w - c * x;
+            *dx += r * dy.to_f32() * w - c * x;
         }
     }
 }

@@ -2,8 +2,9 @@
 //! Source: Su et al. 2021 (arXiv:2104.09864), in the half-split layout of Hugging Face.
 
 use crate::config::{ModelConfig, RopeScaling};
-use crate::pool::Pool;
-use crate::simd::vectorized;
+use crate::cpu::element::Element;
+use crate::cpu::pool::Pool;
+use crate::cpu::simd::vectorized;
 
 /// The frequencies of a model.
 pub(crate) struct Rope {
@@ -82,16 +83,16 @@ pub(crate) enum Turn {
 }
 
 /// Turns the first `n_heads` heads of each row of `x` in place. Shape: `x` (T, `width`).
-pub(crate) fn rotate(
+pub(crate) fn rotate<E: Element>(
     pool: &Pool,
     angles: &Angles,
     n_heads: usize,
-    x: &mut [f32],
+    x: &mut [E],
     width: usize,
     turn: Turn,
 ) {
     let (half, sign) = (angles.half, if turn == Turn::Forward { 1.0 } else { -1.0 });
-    pool.for_rows(x.len() / width, [(x, width)], |rows, [x]| {
+    pool.for_rows(x.len() / width, (x, width), |rows, x| {
         for (row, x) in rows.zip(x.chunks_exact_mut(width)) {
             let cos = &angles.cos[row * half..(row + 1) * half];
             let sin = &angles.sin[row * half..(row + 1) * half];
@@ -101,14 +102,14 @@ pub(crate) fn rotate(
 }
 
 vectorized! {
-    fn rotate_row(cos: &[f32], sin: &[f32], sign: f32, heads: &mut [f32]) {
+    fn rotate_row[E](cos: &[f32], sin: &[f32], sign: f32, heads: &mut [E]) {
         let half = cos.len();
         for head in heads.chunks_exact_mut(2 * half) {
             let (first, second) = head.split_at_mut(half);
             for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-                let (x, y, sin) = (*a, *b, sign * sin);
-                *a = x * cos - y * sin;
-                *b = y * cos + x * sin;
+                let (x, y, sin) = (a.to_f32(), b.to_f32(), sign * sin);
+                *a = E::from_f32(x * cos - y * sin);
+                *b = E::from_f32(y * cos + x * sin);
             }
         }
     }

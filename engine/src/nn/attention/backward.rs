@@ -2,19 +2,22 @@
 
 use std::ops::Range;
 
-use super::{BLOCK, Heads, PackedKeys, SCRATCH};
-use crate::buffer::{Buffer, OutOfMemory};
-use crate::nn::gemm::{Left, Right, Shape, Write, matmul_at, matmul_here};
-use crate::pool::{Pool, SharedMut};
-use crate::simd::{exp, sum, vectorized};
+use super::{BLOCK, Heads, PackedHeads, Packing, SCRATCH, Scratch, numbers, whole_words};
+use crate::cpu::buffer::{Buffer, OutOfMemory};
+use crate::cpu::element::Element;
+use crate::cpu::gemm::{
+    Left, Right, Shape, Write, matmul_at, matmul_here, pack_left, pack_rows_into, panels_len,
+};
+use crate::cpu::pool::{Pool, SharedMut};
+use crate::cpu::simd::{exp, sum, vectorized};
 
 /// What the forward read and wrote.
 #[derive(Clone, Copy)]
-pub(crate) struct Saved<'a> {
+pub(crate) struct Saved<'a, E> {
     /// (T, (H+2K)·C), rotated.
-    pub qkv: &'a [f32],
+    pub qkv: &'a [E],
     /// (T, H·C)
-    pub attended: &'a [f32],
+    pub attended: &'a [E],
     /// (H, T)
     pub lse: &'a [f32],
 }
@@ -22,43 +25,68 @@ pub(crate) struct Saved<'a> {
 /// Memory of the backward; it grows and stays.
 #[derive(Default)]
 pub(crate) struct BackwardScratch {
-    values: PackedKeys,
+    packed: Packed,
     /// Gradients of keys and values by query head, (H, T, C): heads that share a kv head are added up afterwards, in
     /// order, so that threads never race for a sum.
     d_keys: Buffer,
     d_values: Buffer,
 }
 
+/// The right operands of a backward.
+#[derive(Default)]
+struct Packed {
+    /// (C, keys), for the scores.
+    keys: PackedHeads,
+    /// (keys, C), for the gradient of the queries.
+    key_rows: PackedHeads,
+    /// (C, keys), for the gradient of the probabilities.
+    values: PackedHeads,
+}
+
 /// `d_qkv` becomes the gradient of the rotated q, k and v; `d_out` (T, H·C) is that of the forward's result.
 /// Errors: `OutOfMemory`.
-#[allow(clippy::too_many_arguments)]
-pub(crate) fn backward(
+pub(crate) fn backward<E: Element>(
     pool: &Pool,
     heads: Heads,
     documents: &[Range<usize>],
-    saved: Saved<'_>,
-    d_out: &[f32],
-    keys: &mut PackedKeys,
+    saved: Saved<'_, E>,
+    d_out: &[E],
     scratch: &mut BackwardScratch,
-    d_qkv: &mut [f32],
+    d_qkv: &mut [E],
 ) -> Result<(), OutOfMemory> {
-    keys.pack(pool, heads, documents, saved.qkv, |kv| heads.key_column(kv))?;
-    scratch
-        .values
-        .pack(pool, heads, documents, saved.qkv, |kv| {
-            heads.value_column(kv)
-        })?;
+    let BackwardScratch {
+        packed,
+        d_keys,
+        d_values,
+    } = scratch;
+    let (key_column, value_column) = (|kv| heads.key_column(kv), |kv| heads.value_column(kv));
+    packed.keys.pack(
+        pool,
+        heads,
+        documents,
+        saved.qkv,
+        Packing::Turned,
+        key_column,
+    )?;
+    packed
+        .key_rows
+        .pack(pool, heads, documents, saved.qkv, Packing::Rows, key_column)?;
+    packed.values.pack(
+        pool,
+        heads,
+        documents,
+        saved.qkv,
+        Packing::Turned,
+        value_column,
+    )?;
     let n_rows = saved.lse.len() / heads.n_heads;
-    scratch.d_keys.ensure(n_rows * heads.query_size())?;
-    scratch.d_values.ensure(n_rows * heads.query_size())?;
+    d_keys.ensure(n_rows * heads.query_size())?;
+    d_values.ensure(n_rows * heads.query_size())?;
     let mut longest_first: Vec<usize> = (0..documents.len()).collect();
     longest_first.sort_by_key(|&i| std::cmp::Reverse(documents[i].len()));
-    let (d_keys, d_values) = (
-        SharedMut::new(&mut scratch.d_keys),
-        SharedMut::new(&mut scratch.d_values),
-    );
+    let (shared_keys, shared_values) = (SharedMut::new(d_keys), SharedMut::new(d_values));
     let d_queries = SharedMut::new(d_qkv);
-    let values = &scratch.values;
+    let packed = &*packed;
     pool.run(documents.len() * heads.n_heads, |task| {
         let (document, head) = (longest_first[task / heads.n_heads], task % heads.n_heads);
         let rows = documents[document].clone();
@@ -70,8 +98,9 @@ pub(crate) fn backward(
             head,
             saved,
             d_out,
-            key_panels: keys.right(heads, document, rows.len(), kv),
-            value_panels: values.right(heads, document, rows.len(), kv),
+            keys: Right::panels(packed.keys.words(document, kv), heads.head_dim),
+            key_rows: Right::panels(packed.key_rows.words(document, kv), rows.len()),
+            values: Right::panels(packed.values.words(document, kv), heads.head_dim),
             n_rows,
             rows,
         };
@@ -80,43 +109,38 @@ pub(crate) fn backward(
         unsafe {
             of_head.run(
                 d_queries,
-                d_keys.slice(range.clone()),
-                d_values.slice(range),
+                shared_keys.slice(range.clone()),
+                shared_values.slice(range),
             )
         };
     });
-    add_up_groups(
-        pool,
-        heads,
-        &scratch.d_keys,
-        &scratch.d_values,
-        n_rows,
-        d_qkv,
-    );
+    add_up_groups(pool, heads, d_keys, d_values, n_rows, d_qkv);
     Ok(())
 }
 
-fn add_up_groups(
+fn add_up_groups<E: Element>(
     pool: &Pool,
     heads: Heads,
     d_keys: &[f32],
     d_values: &[f32],
     n_rows: usize,
-    d_qkv: &mut [f32],
+    d_qkv: &mut [E],
 ) {
     let (width, head_dim, group) = (heads.qkv_size(), heads.head_dim, heads.group());
-    pool.for_rows(n_rows, [(d_qkv, width)], |rows, [d_qkv]| {
+    pool.for_rows(n_rows, (d_qkv, width), |rows, d_qkv| {
         for (row, d_qkv) in rows.zip(d_qkv.chunks_exact_mut(width)) {
             for kv in 0..heads.n_kv_heads {
                 for (from, column) in [
                     (d_keys, heads.key_column(kv)),
                     (d_values, heads.value_column(kv)),
                 ] {
-                    let to = &mut d_qkv[column..column + head_dim];
-                    to.fill(0.0);
-                    for head in kv * group..(kv + 1) * group {
-                        let from = &from[(head * n_rows + row) * head_dim..][..head_dim];
-                        to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+                    let of_head =
+                        |head: usize| &from[(head * n_rows + row) * head_dim..][..head_dim];
+                    for (j, to) in d_qkv[column..column + head_dim].iter_mut().enumerate() {
+                        let sum: f32 = (kv * group..(kv + 1) * group)
+                            .map(|head| of_head(head)[j])
+                            .sum();
+                        *to = E::from_f32(sum);
                     }
                 }
             }
@@ -125,89 +149,77 @@ fn add_up_groups(
 }
 
 /// One document and query head.
-struct HeadBackward<'a> {
+struct HeadBackward<'a, E> {
     heads: Heads,
     head: usize,
-    saved: Saved<'a>,
-    d_out: &'a [f32],
-    key_panels: Right<'a>,
-    value_panels: Right<'a>,
+    saved: Saved<'a, E>,
+    d_out: &'a [E],
+    keys: Right<'a, E>,
+    key_rows: Right<'a, E>,
+    values: Right<'a, E>,
     /// T
     n_rows: usize,
     /// The document.
     rows: Range<usize>,
 }
 
-impl HeadBackward<'_> {
+impl<E: Element> HeadBackward<'_, E> {
     /// # Safety
     /// Nobody else may use this head's columns of the document's rows of `d_queries`.
-    unsafe fn run(&self, d_queries: SharedMut, d_keys: &mut [f32], d_values: &mut [f32]) {
+    unsafe fn run(&self, d_queries: SharedMut<E>, d_keys: &mut [f32], d_values: &mut [f32]) {
         let Heads { head_dim, .. } = self.heads;
-        let width = self.heads.qkv_size();
-        let kv = self.head / self.heads.group();
-        let first = self.rows.start * width;
+        let (width, query_size) = (self.heads.qkv_size(), self.heads.query_size());
+        let column = self.head * head_dim;
         d_keys.fill(0.0);
         d_values.fill(0.0);
-        let keys = Right::rows(&self.saved.qkv[first + self.heads.key_column(kv)..], width);
-        SCRATCH.with_borrow_mut(|[p, ds]| {
+        SCRATCH.with_borrow_mut(|scratch| {
             for start in (0..self.rows.len()).step_by(BLOCK) {
                 let n = BLOCK.min(self.rows.len() - start);
-                let n_keys = start + n;
-                p.ensure(n * n_keys)
-                    .expect("memory for a block of probabilities");
-                ds.ensure(n * n_keys)
-                    .expect("memory for a block of probabilities");
-                self.probabilities(start, p, ds);
-                let row = self.rows.start + start;
-                let q = &self.saved.qkv[row * width + self.head * head_dim..];
-                let d_out = &self.d_out[row * self.heads.query_size() + self.head * head_dim..];
-                let (to_queries, to_keys) = (
-                    Shape {
-                        rows: n,
-                        columns: head_dim,
-                        depth: n_keys,
-                    },
-                    Shape {
-                        rows: n_keys,
-                        columns: head_dim,
-                        depth: n,
-                    },
-                );
+                let (n_keys, row) = (start + n, self.rows.start + start);
+                let stride = whole_words::<E>(n_keys);
+                self.probabilities(start, scratch);
+                let Scratch {
+                    p,
+                    ds,
+                    turned,
+                    panels,
+                    ..
+                } = scratch;
+                let (p, ds) = (numbers::<E>(p, n * stride), numbers::<E>(ds, n * stride));
+                let to_queries = Shape {
+                    rows: n,
+                    columns: head_dim,
+                    depth: n_keys,
+                };
                 // SAFETY: promised by the caller.
                 unsafe {
-                    let dq = d_queries.skip(row * width + self.head * head_dim);
-                    matmul_at(
-                        to_queries,
-                        Left::rows(ds, n_keys),
-                        keys,
-                        dq,
-                        width,
-                        Write::Set,
-                    );
+                    let dq = d_queries.skip(row * width + column);
+                    matmul_at(to_queries, Left::rows(ds, stride), self.key_rows, dq, width);
                 }
-                matmul_here(
-                    to_keys,
-                    Left::transposed(ds, n_keys),
-                    Right::rows(q, width),
-                    d_keys,
-                    head_dim,
-                    Write::Add,
-                );
-                let d_out = Right::rows(d_out, self.heads.query_size());
-                matmul_here(
-                    to_keys,
-                    Left::transposed(p, n_keys),
-                    d_out,
-                    d_values,
-                    head_dim,
-                    Write::Add,
-                );
+                let to_keys = Shape {
+                    rows: n_keys,
+                    columns: head_dim,
+                    depth: n,
+                };
+                let q = (&self.saved.qkv[row * width + column..], width);
+                let d_out = (&self.d_out[row * query_size + column..], query_size);
+                panels
+                    .ensure(panels_len::<E>(head_dim, n))
+                    .expect("memory for a block of queries");
+                for (scores, (from, from_stride), to) in
+                    [(&*ds, q, &mut *d_keys), (&*p, d_out, &mut *d_values)]
+                {
+                    pack_left::<E, E>(scores, stride, n, n_keys, turned);
+                    pack_rows_into::<E, E>(from, from_stride, n, head_dim, panels);
+                    let (a, b) = (Left::<E>::packed(turned, n), Right::panels(panels, n));
+                    matmul_here(to_keys, a, b, to, head_dim, Write::Add);
+                }
             }
         });
     }
 
     /// Fills `p` with the probabilities of a block of queries and `ds` with the gradient of their scores, (n, keys).
-    fn probabilities(&self, start: usize, p: &mut [f32], ds: &mut [f32]) {
+    fn probabilities(&self, start: usize, scratch: &mut Scratch) {
         let (head_dim, width, query_size) = (
             self.heads.head_dim,
             self.heads.qkv_size(),
@@ -222,39 +234,64 @@ impl HeadBackward<'_> {
             columns: n_keys,
             depth: head_dim,
         };
-        matmul_here(shape, q, self.key_panels, p, n_keys, Write::Set);
-        matmul_here(shape, d_out, self.value_panels, ds, n_keys, Write::Set);
+        let Scratch {
+            scores,
+            d_scores,
+            p,
+            ds,
+            ..
+        } = scratch;
+        for buffer in [&mut *scores, &mut *d_scores] {
+            buffer
+                .ensure(n * n_keys)
+                .expect("memory for a block of scores");
+        }
+        matmul_here(shape, q, self.keys, scores, n_keys, Write::Set);
+        matmul_here(shape, d_out, self.values, d_scores, n_keys, Write::Set);
+        let stride = whole_words::<E>(n_keys);
+        let (p, ds) = (numbers::<E>(p, n * stride), numbers::<E>(ds, n * stride));
         let scale = self.heads.scale();
-        let rows_of_scores = p.chunks_exact_mut(n_keys).zip(ds.chunks_exact_mut(n_keys));
-        for (i, (p, ds)) in rows_of_scores.enumerate() {
+        for i in 0..n {
             let at = (row + i) * query_size + column;
-            let (out, d_out) = (
+            let mean = dot(
                 &self.saved.attended[at..][..head_dim],
                 &self.d_out[at..][..head_dim],
             );
             let lse = self.saved.lse[self.head * self.n_rows + row + i];
-            let (p, p_future) = p.split_at_mut(start + i + 1);
-            let (ds, ds_future) = ds.split_at_mut(start + i + 1);
-            score_gradients(p, ds, dot(out, d_out), lse, scale);
-            p_future.fill(0.0);
-            ds_future.fill(0.0);
+            let (seen, from) = (start + i + 1, i * n_keys);
+            let (p, ds) = (
+                &mut p[i * stride..][..stride],
+                &mut ds[i * stride..][..stride],
+            );
+            score_gradients(
+                &scores[from..][..seen],
+                &d_scores[from..][..seen],
+                mean,
+                lse,
+                scale,
+                p,
+                ds,
+            );
+            p[seen..].fill(E::default());
+            ds[seen..].fill(E::default());
         }
     }
 }
 
 vectorized! {
-    fn dot(a: &[f32], b: &[f32]) -> f32 {
+    fn dot[E](a: &[E], b: &[E]) -> f32 {
         let b = &b[..a.len()];
-        sum(a.len(), |i| a[i] * b[i])
+        sum(a.len(), |i| a[i].to_f32() * b[i].to_f32())
     }
 }
 
 vectorized! {
-    /// Scores become probabilities in `p`; in `ds` their gradients become those of the scores.
-    fn score_gradients(p: &mut [f32], ds: &mut [f32], mean: f32, lse: f32, scale: f32) {
-        for (p, ds) in p.iter_mut().zip(ds) {
-            *p = exp(p.mul_add(scale, -lse));
-            *ds = *p * (*ds - mean) * scale;
+    /// Scores become probabilities in `p`; `ds` becomes their gradient.
+    fn score_gradients[E](scores: &[f32], d_p: &[f32], mean: f32, lse: f32, scale: f32, p: &mut [E], ds: &mut [E]) {
+        for (((score, d_p), p), ds) in scores.iter().zip(d_p).zip(p).zip(ds) {
+            let probability = exp(score.mul_add(scale, -lse));
+            *p = E::from_f32(probability);
+            *ds = E::from_f32(probability * (d_p - mean) * scale);
         }
     }
 }

@@ -6,11 +6,15 @@ mod backward;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use crate::buffer::{Buffer, OutOfMemory};
 use crate::config::ModelConfig;
-use crate::nn::gemm::{Left, PANEL, Right, Shape, Write, matmul_at, matmul_here};
-use crate::pool::{Pool, SharedMut};
-use crate::simd::{exp, max, sum, vectorized};
+use crate::cpu::buffer::{Buffer, OutOfMemory};
+use crate::cpu::element::Element;
+use crate::cpu::gemm::{
+    Left, PANEL, Right, Shape, Write, matmul_at, matmul_here, pack_rows_into, pack_weight_into,
+    panels_len,
+};
+use crate::cpu::pool::{Pool, SharedMut};
+use crate::cpu::simd::{exp, max, sum, vectorized};
 pub(crate) use backward::{BackwardScratch, Saved, backward};
 
 /// Query rows that are scored together: (rows, keys) of scores are all that ever exists.
@@ -71,28 +75,54 @@ fn score_scale(head_dim: usize) -> f32 {
     1.0 / (head_dim as f32).sqrt()
 }
 
+/// Memory for a block of queries.
+#[derive(Default)]
+struct Scratch {
+    scores: Buffer<f32>,
+    d_scores: Buffer<f32>,
+    /// Probabilities, and the gradient of the scores, in the numbers of the model: words of them.
+    p: Buffer<u32>,
+    ds: Buffer<u32>,
+    /// A transposed left operand.
+    turned: Vec<u32>,
+    /// A right operand.
+    panels: Buffer<u32>,
+}
+
 thread_local! {
-    /// Scores and what else a block of queries needs, on this thread.
-    static SCRATCH: RefCell<[Buffer; 2]> = RefCell::new([Buffer::default(), Buffer::default()]);
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
+}
+
+/// `len` numbers of `E` in `words`.
+fn numbers<E: Element>(words: &mut Buffer<u32>, len: usize) -> &mut [E] {
+    words
+        .ensure(len.div_ceil(E::PER_WORD))
+        .expect("memory for a block of scores");
+    &mut bytemuck::cast_slice_mut(words)[..len]
+}
+
+/// Distance of rows of `n` numbers that begin at whole words.
+fn whole_words<E: Element>(n: usize) -> usize {
+    n.next_multiple_of(E::PER_WORD)
 }
 
 /// Consecutive queries of one head, and all keys and values up to the last of them.
 #[derive(Clone, Copy)]
-pub(crate) struct Queries<'a> {
+pub(crate) struct Queries<'a, E> {
     /// (rows, C)
-    pub q: Left<'a>,
+    pub q: Left<'a, E>,
     pub rows: usize,
     /// Keys that the first row sees, itself included.
     pub first_seen: usize,
     /// Keys that each further row sees more: 1 for rows at consecutive positions, 0 for heads at one position.
     pub seen_step: usize,
     /// (C, keys)
-    pub keys: Right<'a>,
+    pub keys: Right<'a, E>,
     /// (keys, C)
-    pub values: Right<'a>,
+    pub values: Right<'a, E>,
 }
 
-impl Queries<'_> {
+impl<E: Element> Queries<'_, E> {
     fn n_keys(&self) -> usize {
         self.first_seen + (self.rows - 1) * self.seen_step
     }
@@ -101,10 +131,16 @@ impl Queries<'_> {
     ///
     /// # Safety
     /// `out` must hold (rows, C) with rows `stride` apart, which nobody else uses.
-    pub unsafe fn attend(&self, head_dim: usize, out: SharedMut, stride: usize, lse: &mut [f32]) {
+    pub unsafe fn attend(
+        &self,
+        head_dim: usize,
+        out: SharedMut<E>,
+        stride: usize,
+        lse: &mut [f32],
+    ) {
         let n_keys = self.n_keys();
         let scale = score_scale(head_dim);
-        SCRATCH.with_borrow_mut(|[scores, _]| {
+        SCRATCH.with_borrow_mut(|Scratch { scores, p, .. }| {
             scores
                 .ensure(self.rows * n_keys)
                 .expect("memory for a block of scores");
@@ -114,13 +150,16 @@ impl Queries<'_> {
                 depth: head_dim,
             };
             matmul_here(shape, self.q, self.keys, scores, n_keys, Write::Set);
-            let mut inverse = [0.0; BLOCK];
-            for (i, row) in scores.chunks_exact_mut(n_keys).enumerate() {
-                let (row, future) = row.split_at_mut(self.first_seen + i * self.seen_step);
-                let (total, top) = softmax_row(row, scale);
-                future.fill(0.0);
-                inverse[i] = 1.0 / total;
-                lse[i] = top + total.ln();
+            let p_stride = whole_words::<E>(n_keys);
+            let p = numbers::<E>(p, self.rows * p_stride);
+            for (i, (row, p)) in scores
+                .chunks_exact_mut(n_keys)
+                .zip(p.chunks_exact_mut(p_stride))
+                .enumerate()
+            {
+                let n_seen = self.first_seen + i * self.seen_step;
+                lse[i] = softmax_row(&mut row[..n_seen], scale, &mut p[..n_seen]);
+                p[n_seen..].fill(E::default());
             }
             let shape = Shape {
                 rows: self.rows,
@@ -128,121 +167,120 @@ impl Queries<'_> {
                 depth: n_keys,
             };
             // SAFETY: promised by the caller.
-            unsafe {
-                matmul_at(
-                    shape,
-                    Left::rows(scores, n_keys),
-                    self.values,
-                    out,
-                    stride,
-                    Write::Set,
-                )
-            };
-            for (i, inverse) in inverse[..self.rows].iter().enumerate() {
-                // SAFETY: promised by the caller.
-                let row = unsafe { out.slice(i * stride..i * stride + head_dim) };
-                row.iter_mut().for_each(|x| *x *= inverse);
-            }
+            unsafe { matmul_at(shape, Left::rows(p, p_stride), self.values, out, stride) };
         });
     }
 }
 
 vectorized! {
-    /// Replaces scores by e^(scale·score − top); returns their sum and `top`, the largest scaled score.
-    fn softmax_row(row: &mut [f32], scale: f32) -> (f32, f32) {
-        let top = max(row) * scale;
-        for x in row.iter_mut() {
+    /// `p` becomes the softmax of scale·scores, which are used up; returns the log-sum-exp.
+    fn softmax_row[E](scores: &mut [f32], scale: f32, p: &mut [E]) -> f32 {
+        let top = max(scores) * scale;
+        for x in scores.iter_mut() {
             *x = exp(x.mul_add(scale, -top));
         }
-        (sum(row.len(), |j| row[j]), top)
+        let total = sum(scores.len(), |j| scores[j]);
+        let inverse = 1.0 / total;
+        for (p, x) in p.iter_mut().zip(scores) {
+            *p = E::from_f32(*x * inverse);
+        }
+        top + total.ln()
     }
 }
 
-/// Keys, and for the backward values, of every document and kv head, as panels over the keys.
-#[derive(Default)]
-pub(crate) struct PackedKeys {
-    values: Buffer,
-    /// Where each document's first kv head begins.
-    starts: Vec<usize>,
+/// How one head's columns become a right operand.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Packing {
+    /// (C, rows): what queries are multiplied with.
+    Turned,
+    /// (rows, C): what probabilities are multiplied with.
+    Rows,
 }
 
-impl PackedKeys {
+/// Keys or values of every document and kv head as panels.
+#[derive(Default)]
+pub(crate) struct PackedHeads {
+    words: Buffer<u32>,
+    /// Where each document's first kv head begins, and how long each of its heads is.
+    places: Vec<(usize, usize)>,
+}
+
+impl PackedHeads {
     /// Packs C columns, from `column(kv)` on, of each row.
     /// Errors: `OutOfMemory`.
-    pub fn pack(
+    fn pack<E: Element>(
         &mut self,
         pool: &Pool,
         heads: Heads,
         documents: &[Range<usize>],
-        qkv: &[f32],
+        qkv: &[E],
+        packing: Packing,
         column: impl Fn(usize) -> usize + Sync,
     ) -> Result<(), OutOfMemory> {
-        self.starts.clear();
+        self.places.clear();
         let mut end = 0;
         for document in documents {
-            self.starts.push(end);
-            end += heads.n_kv_heads * panels_len(document.len(), heads.head_dim);
+            let len = match packing {
+                Packing::Turned => panels_len::<E>(document.len(), heads.head_dim),
+                Packing::Rows => panels_len::<E>(heads.head_dim, document.len()),
+            };
+            self.places.push((end, len));
+            end += heads.n_kv_heads * len;
         }
-        self.values.ensure(end)?;
-        let out = SharedMut::new(&mut self.values);
-        let (starts, width) = (&self.starts, heads.qkv_size());
+        self.words.ensure(end)?;
+        let out = SharedMut::new(&mut self.words);
+        let (places, width) = (&self.places, heads.qkv_size());
         pool.run(documents.len() * heads.n_kv_heads, |task| {
             let (document, kv) = (task / heads.n_kv_heads, task % heads.n_kv_heads);
-            let rows = documents[document].clone();
-            let len = panels_len(rows.len(), heads.head_dim);
-            let start = starts[document] + kv * len;
+            let (rows, (start, len)) = (&documents[document], places[document]);
+            let start = start + kv * len;
             // SAFETY: each (document, kv head) has its own piece.
             let out = unsafe { out.slice(start..start + len) };
-            out.fill(0.0);
-            for (i, row) in rows.enumerate() {
-                put_key(&qkv[row * width + column(kv)..][..heads.head_dim], i, out);
+            let from = &qkv[rows.start * width + column(kv)..];
+            match packing {
+                Packing::Turned => {
+                    pack_weight_into::<E, E>(from, width, rows.len(), heads.head_dim, out)
+                }
+                Packing::Rows => {
+                    pack_rows_into::<E, E>(from, width, rows.len(), heads.head_dim, out)
+                }
             }
         });
         Ok(())
     }
 
-    fn right(&self, heads: Heads, document: usize, n_rows: usize, kv: usize) -> Right<'_> {
-        let len = panels_len(n_rows, heads.head_dim);
-        let start = self.starts[document] + kv * len;
-        key_panels(&self.values[start..start + len], heads.head_dim)
+    fn words(&self, document: usize, kv: usize) -> &[u32] {
+        let (start, len) = self.places[document];
+        &self.words[start + kv * len..start + (kv + 1) * len]
     }
 }
 
-/// Length of the panels of `n_keys` keys of one head.
-pub(crate) fn panels_len(n_keys: usize, head_dim: usize) -> usize {
-    n_keys.div_ceil(PANEL) * PANEL * head_dim
-}
-
-/// Writes key number `i` of one head into its panels.
-pub(crate) fn put_key(key: &[f32], i: usize, panels: &mut [f32]) {
-    let panel = &mut panels[i / PANEL * PANEL * key.len()..];
-    for (c, x) in key.iter().enumerate() {
-        panel[c * PANEL + i % PANEL] = *x;
-    }
-}
-
-/// The panels of one head as a right operand (C, keys).
-pub(crate) fn key_panels(panels: &[f32], head_dim: usize) -> Right<'_> {
-    Right {
-        values: panels,
-        panel: PANEL * head_dim,
-        depth: PANEL,
-    }
+/// Keys and values of a forward.
+#[derive(Default)]
+pub(crate) struct PackedKeyValues {
+    keys: PackedHeads,
+    values: PackedHeads,
 }
 
 /// Attention within each of `documents`, which are ranges of rows.
 /// Shapes: `qkv` (T, (H+2K)·C) with q and k rotated, `out` (T, H·C), `lse` (H, T).
 /// Errors: `OutOfMemory`.
-pub(crate) fn forward(
+pub(crate) fn forward<E: Element>(
     pool: &Pool,
     heads: Heads,
     documents: &[Range<usize>],
-    qkv: &[f32],
-    keys: &mut PackedKeys,
-    out: &mut [f32],
+    qkv: &[E],
+    packed: &mut PackedKeyValues,
+    out: &mut [E],
     lse: &mut [f32],
 ) -> Result<(), OutOfMemory> {
-    keys.pack(pool, heads, documents, qkv, |kv| heads.key_column(kv))?;
+    let PackedKeyValues { keys, values } = packed;
+    keys.pack(pool, heads, documents, qkv, Packing::Turned, |kv| {
+        heads.key_column(kv)
+    })?;
+    values.pack(pool, heads, documents, qkv, Packing::Rows, |kv| {
+        heads.value_column(kv)
+    })?;
     let (width, query_size, head_dim) = (heads.qkv_size(), heads.query_size(), heads.head_dim);
     let n_rows = lse.len() / heads.n_heads;
     // The longest blocks first: the threads end together.
@@ -263,8 +301,8 @@ pub(crate) fn forward(
             rows: n,
             first_seen: start + 1,
             seen_step: 1,
-            keys: keys.right(heads, document, rows.len(), kv),
-            values: Right::rows(&qkv[rows.start * width + heads.value_column(kv)..], width),
+            keys: Right::panels(keys.words(document, kv), head_dim),
+            values: Right::panels(values.words(document, kv), rows.len()),
         };
         // SAFETY: each (block of rows, head) has its own rows and columns of `out`, and its own piece of `lse`.
         unsafe {
@@ -278,4 +316,22 @@ pub(crate) fn forward(
         }
     });
     Ok(())
+}
+
+/// Writes key number `i` of one head into its panels (C, keys).
+pub(crate) fn put_key(key: &[f32], i: usize, panels: &mut [u32]) {
+    let panel = &mut panels[i / PANEL * PANEL * key.len()..];
+    for (c, x) in key.iter().enumerate() {
+        panel[c * PANEL + i % PANEL] = x.to_bits();
+    }
+}
+
+/// Writes value number `i` of one head into its panels (keys, C), made for `capacity` values.
+pub(crate) fn put_value(value: &[f32], i: usize, capacity: usize, panels: &mut [u32]) {
+    for (panel, lanes) in value.chunks(PANEL).enumerate() {
+        let at = (panel * capacity + i) * PANEL;
+        for (to, x) in panels[at..].iter_mut().zip(lanes) {
+            *to = x.to_bits();
+        }
+    }
 }

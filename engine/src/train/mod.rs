@@ -1,21 +1,25 @@
 //! Owns a training run: one call of `step` is one update of the adapter. It never reads a clock and never calls back.
 
+mod micro_batches;
+mod passes;
+
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::batch::Example;
-use crate::buffer::OutOfMemory;
 use crate::checkpoint;
-use crate::lora::{Adapter, Layout, LoraConfig, PackedLora, names};
-use crate::model::{Batch, Decoder, Keep, Trained};
+use crate::cpu::buffer::OutOfMemory;
+use crate::cpu::element::Precision;
+use crate::cpu::pool::Pool;
+use crate::lora::{Adapter, Layout, LoraConfig, names};
+use crate::model::{Batch, MemoryLevel};
 use crate::nn::cross_entropy::RowLosses;
 use crate::optim::{AdamW, clip_factor, global_norm};
-use crate::pool::Pool;
 use crate::schedule::Schedule;
 use crate::weights::BaseModel;
-
-/// Rows whose activations exist at once; a single longer example gets its own pass. Tokens.
-const MICRO_BATCH_TOKENS: usize = 1024;
+pub use micro_batches::Packing;
+use micro_batches::micro_batches;
+use passes::{On, Passes};
 
 /// How to train.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,6 +37,11 @@ pub struct TrainConfig {
     pub max_grad_norm: Option<f32>,
     /// Recorded with the run's state; the trainer itself draws nothing.
     pub seed: u64,
+    /// What activations are computed in; values, gradients and moments of the adapter are always f32.
+    pub precision: Precision,
+    /// What is kept between forward and backward; every level computes the same bits.
+    pub memory: MemoryLevel,
+    pub packing: Packing,
 }
 
 impl Default for TrainConfig {
@@ -47,6 +56,9 @@ impl Default for TrainConfig {
             eps: 1e-8,
             max_grad_norm: Some(1.0),
             seed: 0,
+            precision: Precision::Fp32,
+            memory: MemoryLevel::KeepAll,
+            packing: Packing::BinPack,
         }
     }
 }
@@ -104,7 +116,9 @@ pub struct Trainer {
     pub(crate) config: TrainConfig,
     pub(crate) lora_config: LoraConfig,
     pub(crate) layout: Arc<Layout>,
-    packed: PackedLora,
+    passes: Passes,
+    /// The same in f32, made when a caller asks for scores that serving can be held to.
+    exact: Option<Passes>,
     pub(crate) values: Vec<f32>,
     grads: Vec<f32>,
     /// First moments.
@@ -112,7 +126,6 @@ pub struct Trainer {
     /// Second moments.
     pub(crate) exp_avg_sq: Vec<f32>,
     pub(crate) n_steps: u64,
-    decoder: Decoder,
 }
 
 impl Trainer {
@@ -123,16 +136,16 @@ impl Trainer {
         let mut trainer = Self {
             base,
             pool,
+            passes: Passes::new(config.precision, &layout),
+            exact: None,
             config,
             lora_config: adapter.config().clone(),
-            packed: PackedLora::new(&layout),
             grads: zeros(),
             exp_avg: zeros(),
             exp_avg_sq: zeros(),
             layout,
             values,
             n_steps: 0,
-            decoder: Decoder::default(),
         };
         trainer.repack();
         trainer
@@ -175,18 +188,35 @@ impl Trainer {
     pub fn evaluate(&mut self, examples: &[Example]) -> Result<EvalReport, TrainError> {
         self.check(examples)?;
         let mut report = EvalReport::default();
-        for micro in micro_batches(examples) {
-            report.add(&self.score(&micro)?);
+        for micro in micro_batches(examples, self.config.packing) {
+            let on = On {
+                pool: &self.pool,
+                base: &self.base,
+            };
+            report.add(&self.passes.score(on, &micro)?);
         }
         Ok(report)
     }
 
-    /// log p of each label of one example, in order, natural; changes nothing.
+    /// log p of each label of one example, in order, natural, computed in f32 whatever the run's precision; changes nothing.
     /// Errors: `BadInput`, `OutOfMemory`.
     pub fn label_logprobs(&mut self, example: &Example) -> Result<Vec<f32>, TrainError> {
-        self.check(std::slice::from_ref(example))?;
-        match micro_batches(std::slice::from_ref(example)).first() {
-            Some(micro) => Ok(self.score(micro)?.logprobs),
+        let example = std::slice::from_ref(example);
+        self.check(example)?;
+        let passes = match (&mut self.passes, &mut self.exact) {
+            (passes @ Passes::Fp32(_), _) => passes,
+            (_, exact) => {
+                let exact = exact.get_or_insert_with(|| Passes::new(Precision::Fp32, &self.layout));
+                exact.pack(&self.pool, &self.values)?;
+                exact
+            }
+        };
+        let on = On {
+            pool: &self.pool,
+            base: &self.base,
+        };
+        match micro_batches(example, Packing::None).first() {
+            Some(micro) => Ok(passes.score(on, micro)?.logprobs),
             None => Ok(Vec::new()),
         }
     }
@@ -214,18 +244,17 @@ impl Trainer {
             tokens: tokens.clone(),
             mask,
         }])?;
-        let rows: Vec<usize> = (0..tokens.len()).collect();
         let documents = std::iter::once(0..tokens.len()).collect();
         let batch = Batch {
             tokens,
             documents,
             ..Batch::default()
         };
-        self.run(&batch)?;
-        Ok(self
-            .decoder
-            .logits_mut(&self.pool, &self.base, &rows)?
-            .to_vec())
+        let on = On {
+            pool: &self.pool,
+            base: &self.base,
+        };
+        Ok(self.passes.logits(on, &batch)?)
     }
 
     /// Steps done so far.
@@ -260,20 +289,6 @@ impl Trainer {
         &self.base
     }
 
-    fn accumulate(&mut self, batch: &Batch, scale: f32) -> Result<RowLosses, OutOfMemory> {
-        let (pool, base) = (&self.pool, &*self.base);
-        let loras: [(Range<usize>, &PackedLora); 1] = [(0..batch.tokens.len(), &self.packed)];
-        self.decoder.forward(pool, base, &loras, batch, Keep::All)?;
-        let mut trained = Trained {
-            layout: &self.layout,
-            packed: &self.packed,
-            values: &self.values,
-            grads: &mut self.grads,
-        };
-        self.decoder
-            .backward(pool, base, batch, scale, &mut trained)
-    }
-
     /// Scores `batch` and leaves the gradient of its mean loss in `grads`.
     fn sum_gradients(&mut self, batch: &[Example]) -> Result<EvalReport, TrainError> {
         self.check(batch)?;
@@ -283,23 +298,20 @@ impl Trainer {
         }
         self.grads.fill(0.0);
         let mut report = EvalReport::default();
-        for micro in micro_batches(batch) {
-            report.add(&self.accumulate(&micro, 1.0 / n_label_tokens as f32)?);
+        let scale = 1.0 / n_label_tokens as f32;
+        for micro in micro_batches(batch, self.config.packing) {
+            let on = On {
+                pool: &self.pool,
+                base: &self.base,
+            };
+            let (layout, level, grads) = (&self.layout, self.config.memory, &mut self.grads);
+            report.add(
+                &self
+                    .passes
+                    .accumulate(on, layout, level, &micro, scale, grads)?,
+            );
         }
         Ok(report)
-    }
-
-    fn score(&mut self, batch: &Batch) -> Result<RowLosses, OutOfMemory> {
-        self.run(batch)?;
-        let (rows, labels) = (&batch.label_rows, &batch.labels);
-        self.decoder
-            .losses_of(&self.pool, &self.base, rows, labels, Keep::Nothing)
-    }
-
-    fn run(&mut self, batch: &Batch) -> Result<(), OutOfMemory> {
-        let loras: [(Range<usize>, &PackedLora); 1] = [(0..batch.tokens.len(), &self.packed)];
-        self.decoder
-            .forward(&self.pool, &self.base, &loras, batch, Keep::Nothing)
     }
 
     fn update(&mut self, grad_norm: f32) -> f32 {
@@ -337,8 +349,8 @@ impl Trainer {
 
     fn repack(&mut self) {
         // The sizes never change after the first time, in `new`, so a running job cannot fail here.
-        self.packed
-            .pack_for_training(&self.pool, &self.values)
+        self.passes
+            .pack(&self.pool, &self.values)
             .expect("memory for a second copy of an adapter");
     }
 
@@ -371,58 +383,5 @@ impl Trainer {
             }
         }
         Ok(())
-    }
-}
-
-/// Examples in their order, as few passes as [`MICRO_BATCH_TOKENS`] allows; what stands after the last label is left out,
-/// as it can change no loss.
-fn micro_batches(examples: &[Example]) -> Vec<Batch> {
-    let mut batches: Vec<Batch> = Vec::new();
-    for example in examples.iter().filter(|example| example.n_inputs() > 0) {
-        let n = example.n_inputs();
-        if batches
-            .last()
-            .is_none_or(|batch| batch.tokens.len() + n > MICRO_BATCH_TOKENS)
-        {
-            batches.push(Batch::default());
-        }
-        let batch = batches
-            .last_mut()
-            .expect("one was pushed just now, if there was none");
-        let first = batch.tokens.len();
-        batch.tokens.extend(&example.tokens[..n]);
-        batch.documents.push(first..first + n);
-        for i in (1..=n).filter(|&i| example.mask[i]) {
-            batch.label_rows.push(first + i - 1);
-            batch.labels.push(example.tokens[i]);
-        }
-    }
-    batches
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn micro_batches_keep_order_restart_documents_and_drop_what_follows_the_last_label() {
-        let example = |len: usize, labels: &[usize]| Example {
-            tokens: (0..len as u32).collect(),
-            mask: (0..len).map(|i| labels.contains(&i)).collect(),
-        };
-        let batches = micro_batches(&[
-            example(600, &[599]),
-            example(5, &[0]),
-            example(400, &[2, 300]),
-            example(800, &[500]),
-        ]);
-        assert_eq!(batches.len(), 2);
-        assert_eq!(batches[0].documents, [0..599, 599..899]);
-        assert_eq!(batches[0].label_rows, [598, 600, 898]);
-        assert_eq!(batches[0].labels, [599, 2, 300]);
-        assert_eq!(
-            (batches[1].documents[0].clone(), batches[1].labels.clone()),
-            (0..500, vec![500])
-        );
     }
 }

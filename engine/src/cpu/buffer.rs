@@ -1,11 +1,15 @@
-//! Owns aligned `f32` memory for weights and activations; knows nothing of what the numbers mean.
+//! Owns aligned memory for weights and activations; knows nothing of what the numbers mean.
 
+use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
+use bytemuck::Pod;
 use memmap2::{Advice, MmapMut};
 
 /// From this size on a buffer asks the kernel for huge pages: fewer TLB misses while weights stream. Bytes.
 const HUGE_PAGE_FROM_BYTES: usize = 4 << 20;
+
+const LINE_BYTES: usize = 64;
 
 /// No memory was left for a buffer of `size_bytes`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -14,37 +18,39 @@ pub struct OutOfMemory {
     pub size_bytes: usize,
 }
 
-/// One cache line of `f32`.
+/// One cache line.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Line([f32; 16]);
+struct Line([u8; LINE_BYTES]);
 
 enum Storage {
     Heap(Vec<Line>),
     Mapped(MmapMut),
 }
 
-/// A growable block of `f32`, aligned to 64 bytes.
+/// A growable block of numbers, aligned to 64 bytes.
 /// Invariant: the storage holds at least `len` initialised values.
-pub struct Buffer {
+pub struct Buffer<T = f32> {
     storage: Storage,
     len: usize,
+    of: PhantomData<T>,
 }
 
-impl Default for Buffer {
+impl<T> Default for Buffer<T> {
     fn default() -> Self {
         Self {
             storage: Storage::Heap(Vec::new()),
             len: 0,
+            of: PhantomData,
         }
     }
 }
 
-impl Buffer {
+impl<T: Pod> Buffer<T> {
     /// Makes a buffer of `len` zeros.
     /// Errors: `OutOfMemory`.
     pub fn zeroed(len: usize) -> Result<Self, OutOfMemory> {
-        let size_bytes = len.checked_mul(4).ok_or(OutOfMemory {
+        let size_bytes = len.checked_mul(size_of::<T>()).ok_or(OutOfMemory {
             size_bytes: usize::MAX,
         })?;
         let storage = if size_bytes >= HUGE_PAGE_FROM_BYTES {
@@ -54,26 +60,30 @@ impl Buffer {
             let _ = map.advise(Advice::HugePage);
             Storage::Mapped(map)
         } else {
-            let n_lines = len.div_ceil(16);
+            let n_lines = size_bytes.div_ceil(LINE_BYTES);
             let mut lines = Vec::new();
             lines
                 .try_reserve_exact(n_lines)
                 .map_err(|_| OutOfMemory { size_bytes })?;
-            lines.resize(n_lines, Line([0.0; 16]));
+            lines.resize(n_lines, Line([0; LINE_BYTES]));
             Storage::Heap(lines)
         };
-        Ok(Self { storage, len })
+        Ok(Self {
+            storage,
+            len,
+            of: PhantomData,
+        })
     }
 
     /// Makes the buffer hold `len` values; those it already held may be lost or kept.
     /// Memory is only ever grown, so a training loop settles after its largest batch.
     /// Errors: `OutOfMemory`.
     pub fn ensure(&mut self, len: usize) -> Result<(), OutOfMemory> {
-        let capacity = match &self.storage {
-            Storage::Heap(lines) => lines.len() * 16,
-            Storage::Mapped(map) => map.len() / 4,
+        let capacity_bytes = match &self.storage {
+            Storage::Heap(lines) => lines.len() * LINE_BYTES,
+            Storage::Mapped(map) => map.len(),
         };
-        if capacity >= len {
+        if capacity_bytes / size_of::<T>() >= len {
             self.len = len;
             return Ok(());
         }
@@ -84,13 +94,13 @@ impl Buffer {
     }
 }
 
-impl Deref for Buffer {
-    type Target = [f32];
+impl<T: Pod> Deref for Buffer<T> {
+    type Target = [T];
 
-    fn deref(&self) -> &[f32] {
+    fn deref(&self) -> &[T] {
         let start = match &self.storage {
-            Storage::Heap(lines) => lines.as_ptr().cast::<f32>(),
-            Storage::Mapped(map) => map.as_ptr().cast::<f32>(),
+            Storage::Heap(lines) => lines.as_ptr().cast::<T>(),
+            Storage::Mapped(map) => map.as_ptr().cast::<T>(),
         };
         // SAFETY: the storage holds at least `len` initialised values (the invariant), is aligned to 64 bytes or a page,
         // and lives as long as `self`.
@@ -98,11 +108,11 @@ impl Deref for Buffer {
     }
 }
 
-impl DerefMut for Buffer {
-    fn deref_mut(&mut self) -> &mut [f32] {
+impl<T: Pod> DerefMut for Buffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
         let start = match &mut self.storage {
-            Storage::Heap(lines) => lines.as_mut_ptr().cast::<f32>(),
-            Storage::Mapped(map) => map.as_mut_ptr().cast::<f32>(),
+            Storage::Heap(lines) => lines.as_mut_ptr().cast::<T>(),
+            Storage::Mapped(map) => map.as_mut_ptr().cast::<T>(),
         };
         // SAFETY: as in `deref`; `&mut self` makes the slice the only one.
         unsafe { std::slice::from_raw_parts_mut(start, self.len) }
@@ -116,7 +126,7 @@ mod tests {
     #[test]
     fn small_and_large_buffers_are_zero_and_aligned() {
         for len in [0, 1, 17, 3 << 20] {
-            let buffer = Buffer::zeroed(len).unwrap();
+            let buffer = Buffer::<f32>::zeroed(len).unwrap();
             assert_eq!(buffer.len(), len);
             assert_eq!(buffer.as_ptr() as usize % 64, 0);
             assert!(buffer.iter().all(|&x| x == 0.0));
@@ -125,7 +135,7 @@ mod tests {
 
     #[test]
     fn ensure_grows_and_keeps_memory_when_it_shrinks() {
-        let mut buffer = Buffer::zeroed(100).unwrap();
+        let mut buffer = Buffer::<f32>::zeroed(100).unwrap();
         buffer.ensure(10_000).unwrap();
         assert_eq!(buffer.len(), 10_000);
         let start = buffer.as_ptr();

@@ -3,76 +3,107 @@
 
 use std::sync::OnceLock;
 
-/// The instruction-set levels there are kernels for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The instruction-set levels there are kernels for, narrowest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
-    Avx512,
-    Avx2,
     Portable,
+    Neon,
+    Avx2,
+    Avx512,
+    /// With products of bfloat16 pairs.
+    Avx512Bf16,
 }
 
+/// Set by [`Isa::limit`].
+static LIMIT: OnceLock<Isa> = OnceLock::new();
+static DETECTED: OnceLock<Isa> = OnceLock::new();
+
 impl Isa {
-    /// The widest level of this machine.
+    /// The widest level of this machine, or less where [`Self::limit`] was called.
     pub fn detect() -> Self {
-        static ISA: OnceLock<Isa> = OnceLock::new();
-        *ISA.get_or_init(|| {
-            #[cfg(target_arch = "x86_64")]
-            {
-                let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-                let avx512 = is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512vl")
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512bw");
-                if avx2 && avx512 {
-                    return Isa::Avx512;
-                }
-                if avx2 {
-                    return Isa::Avx2;
-                }
+        *DETECTED.get_or_init(|| {
+            let widest = Self::widest();
+            match LIMIT.get() {
+                Some(&limit) if limit < widest => limit,
+                _ => widest,
             }
-            Isa::Portable
         })
+    }
+
+    /// Keeps this process to `self` and narrower levels; false if a level is already in use. For proofs that a machine
+    /// with less computes the same.
+    pub fn limit(self) -> bool {
+        LIMIT.set(self).is_ok() && DETECTED.get().is_none()
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn widest() -> Self {
+        let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let avx512 = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512bw");
+        match (avx2, avx512) {
+            (true, true) if is_x86_feature_detected!("avx512bf16") => Isa::Avx512Bf16,
+            (true, true) => Isa::Avx512,
+            (true, false) => Isa::Avx2,
+            (false, _) => Isa::Portable,
+        }
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn widest() -> Self {
+        Isa::Neon
+    }
+
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    fn widest() -> Self {
+        Isa::Portable
     }
 
     /// The name a checkpoint records.
     pub fn name(self) -> &'static str {
         match self {
+            Isa::Avx512Bf16 => "avx512bf16",
             Isa::Avx512 => "avx512",
             Isa::Avx2 => "avx2",
+            Isa::Neon => "neon",
             Isa::Portable => "portable",
         }
     }
 }
 
 /// Defines a function that is compiled for every level and runs the one of this machine. What it calls must be
-/// `#[inline(always)]`, or it is compiled for the lowest level only.
+/// `#[inline(always)]`, or it is compiled for the lowest level only. `[E]` after the name makes it generic over elements.
 macro_rules! vectorized {
-    ($(#[$attribute:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
+    ($(#[$attribute:meta])* $vis:vis fn $name:ident $([$($generic:ident),*])? ($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
         $(#[$attribute])*
-        $vis fn $name($($arg: $type),*) $(-> $result)? {
+        $vis fn $name $(<$($generic: $crate::cpu::element::Element),*>)? ($($arg: $type),*) $(-> $result)? {
             #[inline(always)]
-            fn plain($($arg: $type),*) $(-> $result)? $body
+            fn plain $(<$($generic: $crate::cpu::element::Element),*>)? ($($arg: $type),*) $(-> $result)? $body
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
-            fn avx512($($arg: $type),*) $(-> $result)? {
-                plain($($arg),*)
+            fn avx512 $(<$($generic: $crate::cpu::element::Element),*>)? ($($arg: $type),*) $(-> $result)? {
+                plain $(::<$($generic),*>)? ($($arg),*)
             }
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            fn avx2($($arg: $type),*) $(-> $result)? {
-                plain($($arg),*)
+            fn avx2 $(<$($generic: $crate::cpu::element::Element),*>)? ($($arg: $type),*) $(-> $result)? {
+                plain $(::<$($generic),*>)? ($($arg),*)
             }
 
-            match $crate::simd::Isa::detect() {
+            match $crate::cpu::simd::Isa::detect() {
                 // SAFETY: the level was detected on this machine.
                 #[cfg(target_arch = "x86_64")]
-                $crate::simd::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::cpu::simd::Isa::Avx512 | $crate::cpu::simd::Isa::Avx512Bf16 => unsafe {
+                    avx512 $(::<$($generic),*>)? ($($arg),*)
+                },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::simd::Isa::Avx2 => unsafe { avx2($($arg),*) },
-                _ => plain($($arg),*),
+                $crate::cpu::simd::Isa::Avx2 => unsafe { avx2 $(::<$($generic),*>)? ($($arg),*) },
+                _ => plain $(::<$($generic),*>)? ($($arg),*),
             }
         }
     };

@@ -96,29 +96,47 @@ impl Pool {
             .run(n_tasks, &task, self.inner.threads.len());
     }
 
-    /// Cuts `n_rows` rows into ranges and gives each, with the same rows of every output, to `body`.
-    /// An output is (values, row length); it must hold `n_rows` rows.
-    pub fn for_rows<const N: usize>(
+    /// Cuts `n_rows` rows into ranges and gives each, with the same rows of the output, to `body`.
+    /// The output is (values, row length); it must hold `n_rows` rows.
+    pub fn for_rows<T: Send>(
         &self,
         n_rows: usize,
-        outputs: [(&mut [f32], usize); N],
-        body: impl Fn(Range<usize>, [&mut [f32]; N]) + Sync,
+        output: (&mut [T], usize),
+        body: impl Fn(Range<usize>, &mut [T]) + Sync,
     ) {
-        let outputs = outputs.map(|(values, width)| {
-            assert!(
-                values.len() >= n_rows * width,
-                "an output is shorter than its rows — a bug in the caller"
-            );
-            (SharedMut::new(values), width)
-        });
+        self.for_rows_of_two(
+            n_rows,
+            output,
+            (&mut [] as &mut [()], 0),
+            |rows, values, _| body(rows, values),
+        );
+    }
+
+    /// As [`Self::for_rows`], for two outputs.
+    pub fn for_rows_of_two<T: Send, U: Send>(
+        &self,
+        n_rows: usize,
+        first: (&mut [T], usize),
+        second: (&mut [U], usize),
+        body: impl Fn(Range<usize>, &mut [T], &mut [U]) + Sync,
+    ) {
+        assert!(
+            first.0.len() >= n_rows * first.1 && second.0.len() >= n_rows * second.1,
+            "an output is shorter than its rows — a bug in the caller"
+        );
+        let (first, first_width) = (SharedMut::new(first.0), first.1);
+        let (second, second_width) = (SharedMut::new(second.0), second.1);
         let rows_per_task = n_rows.div_ceil(self.n_threads() * 4).max(4);
         self.run(n_rows.div_ceil(rows_per_task), |i| {
             let rows = i * rows_per_task..n_rows.min((i + 1) * rows_per_task);
-            let parts = outputs.each_ref().map(|(start, width)| {
-                // SAFETY: tasks have disjoint row ranges, each within the length asserted above.
-                unsafe { start.slice(rows.start * width..rows.end * width) }
-            });
-            body(rows, parts);
+            // SAFETY: tasks have disjoint row ranges, each within the length asserted above.
+            let (a, b) = unsafe {
+                (
+                    first.slice(rows.start * first_width..rows.end * first_width),
+                    second.slice(rows.start * second_width..rows.end * second_width),
+                )
+            };
+            body(rows, a, b);
         });
     }
 }
@@ -237,20 +255,27 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// The start of memory that tasks write in disjoint pieces.
-#[derive(Clone, Copy)]
-pub(crate) struct SharedMut(*mut f32);
+pub(crate) struct SharedMut<T = f32>(*mut T);
+
+impl<T> Clone for SharedMut<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for SharedMut<T> {}
 
 // SAFETY: a bare address; every use states why its piece is written by one task only.
-unsafe impl Send for SharedMut {}
-unsafe impl Sync for SharedMut {}
+unsafe impl<T: Send> Send for SharedMut<T> {}
+unsafe impl<T: Send> Sync for SharedMut<T> {}
 
-impl SharedMut {
-    pub(crate) fn new(memory: &mut [f32]) -> Self {
+impl<T> SharedMut<T> {
+    pub(crate) fn new(memory: &mut [T]) -> Self {
         Self(memory.as_mut_ptr())
     }
 
     /// The address `offset` values further on.
-    pub(crate) fn at(self, offset: usize) -> *mut f32 {
+    pub(crate) fn at(self, offset: usize) -> *mut T {
         self.0.wrapping_add(offset)
     }
 
@@ -261,7 +286,7 @@ impl SharedMut {
 
     /// # Safety
     /// `range` must lie within the memory and overlap no piece that is in use elsewhere.
-    pub(crate) unsafe fn slice<'a>(self, range: Range<usize>) -> &'a mut [f32] {
+    pub(crate) unsafe fn slice<'a>(self, range: Range<usize>) -> &'a mut [T] {
         // SAFETY: promised by the caller.
         unsafe { std::slice::from_raw_parts_mut(self.at(range.start), range.len()) }
     }
@@ -289,7 +314,7 @@ mod tests {
     fn rows_are_handed_out_whole_and_disjoint() {
         let pool = Pool::new(3);
         let (mut a, mut b) = (vec![0.0; 101 * 2], vec![0.0; 101]);
-        pool.for_rows(101, [(&mut a, 2), (&mut b, 1)], |rows, [a, b]| {
+        pool.for_rows_of_two(101, (&mut a, 2), (&mut b, 1), |rows, a, b| {
             for (i, row) in rows.enumerate() {
                 a[2 * i] += row as f32;
                 a[2 * i + 1] -= row as f32;

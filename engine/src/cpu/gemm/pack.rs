@@ -1,0 +1,162 @@
+//! Owns the reordering of numbers into the words that the kernels read: pairs along the depth where a word holds two.
+
+use super::PANEL;
+use crate::cpu::element::Element;
+use crate::cpu::simd::vectorized;
+
+/// Words of the depth that are turned at once.
+const BLOCK: usize = 16;
+
+/// W (columns, depth), row-major with rows `stride` apart, times `scale` → panels for X·Wᵀ, (columns / 16, units, 16).
+pub(super) fn weight<S: Element, E: Element>(
+    w: &[S],
+    stride: usize,
+    columns: usize,
+    depth: usize,
+    scale: f32,
+    out: &mut [u32],
+) {
+    let units = depth.div_ceil(E::PER_WORD);
+    for (panel, out) in out.chunks_exact_mut((PANEL * units).max(1)).enumerate() {
+        let n = PANEL.min(columns - panel * PANEL);
+        for (block, out) in out.chunks_mut(PANEL * BLOCK).enumerate() {
+            let first = block * BLOCK * E::PER_WORD;
+            let rows: [&[S]; PANEL] = std::array::from_fn(|j| {
+                if j < n {
+                    let row = (panel * PANEL + j) * stride;
+                    &w[row + first..row + depth]
+                } else {
+                    &[]
+                }
+            });
+            weight_block::<S, E>(&rows, scale, out);
+        }
+    }
+}
+
+vectorized! {
+    /// Sixteen rows of W, up to sixteen words of each, → as many rows of sixteen words.
+    fn weight_block[S, E](rows: &[&[S]; PANEL], scale: f32, out: &mut [u32]) {
+        let n_words = out.len() / PANEL;
+        let mut block = [[0u32; BLOCK]; PANEL];
+        for (words, row) in block.iter_mut().zip(rows) {
+            let whole = (row.len() / E::PER_WORD).min(n_words);
+            for (u, word) in words[..whole].iter_mut().enumerate() {
+                *word = word_at::<S, E>(row[u * E::PER_WORD], row[u * E::PER_WORD + E::PER_WORD - 1], scale);
+            }
+            if whole < n_words && whole * E::PER_WORD < row.len() {
+                words[whole] = E::word(scaled(row[whole * E::PER_WORD], scale), E::default());
+            }
+        }
+        turn_words(&block, out);
+    }
+}
+
+/// `out[u][j] = block[j][u]`.
+#[inline(always)]
+fn turn_words(block: &[[u32; BLOCK]; PANEL], out: &mut [u32]) {
+    for (u, out) in out.chunks_exact_mut(PANEL).enumerate() {
+        for j in 0..PANEL {
+            out[j] = block[j][u];
+        }
+    }
+}
+
+#[inline(always)]
+fn scaled<S: Element, E: Element>(x: S, scale: f32) -> E {
+    if scale == 1.0 {
+        E::from_element(x)
+    } else {
+        E::from_f32(x.to_f32() * scale)
+    }
+}
+
+#[inline(always)]
+fn word_at<S: Element, E: Element>(first: S, second: S, scale: f32) -> u32 {
+    E::word(scaled(first, scale), scaled(second, scale))
+}
+
+/// B (depth, columns), row-major with rows `stride` apart, times `scale` → groups of `WIDTH` columns, (columns / WIDTH, units, WIDTH),
+/// zeros beyond the columns and the depth. `WIDTH` is 16 for a right operand, 8 for the transpose of a left one.
+pub(super) fn rows<const WIDTH: usize, S: Element, E: Element>(
+    b: &[S],
+    stride: usize,
+    depth: usize,
+    columns: usize,
+    scale: f32,
+    out: &mut [u32],
+) {
+    let units = depth.div_ceil(E::PER_WORD);
+    let groups = out
+        .chunks_exact_mut((WIDTH * units).max(1))
+        .take(columns.div_ceil(WIDTH));
+    for (group, out) in groups.enumerate() {
+        let first = group * WIDTH;
+        let n = WIDTH.min(columns - first);
+        group_of_rows::<S, E>(&b[first..], stride, depth, n, scale, out, WIDTH);
+    }
+}
+
+vectorized! {
+    fn group_of_rows[S, E](b: &[S], stride: usize, depth: usize, n: usize, scale: f32, out: &mut [u32], width: usize) {
+        let n_pairs = depth / E::PER_WORD;
+        for (u, out) in out.chunks_exact_mut(width).enumerate() {
+            let first = &b[u * E::PER_WORD * stride..][..n];
+            let (out, rest) = out.split_at_mut(n);
+            if u < n_pairs {
+                let second = &b[(u * E::PER_WORD + E::PER_WORD - 1) * stride..][..n];
+                for ((out, first), second) in out.iter_mut().zip(first).zip(second) {
+                    *out = word_at::<S, E>(*first, *second, scale);
+                }
+            } else {
+                for (out, first) in out.iter_mut().zip(first) {
+                    *out = E::word(scaled(*first, scale), E::default());
+                }
+            }
+            rest.fill(0);
+        }
+    }
+}
+
+/// Rows of a panel that one call of [`turn_block`] takes: sixteen columns of B, which are rows of W.
+type PanelRows<S> = [[S; PANEL]; PANEL];
+
+/// Part of panels for X·Wᵀ turned into a panel for dY·W: sixteen rows of W from `words` (sixteen columns of W, as words of `S`),
+/// of which `n` are there, → `out`, (8 or 16 units, 16).
+pub(super) fn turn<S: Element, E: Element>(words: &[u32], n: usize, out: &mut [u32]) {
+    turn_block::<S, E>(words, n, out);
+}
+
+vectorized! {
+    fn turn_block[S, E](words: &[u32], n: usize, out: &mut [u32]) {
+        let mut rows: PanelRows<S> = [[S::default(); PANEL]; PANEL];
+        for (u, words) in words.chunks_exact(PANEL).enumerate() {
+            for (j, row) in rows.iter_mut().enumerate() {
+                let pair: &[S] = bytemuck::cast_slice(std::slice::from_ref(&words[j]));
+                for (h, x) in pair.iter().enumerate() {
+                    row[u * S::PER_WORD + h] = *x;
+                }
+            }
+        }
+        for (pair, out) in rows.chunks_exact(E::PER_WORD).zip(out.chunks_exact_mut(PANEL)).take(n.div_ceil(E::PER_WORD)) {
+            let (first, second) = (&pair[0], &pair[E::PER_WORD - 1]);
+            for k in 0..PANEL {
+                out[k] = word_at::<S, E>(first[k], second[k], 1.0);
+            }
+        }
+    }
+}
+
+vectorized! {
+    /// Words of f32 → half as many of bf16 pairs, (units, 16) → (units / 2 rounded up, 16).
+    pub(super) fn narrow(words: &[u32], out: &mut [u32]) {
+        for (pair, out) in words.chunks(2 * PANEL).zip(out.chunks_exact_mut(PANEL)) {
+            let (first, second) = pair.split_at(PANEL);
+            for j in 0..PANEL {
+                let low = u32::from(crate::cpu::element::round(f32::from_bits(first[j])));
+                let high = second.get(j).map_or(0, |x| u32::from(crate::cpu::element::round(f32::from_bits(*x))));
+                out[j] = low | high << 16;
+            }
+        }
+    }
+}

@@ -12,6 +12,7 @@ pub mod lora;
 mod model;
 mod nn;
 mod optim;
+pub mod quant;
 mod rng;
 mod sampling;
 pub mod schedule;

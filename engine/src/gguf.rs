@@ -1,5 +1,7 @@
-//! Owns the way from a GGUF file to a Hugging Face folder: every tensor dequantised to bf16, under Hugging Face's names.
-//! The tokenizer in the file is not its business.
+//! Owns the way from a GGUF file to a Hugging Face folder: every tensor dequantised to bf16, under Hugging Face's names; and
+//! to matrices that stay quantised. The tokenizer in the file is not its business.
+
+mod quantized;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,6 +12,9 @@ use candle_core::Device;
 use candle_core::quantized::gguf_file::{Content, Value};
 use half::bf16;
 use serde_json::json;
+
+use crate::quant::QuantError;
+pub use quantized::GgufFile;
 
 /// Why a GGUF file cannot be converted.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +34,8 @@ pub enum GgufError {
     UnknownTensor { name: String, architecture: String },
     #[error("the GGUF file has {key}, which is not supported")]
     Unsupported { key: String },
+    #[error("tensor {name}: {source}")]
+    Matrix { name: String, source: QuantError },
 }
 
 /// Writes `config.json` and `model.safetensors` (bf16) into `out_dir`, which is made if it is not there. The weights come
@@ -224,29 +231,34 @@ impl<'a> Source<'a> {
             .dequantize(&Device::Cpu)?;
         let n_rows = tensor.dims().first().copied().unwrap_or(1);
         let values = tensor.flatten_all()?.to_vec1::<f32>()?;
-        let n_heads = match target {
-            _ if self.architecture != "llama" => None,
-            t if t.contains("self_attn.q_proj") => Some(self.n_heads),
-            t if t.contains("self_attn.k_proj") => Some(self.n_kv_heads),
-            _ => None,
-        };
-        let ordered = match n_heads {
-            Some(n_heads) => {
-                unpermute(&values, n_rows, n_heads).ok_or_else(|| GgufError::Unsupported {
-                    key: format!("{name} with {n_rows} rows"),
-                })?
-            }
-            None => values,
-        };
-        Ok(ordered
+        Ok(self
+            .in_order(values, n_rows, target)?
             .iter()
             .flat_map(|&x| bf16::from_f32(x).to_le_bytes())
             .collect())
     }
+
+    /// Puts the rows of `target` into Hugging Face's order; a row is numbers or the bytes of whole blocks.
+    fn in_order<T: Copy>(
+        &self,
+        values: Vec<T>,
+        n_rows: usize,
+        target: &str,
+    ) -> Result<Vec<T>, GgufError> {
+        let n_heads = match target {
+            _ if self.architecture != "llama" => return Ok(values),
+            t if t.contains("self_attn.q_proj") => self.n_heads,
+            t if t.contains("self_attn.k_proj") => self.n_kv_heads,
+            _ => return Ok(values),
+        };
+        unpermute(&values, n_rows, n_heads).ok_or_else(|| GgufError::Unsupported {
+            key: format!("{target} with {n_rows} rows"),
+        })
+    }
 }
 
 /// GGUF keeps the pairs of llama's rotary positions side by side, Hugging Face keeps the halves apart.
-fn unpermute(values: &[f32], n_rows: usize, n_heads: usize) -> Option<Vec<f32>> {
+fn unpermute<T: Copy>(values: &[T], n_rows: usize, n_heads: usize) -> Option<Vec<T>> {
     if n_heads == 0 || !n_rows.is_multiple_of(2 * n_heads) {
         return None;
     }

@@ -11,9 +11,11 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use common::{LLAMA, QWEN2, Tiny};
 use engine::generate::{Batcher, Limits};
-use engine::gguf::{GgufError, convert};
+use engine::gguf::{GgufError, GgufFile, convert};
 use engine::pool::Pool;
 use engine::weights::BaseModel;
+use half::bf16;
+use safetensors::SafeTensors;
 
 /// Rows a multiple of 32 wide, so that every tensor can be quantised.
 const SMALL: Tiny = Tiny {
@@ -206,4 +208,57 @@ fn what_cannot_be_converted_is_refused_by_name_and_leaves_no_weights() {
         GgufError::Io { .. }
     ));
     assert!(!dir.path().join("model.safetensors").exists());
+}
+
+#[test]
+fn a_matrix_that_stays_quantised_is_the_one_that_was_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let gguf = dir.path().join("model.gguf");
+    for dtype in [GgmlDType::Q8_0, GgmlDType::Q4_0, GgmlDType::Q5_1] {
+        write_gguf(SMALL, &gguf, dtype, &[]);
+        convert(&gguf, dir.path()).unwrap();
+        let converted = std::fs::read(dir.path().join("model.safetensors")).unwrap();
+        let converted = SafeTensors::deserialize(&converted).unwrap();
+        let mut file = GgufFile::open(&gguf).unwrap();
+        let names: Vec<String> = file.names().map(str::to_owned).collect();
+        let mut expected_names = converted.names();
+        expected_names.sort_unstable();
+        assert_eq!(names, expected_names);
+        for name in names {
+            let Some(matrix) = file.quantized(&name).unwrap() else {
+                assert!(name.ends_with("norm.weight"), "{name} was quantised");
+                continue;
+            };
+            let expected = converted.tensor(&name).unwrap();
+            assert_eq!([matrix.rows(), matrix.columns()], expected.shape());
+            let mut values = vec![bf16::ZERO; matrix.rows() * matrix.columns()];
+            for (row, out) in values.chunks_exact_mut(matrix.columns()).enumerate() {
+                matrix.dequantize_bf16(row, 0..matrix.columns(), out);
+            }
+            let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            assert_eq!(bytes, expected.data(), "{name} in {dtype:?}");
+        }
+    }
+}
+
+#[test]
+fn a_matrix_that_is_missing_or_cut_off_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let gguf = dir.path().join("model.gguf");
+    write_gguf(SMALL, &gguf, GgmlDType::Q8_0, &[]);
+    let mut file = GgufFile::open(&gguf).unwrap();
+    let error = file.quantized("lm_head.weight").err().unwrap();
+    assert!(matches!(error, GgufError::MissingKey { key } if key == "lm_head.weight"));
+    let whole = std::fs::read(&gguf).unwrap();
+    std::fs::write(&gguf, &whole[..whole.len() / 2]).unwrap();
+    let mut file = GgufFile::open(&gguf).unwrap();
+    let names: Vec<String> = file.names().map(str::to_owned).collect();
+    let refused = names.iter().filter_map(|name| file.quantized(name).err());
+    let refused: Vec<GgufError> = refused.collect();
+    assert!(!refused.is_empty());
+    assert!(
+        refused
+            .iter()
+            .all(|error| matches!(error, GgufError::Io { .. }))
+    );
 }

@@ -287,7 +287,7 @@ fn check_finite<T: Copy + Into<f32>>(values: &[T], columns: usize) -> Result<(),
 }
 
 /// Makes an empty vector with room for `len` values.
-fn with_room<T>(len: usize) -> Result<Vec<T>, OutOfMemory> {
+pub(crate) fn with_room<T>(len: usize) -> Result<Vec<T>, OutOfMemory> {
     let mut values = Vec::new();
     let size_bytes = len * size_of::<T>();
     values

@@ -16,13 +16,15 @@ use engine::pool::Pool;
 use engine::schedule::Schedule;
 use engine::train::{TrainConfig, Trainer};
 use engine::weights::BaseModel;
+use engine::{MemoryLevel, Precision};
 use half::bf16;
 use serde_json::json;
 
 /// hidden, layers, heads, key-value heads, feed-forward, vocabulary; the same table stands in bench/peers/peft_train.py
-const SHAPES: [(&str, [usize; 6]); 2] = [
+const SHAPES: [(&str, [usize; 6]); 3] = [
     ("10m", [256, 8, 4, 2, 704, 16_384]),
     ("135m", [576, 30, 9, 3, 1536, 49_152]),
+    ("0.5b", [896, 24, 14, 2, 4864, 151_936]),
 ];
 
 struct Args {
@@ -30,6 +32,8 @@ struct Args {
     batch: usize,
     seq: usize,
     threads: usize,
+    precision: Precision,
+    memory: MemoryLevel,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -40,6 +44,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let config = TrainConfig {
         learning_rate: 1e-4,
         schedule: Schedule::Constant,
+        precision: args.precision,
+        memory: args.memory,
         ..TrainConfig::default()
     };
     let vocab = base.config().vocab_size as u32;
@@ -84,6 +90,17 @@ fn parse() -> Result<Args, Box<dyn Error>> {
         batch: value("--batch")?.parse()?,
         seq: value("--seq")?.parse()?,
         threads: value("--threads")?.parse()?,
+        precision: match value("--dtype")?.as_str() {
+            "fp32" => Precision::Fp32,
+            "bf16" => Precision::Bf16,
+            other => return Err(format!("unknown dtype {other}").into()),
+        },
+        memory: match value("--memory").map_or("keep_all", |name| name.as_str()) {
+            "keep_all" => MemoryLevel::KeepAll,
+            "drop_gate_up" => MemoryLevel::DropGateUp,
+            "layer_inputs" => MemoryLevel::LayerInputs,
+            other => return Err(format!("unknown memory level {other}").into()),
+        },
     })
 }
 

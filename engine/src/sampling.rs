@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 
 use crate::cpu::simd::{exp, max, sum, vectorized};
-use crate::nn::cross_entropy::log_sum_exp;
 use crate::rng::{Purpose, Stream};
 
 /// How the next token is chosen, in OpenAI's terms.
@@ -54,7 +53,7 @@ pub(crate) fn choose(
     index: u64,
     n_top: usize,
 ) -> Option<Choice> {
-    let (lse, _) = log_sum_exp(logits);
+    let lse = log_sum_exp(logits);
     if !lse.is_finite() {
         return None;
     }
@@ -144,13 +143,21 @@ fn draw(logits: &mut [f32], sampling: &Sampling, index: u64) -> u32 {
 }
 
 vectorized! {
+    /// log Σ e^logit.
+    fn log_sum_exp(logits: &[f32]) -> f32 {
+        let top = max(logits);
+        top + sum(logits, |x| exp(x - top)).ln()
+    }
+}
+
+vectorized! {
     /// Logits become weights, e^((logit − largest)·inverse); returns their sum.
     fn weigh(logits: &mut [f32], inverse: f32) -> f32 {
         let top = max(logits);
         for x in logits.iter_mut() {
             *x = exp((*x - top) * inverse);
         }
-        sum(logits.len(), |j| logits[j])
+        sum(logits, |x| x)
     }
 }
 

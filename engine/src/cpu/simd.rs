@@ -146,18 +146,46 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { p * two_to_n }
 }
 
-/// The sum of `f(i)` for i in 0..n, in sixteen interleaved partial sums.
+/// Numbers that are mapped before they are added up: a loop long enough that the compiler makes vectors of it.
+const MAPPED: usize = 16 * LANES;
+
+/// The sum of `f(a)`, in sixteen interleaved partial sums.
 #[inline(always)]
-pub(crate) fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
+pub(crate) fn sum<A: Copy>(a: &[A], f: impl Fn(A) -> f32) -> f32 {
+    sum_of_two(a, a, |a, _| f(a))
+}
+
+/// The sum of `f(a, b)` over both, as [`sum`]. `b` is at least as long as `a`.
+#[inline(always)]
+pub(crate) fn sum_of_two<A: Copy, B: Copy>(a: &[A], b: &[B], f: impl Fn(A, B) -> f32) -> f32 {
+    sum_of_three(a, b, a, |a, b, _| f(a, b))
+}
+
+/// The sum of `f(a, b, c)` over all three, as [`sum`].
+#[inline(always)]
+pub(crate) fn sum_of_three<A: Copy, B: Copy, C: Copy>(
+    a: &[A],
+    b: &[B],
+    c: &[C],
+    f: impl Fn(A, B, C) -> f32,
+) -> f32 {
+    let (b, c) = (&b[..a.len()], &c[..a.len()]);
     let mut lanes = [0.0f32; LANES];
-    let whole = n / LANES * LANES;
-    for start in (0..whole).step_by(LANES) {
-        for (lane, total) in lanes.iter_mut().enumerate() {
-            *total += f(start + lane);
+    let mut mapped = [0.0f32; MAPPED];
+    for ((a, b), c) in a.chunks(MAPPED).zip(b.chunks(MAPPED)).zip(c.chunks(MAPPED)) {
+        let mapped = &mut mapped[..a.len()];
+        for (((to, a), b), c) in mapped.iter_mut().zip(a).zip(b).zip(c) {
+            *to = f(*a, *b, *c);
         }
-    }
-    for i in whole..n {
-        lanes[i - whole] += f(i);
+        let (whole, rest) = mapped.as_chunks::<LANES>();
+        for chunk in whole {
+            for (lane, x) in lanes.iter_mut().zip(chunk) {
+                *lane += x;
+            }
+        }
+        for (lane, x) in lanes.iter_mut().zip(rest) {
+            *lane += x;
+        }
     }
     fold(lanes, |a, b| a + b)
 }
@@ -213,7 +241,7 @@ mod tests {
 
     vectorized! {
         fn sum_of_exp(values: &[f32]) -> f32 {
-            sum(values.len(), |i| exp(values[i]))
+            sum(values, exp)
         }
     }
 
@@ -222,7 +250,7 @@ mod tests {
         let values: Vec<f32> = (0..1003)
             .map(|i| ((i * 37 % 101) as f32 - 50.0) / 7.0)
             .collect();
-        let plain = sum(values.len(), |i| exp(values[i]));
+        let plain = sum(&values, exp);
         assert_eq!(plain.to_bits(), sum_of_exp(&values).to_bits());
         assert_eq!(
             max(&values),

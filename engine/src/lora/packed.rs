@@ -1,10 +1,11 @@
 //! Owns the copies of an adapter that the matrix kernels read. The scale sits in A for the forward, in B for the
 //! backward: then neither the saved x·Aᵀ nor any gradient needs another pass.
 
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Mutex;
 
-use crate::cpu::buffer::OutOfMemory;
+use crate::cpu::buffer::{Buffer, OutOfMemory};
 use crate::cpu::element::Element;
 use crate::cpu::gemm::Panels;
 use crate::cpu::pool::Pool;
@@ -98,6 +99,23 @@ impl<E: Element> PackedLora<E> {
     }
 }
 
+thread_local! {
+    /// Matrices of all parts together, before they are packed.
+    static ROWS: RefCell<Buffer> = RefCell::default();
+}
+
+/// Calls `then` with `len` zeros.
+fn with_zeros(
+    len: usize,
+    then: impl FnOnce(&mut [f32]) -> Result<(), OutOfMemory>,
+) -> Result<(), OutOfMemory> {
+    ROWS.with_borrow_mut(|rows| {
+        rows.ensure(len)?;
+        rows.fill(0.0);
+        then(rows)
+    })
+}
+
 impl<E: Element> FusedLora<E> {
     fn new(layout: &Layout, layer: usize, fused: Fused) -> Self {
         let slots = layout.fused(layer, fused);
@@ -131,41 +149,46 @@ impl<E: Element> FusedLora<E> {
     }
 
     fn pack_for_forward(&mut self, values: &[f32]) -> Result<(), OutOfMemory> {
-        let (rank, n_in) = (self.rank, self.n_in);
+        let Self {
+            rank, n_in, n_out, ..
+        } = *self;
         if rank == 0 {
             return Ok(());
         }
-        let mut rows = vec![0.0; rank * n_in];
-        for part in &self.parts {
-            let to = &mut rows[part.ranks.start * n_in..part.ranks.end * n_in];
-            for (to, from) in to.iter_mut().zip(&values[part.a_range.clone()]) {
-                *to = from * part.scale;
+        with_zeros(rank * n_in, |rows| {
+            for part in &self.parts {
+                let to = &mut rows[part.ranks.start * n_in..part.ranks.end * n_in];
+                for (to, from) in to.iter_mut().zip(&values[part.a_range.clone()]) {
+                    *to = from * part.scale;
+                }
             }
-        }
-        self.a.pack_weight(&rows, n_in, rank, n_in, 1.0)?;
-        let mut rows = vec![0.0; self.n_out * rank];
-        for part in &self.parts {
-            let b = values[part.b_range.clone()].chunks_exact(part.ranks.len());
-            for (n, from) in b.enumerate() {
-                let row = (part.column + n) * rank;
-                rows[row + part.ranks.start..row + part.ranks.end].copy_from_slice(from);
+            self.a.pack_weight(rows, n_in, rank, n_in, 1.0)
+        })?;
+        with_zeros(n_out * rank, |rows| {
+            for part in &self.parts {
+                let b = values[part.b_range.clone()].chunks_exact(part.ranks.len());
+                for (n, from) in b.enumerate() {
+                    let row = (part.column + n) * rank;
+                    rows[row + part.ranks.start..row + part.ranks.end].copy_from_slice(from);
+                }
             }
-        }
-        self.b.pack_weight(&rows, rank, self.n_out, rank, 1.0)
+            self.b.pack_weight(rows, rank, n_out, rank, 1.0)
+        })
     }
 
     fn pack_for_backward(&mut self, values: &[f32]) -> Result<(), OutOfMemory> {
-        let (rank, n_in) = (self.rank, self.n_in);
+        let Self { rank, n_in, .. } = *self;
         if rank == 0 {
             return Ok(());
         }
-        let mut rows = vec![0.0; rank * n_in];
-        for part in &mut self.parts {
-            rows[part.ranks.start * n_in..part.ranks.end * n_in]
-                .copy_from_slice(&values[part.a_range.clone()]);
-            let (b, r) = (&values[part.b_range.clone()], part.ranks.len());
-            part.b_turned.pack_rows(b, r, part.n_out, r, part.scale)?;
-        }
-        self.a_turned.pack_rows(&rows, n_in, rank, n_in, 1.0)
+        with_zeros(rank * n_in, |rows| {
+            for part in &mut self.parts {
+                rows[part.ranks.start * n_in..part.ranks.end * n_in]
+                    .copy_from_slice(&values[part.a_range.clone()]);
+                let (b, r) = (&values[part.b_range.clone()], part.ranks.len());
+                part.b_turned.pack_rows(b, r, part.n_out, r, part.scale)?;
+            }
+            self.a_turned.pack_rows(rows, n_in, rank, n_in, 1.0)
+        })
     }
 }

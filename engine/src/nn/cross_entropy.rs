@@ -59,15 +59,16 @@ pub(crate) fn losses_and_gradient<E: Element>(
     let (depth, vocab) = (head.n_in(), head.n_out());
     let stride = vocab.next_multiple_of(E::PER_WORD);
     let ChunkScratch { logits, d_logits } = scratch;
-    chunks(pool, head, x, targets, logits, |first, logits, lse| {
-        let n_rows = lse.len();
+    chunks(pool, head, x, targets, logits, |first, weights, sums| {
+        let n_rows = sums.len();
         d_logits.ensure(n_rows * stride)?;
         pool.for_rows(n_rows, (&mut *d_logits, stride), |rows, d_logits| {
             for (row, d_logits) in rows.zip(d_logits.chunks_exact_mut(stride)) {
-                let logits = &logits[row * vocab..(row + 1) * vocab];
-                gradient_row(logits, lse[row], scale, d_logits);
+                let weights = &weights[row * vocab..(row + 1) * vocab];
+                let factor = scale / sums[row].total;
+                scale_row(weights, factor, d_logits);
                 let target = targets[first + row] as usize;
-                d_logits[target] = E::from_f32((exp(logits[target] - lse[row]) - 1.0) * scale);
+                d_logits[target] = E::from_f32(weights[target] * factor - scale);
                 d_logits[vocab..].fill(E::default());
             }
         });
@@ -109,20 +110,30 @@ pub(crate) fn logits<'a, E: Element>(
     Ok(&mut scratch.logits)
 }
 
-/// Calls `then` with (first row, logits, log-sum-exp of each row) for every chunk.
+/// What one row of logits comes to.
+#[derive(Clone, Copy, Default)]
+struct RowSums {
+    /// log p(target)
+    logprob: f32,
+    is_correct: bool,
+    /// Σ e^(logit − largest)
+    total: f32,
+}
+
+/// Calls `then` with (first row, e^(logit − largest of its row), the sums of each row) for every chunk.
 fn chunks<E: Element>(
     pool: &Pool,
     head: &Weight,
     x: &[E],
     targets: &[u32],
     logits: &mut Buffer<f32>,
-    mut then: impl FnMut(usize, &[f32], &[f32]) -> Result<(), OutOfMemory>,
+    mut then: impl FnMut(usize, &[f32], &[RowSums]) -> Result<(), OutOfMemory>,
 ) -> Result<RowLosses, OutOfMemory> {
     let (depth, vocab) = (head.n_in(), head.n_out());
     let rows_per_chunk = (CHUNK_VALUES / vocab).clamp(1, targets.len().max(1));
     logits.ensure(rows_per_chunk * vocab)?;
     let mut result = RowLosses::default();
-    let (mut lse, mut correct) = (vec![0.0; rows_per_chunk], vec![0.0; rows_per_chunk]);
+    let mut sums = vec![RowSums::default(); rows_per_chunk];
     for first in (0..targets.len()).step_by(rows_per_chunk) {
         let targets = &targets[first..targets.len().min(first + rows_per_chunk)];
         let n = targets.len();
@@ -136,39 +147,46 @@ fn chunks<E: Element>(
             &[],
             Out::SetSums(logits),
         );
-        let logits = &logits[..n * vocab];
-        pool.for_rows_of_two(n, (&mut lse, 1), (&mut correct, 1), |rows, lse, correct| {
-            for ((row, lse), correct) in rows.zip(lse).zip(correct) {
-                let logits = &logits[row * vocab..(row + 1) * vocab];
-                let top;
-                (*lse, top) = log_sum_exp(logits);
-                *correct = f32::from(logits[targets[row] as usize] == top);
-            }
-        });
-        for (row, &target) in targets.iter().enumerate() {
-            result
-                .logprobs
-                .push(logits[row * vocab + target as usize] - lse[row]);
-            result.n_correct += correct[row] as u64;
-        }
-        then(first, logits, &lse[..n])?;
+        let logits = &mut logits[..n * vocab];
+        pool.for_rows_of_two(
+            n,
+            (&mut *logits, vocab),
+            (&mut sums, 1),
+            |rows, logits, sums| {
+                for ((row, logits), sums) in rows.zip(logits.chunks_exact_mut(vocab)).zip(sums) {
+                    let target = logits[targets[row] as usize];
+                    let (top, total) = exponentials(logits);
+                    *sums = RowSums {
+                        logprob: target - (top + total.ln()),
+                        is_correct: target == top,
+                        total,
+                    };
+                }
+            },
+        );
+        let sums = &sums[..n];
+        result.logprobs.extend(sums.iter().map(|row| row.logprob));
+        result.n_correct += sums.iter().filter(|row| row.is_correct).count() as u64;
+        then(first, logits, sums)?;
     }
     Ok(result)
 }
 
 vectorized! {
-    /// log Σ e^logit, and the largest logit.
-    pub(crate) fn log_sum_exp(logits: &[f32]) -> (f32, f32) {
+    /// Logits become e^(logit − largest); returns the largest, and the sum of what they became.
+    fn exponentials(logits: &mut [f32]) -> (f32, f32) {
         let top = max(logits);
-        (top + sum(logits.len(), |j| exp(logits[j] - top)).ln(), top)
+        for x in logits.iter_mut() {
+            *x = exp(*x - top);
+        }
+        (top, sum(logits, |x| x))
     }
 }
 
 vectorized! {
-    /// `scale` times the probabilities.
-    fn gradient_row[E](logits: &[f32], lse: f32, scale: f32, d_logits: &mut [E]) {
-        for (d, x) in d_logits.iter_mut().zip(logits) {
-            *d = E::from_f32(exp(x - lse) * scale);
+    fn scale_row[E](weights: &[f32], factor: f32, d_logits: &mut [E]) {
+        for (d, x) in d_logits.iter_mut().zip(weights) {
+            *d = E::from_f32(x * factor);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::cpu::element::Element;
 use crate::cpu::pool::Pool;
-use crate::cpu::simd::{sum, vectorized};
+use crate::cpu::simd::{sum, sum_of_three, vectorized};
 
 /// Scales each row of `x` to unit root mean square, then by `weight`; `rstd` keeps each row's factor for the backward.
 /// Shapes: `x` and `y` (T, D), `weight` (D), `rstd` (T).
@@ -42,7 +42,7 @@ pub(crate) fn recompute<E: Element>(
 
 vectorized! {
     fn mean_square(x: &[f32]) -> f32 {
-        sum(x.len(), |j| x[j] * x[j]) / x.len() as f32
+        sum(x, |x| x * x) / x.len() as f32
     }
 }
 
@@ -77,7 +77,7 @@ vectorized! {
     fn backward_row[E](dy: &[E], x: &[f32], weight: &[f32], r: f32, dx: &mut [f32]) {
         let width = weight.len();
         let (dy, x) = (&dy[..width], &x[..width]);
-        let c = sum(width, |j| dy[j].to_f32() * weight[j] * x[j]) * r * r * r / width as f32;
+        let c = sum_of_three(dy, weight, x, |dy, w, x| dy.to_f32() * w * x) * r * r * r / width as f32;
         for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(weight) {
             *dx += r * dy.to_f32() * w - c * x;
         }

@@ -149,7 +149,7 @@ fn high(word: u32) -> u32 {
 }
 
 /// Writes the kernels of a level. The module it is used in has, as functions with the attribute's features: a vector type `V` of
-/// `LANES` f32, `zero`, `load`, `store`, `splat` (of a word's bits), `mul_add`, `add`, `low` and `high` (of every word), and `dot`
+/// `LANES` f32, `zero`, `load`, `store`, `store_rounded` (to bf16), `splat` (of a word's bits), `mul_add`, `add`, `low` and `high` (of every word), and `dot`
 /// for pairs of bf16, which is used where `HAS_DOT`.
 macro_rules! kernels {
     ($(#[$attribute:meta])* $([$rows:literal x $panels:literal])*) => {
@@ -219,39 +219,47 @@ macro_rules! kernels {
                         }
                     }
                 }
-                for (i, sums) in sums.iter().enumerate() {
-                    put(t, i, sums);
+                if t.n_columns < VECTORS * LANES {
+                    for (i, sums) in sums.iter().enumerate() {
+                        put_part(t, i, sums);
+                    }
+                    return;
+                }
+                match t.target {
+                    Target::Set(c) => {
+                        for (i, sums) in sums.iter().enumerate() {
+                            for (v, &sum) in sums.iter().enumerate() {
+                                store(c.add(i * t.row + v * LANES), sum);
+                            }
+                        }
+                    }
+                    Target::Add(c) => {
+                        for (i, sums) in sums.iter().enumerate() {
+                            for (v, &sum) in sums.iter().enumerate() {
+                                let at = c.add(i * t.row + v * LANES);
+                                store(at, add(load(at), sum));
+                            }
+                        }
+                    }
+                    Target::Round(c) => {
+                        for (i, sums) in sums.iter().enumerate() {
+                            for (v, &sum) in sums.iter().enumerate() {
+                                store_rounded(c.add(i * t.row + v * LANES).cast(), sum);
+                            }
+                        }
+                    }
                 }
             }
         }
 
-        /// Hands row `i` of the tile to its target.
+        /// Hands the columns that are there of row `i` to the target.
         ///
         /// # Safety
         /// As for `Kernel::run`.
         $(#[$attribute])*
-        #[inline]
-        unsafe fn put<const VECTORS: usize>(t: &Tile, i: usize, sums: &[V; VECTORS]) {
+        unsafe fn put_part<const VECTORS: usize>(t: &Tile, i: usize, sums: &[V; VECTORS]) {
             // SAFETY: promised by the caller.
             unsafe {
-                if t.n_columns == VECTORS * LANES {
-                    for (v, &sum) in sums.iter().enumerate() {
-                        let at = i * t.row + v * LANES;
-                        match t.target {
-                            Target::Set(c) => store(c.add(at), sum),
-                            Target::Add(c) => store(c.add(at), add(load(c.add(at)), sum)),
-                            Target::Round(c) => {
-                                let mut lanes = [0.0f32; LANES];
-                                store(lanes.as_mut_ptr(), sum);
-                                let to = c.add(at).cast::<u16>();
-                                for (j, x) in lanes.into_iter().enumerate() {
-                                    *to.add(j) = round(x);
-                                }
-                            }
-                        }
-                    }
-                    return;
-                }
                 let mut row = [[0.0f32; LANES]; VECTORS];
                 for (to, &sum) in row.iter_mut().zip(sums) {
                     store(to.as_mut_ptr(), sum);
@@ -308,6 +316,20 @@ macro_rules! avx512_vectors {
         unsafe fn store(to: *mut f32, x: V) {
             // SAFETY: promised by the caller.
             unsafe { _mm512_storeu_ps(to, x) }
+        }
+
+        /// As `element::round`, sixteen at once.
+        #[target_feature(enable = "avx512f")]
+        #[inline]
+        unsafe fn store_rounded(to: *mut u16, x: V) {
+            let bits = _mm512_castps_si512(x);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let nearest = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+            let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+            let bits = _mm512_mask_or_epi32(nearest, is_nan, bits, _mm512_set1_epi32(0x40_0000));
+            let halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(bits));
+            // SAFETY: promised by the caller.
+            unsafe { _mm256_storeu_si256(to.cast(), halves) }
         }
 
         #[target_feature(enable = "avx512f")]
@@ -423,6 +445,19 @@ mod avx2 {
 
     #[target_feature(enable = "avx2,fma")]
     #[inline]
+    unsafe fn store_rounded(to: *mut u16, x: V) {
+        let mut lanes = [0.0f32; LANES];
+        // SAFETY: promised by the caller.
+        unsafe {
+            store(lanes.as_mut_ptr(), x);
+            for (j, x) in lanes.into_iter().enumerate() {
+                *to.add(j) = round(x);
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
     fn splat(word: u32) -> V {
         _mm256_castsi256_ps(_mm256_set1_epi32(word as i32))
     }
@@ -489,6 +524,18 @@ mod neon {
     }
 
     #[inline]
+    unsafe fn store_rounded(to: *mut u16, x: V) {
+        let mut lanes = [0.0f32; LANES];
+        // SAFETY: promised by the caller.
+        unsafe {
+            store(lanes.as_mut_ptr(), x);
+            for (j, x) in lanes.into_iter().enumerate() {
+                *to.add(j) = round(x);
+            }
+        }
+    }
+
+    #[inline]
     fn splat(word: u32) -> V {
         // SAFETY: every aarch64 processor that Rust knows has these instructions.
         unsafe { vdupq_n_f32(f32::from_bits(word)) }
@@ -547,6 +594,11 @@ mod portable {
     unsafe fn store(to: *mut f32, x: V) {
         // SAFETY: promised by the caller.
         unsafe { *to = x }
+    }
+
+    unsafe fn store_rounded(to: *mut u16, x: V) {
+        // SAFETY: promised by the caller.
+        unsafe { *to = round(x) }
     }
 
     fn splat(word: u32) -> V {

@@ -10,6 +10,7 @@ mod linear;
 mod outer;
 mod pack;
 mod panels;
+mod turn;
 mod weight;
 
 use std::marker::PhantomData;

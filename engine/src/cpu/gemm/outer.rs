@@ -11,8 +11,8 @@ use crate::cpu::pool::{Pool, SharedMut};
 const WIDE_PER_TASK: usize = 6 * PANEL;
 
 thread_local! {
-    /// The part of the wider matrix that this thread has packed last.
-    static PACKED: RefCell<Buffer<u32>> = RefCell::new(Buffer::default());
+    /// The narrower matrix, and the part of the wider one, that this thread has packed last.
+    static PACKED: [RefCell<Buffer<u32>>; 2] = Default::default();
 }
 
 /// C += AᵀB. Shapes: `a` (T, M) with rows `a_stride` apart, `b` (T, N) with rows `b_stride` apart, `c` (M, N); `shape.depth` is T.
@@ -55,7 +55,10 @@ fn add_block<E: Element>(
     let units = depth.div_ceil(E::PER_WORD);
     let a_is_narrow = rows <= columns;
     let n_narrow = rows.min(columns);
-    let mut narrow = vec![0; n_narrow.next_multiple_of(PANEL) * units];
+    let mut narrow = PACKED.with(|[narrow, _]| narrow.take());
+    narrow
+        .ensure(n_narrow.next_multiple_of(PANEL) * units)
+        .expect("memory for a gradient's operand");
     if a_is_narrow {
         pack::rows::<8, E, E>(a, a_stride, depth, rows, 1.0, &mut narrow);
     } else {
@@ -65,7 +68,8 @@ fn add_block<E: Element>(
     pool.run(n_wide.div_ceil(WIDE_PER_TASK), |task| {
         let first = task * WIDE_PER_TASK;
         let n = WIDE_PER_TASK.min(n_wide - first);
-        PACKED.with_borrow_mut(|wide| {
+        PACKED.with(|[_, wide]| {
+            let wide = &mut *wide.borrow_mut();
             wide.ensure(n.next_multiple_of(PANEL) * units)
                 .expect("memory for a block of a gradient's operand");
             let (shape, at, left, right);
@@ -97,6 +101,7 @@ fn add_block<E: Element>(
             };
         });
     });
+    PACKED.with(|[place, _]| place.replace(narrow));
 }
 
 fn shape_of(rows: usize, columns: usize, depth: usize) -> Shape {

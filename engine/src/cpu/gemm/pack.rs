@@ -1,6 +1,6 @@
 //! Owns the reordering of numbers into the words that the kernels read: pairs along the depth where a word holds two.
 
-use super::PANEL;
+use super::{PANEL, turn};
 use crate::cpu::element::Element;
 use crate::cpu::simd::vectorized;
 
@@ -29,16 +29,16 @@ pub(super) fn weight<S: Element, E: Element>(
                     &[]
                 }
             });
-            weight_block::<S, E>(&rows, scale, out);
+            let mut block = [[0; BLOCK]; PANEL];
+            weight_block::<S, E>(&rows, scale, out.len() / PANEL, &mut block);
+            turn::words(&block, out.as_chunks_mut().0);
         }
     }
 }
 
 vectorized! {
-    /// Sixteen rows of W, up to sixteen words of each, → as many rows of sixteen words.
-    fn weight_block[S, E](rows: &[&[S]; PANEL], scale: f32, out: &mut [u32]) {
-        let n_words = out.len() / PANEL;
-        let mut block = [[0u32; BLOCK]; PANEL];
+    /// Sixteen rows of W → up to sixteen words of each.
+    fn weight_block[S, E](rows: &[&[S]; PANEL], scale: f32, n_words: usize, block: &mut [[u32; BLOCK]; PANEL]) {
         for (words, row) in block.iter_mut().zip(rows) {
             let whole = (row.len() / E::PER_WORD).min(n_words);
             for (u, word) in words[..whole].iter_mut().enumerate() {
@@ -47,17 +47,6 @@ vectorized! {
             if whole < n_words && whole * E::PER_WORD < row.len() {
                 words[whole] = E::word(scaled(row[whole * E::PER_WORD], scale), E::default());
             }
-        }
-        turn_words(&block, out);
-    }
-}
-
-/// `out[u][j] = block[j][u]`.
-#[inline(always)]
-fn turn_words(block: &[[u32; BLOCK]; PANEL], out: &mut [u32]) {
-    for (u, out) in out.chunks_exact_mut(PANEL).enumerate() {
-        for j in 0..PANEL {
-            out[j] = block[j][u];
         }
     }
 }
@@ -97,8 +86,64 @@ pub(super) fn rows<const WIDTH: usize, S: Element, E: Element>(
     }
 }
 
+/// One group of `width` columns, of which `n` are there.
+fn group_of_rows<S: Element, E: Element>(
+    b: &[S],
+    stride: usize,
+    depth: usize,
+    n: usize,
+    scale: f32,
+    out: &mut [u32],
+    width: usize,
+) {
+    match (n, width, scale == 1.0) {
+        (16, 16, true) => sixteen_columns::<S, E>(b, stride, depth, out),
+        (8, 8, true) => eight_columns::<S, E>(b, stride, depth, out),
+        _ => part_of_rows::<S, E>(b, stride, depth, n, scale, out, width),
+    }
+}
+
 vectorized! {
-    fn group_of_rows[S, E](b: &[S], stride: usize, depth: usize, n: usize, scale: f32, out: &mut [u32], width: usize) {
+    fn sixteen_columns[S, E](b: &[S], stride: usize, depth: usize, out: &mut [u32]) {
+        columns::<16, S, E>(b, stride, depth, out);
+    }
+}
+
+vectorized! {
+    fn eight_columns[S, E](b: &[S], stride: usize, depth: usize, out: &mut [u32]) {
+        columns::<8, S, E>(b, stride, depth, out);
+    }
+}
+
+/// The usual case, in which every loop over columns has a constant length.
+#[inline(always)]
+fn columns<const N: usize, S: Element, E: Element>(
+    b: &[S],
+    stride: usize,
+    depth: usize,
+    out: &mut [u32],
+) {
+    let zeros = [S::default(); N];
+    for (u, out) in out.as_chunks_mut::<N>().0.iter_mut().enumerate() {
+        let row = u * E::PER_WORD;
+        let first: &[S; N] = b[row * stride..]
+            .first_chunk()
+            .expect("a row has all its columns — a bug in the caller");
+        let second = if row + E::PER_WORD > depth {
+            &zeros
+        } else {
+            b[(row + E::PER_WORD - 1) * stride..]
+                .first_chunk()
+                .expect("as above")
+        };
+        for j in 0..N {
+            out[j] = E::word(E::from_element(first[j]), E::from_element(second[j]));
+        }
+    }
+}
+
+vectorized! {
+    fn part_of_rows[S, E](b: &[S], stride: usize, depth: usize, n: usize, scale: f32, out: &mut [u32], width: usize) {
         let n_pairs = depth / E::PER_WORD;
         for (u, out) in out.chunks_exact_mut(width).enumerate() {
             let first = &b[u * E::PER_WORD * stride..][..n];
@@ -123,8 +168,12 @@ type PanelRows<S> = [[S; PANEL]; PANEL];
 
 /// Part of panels for X·Wᵀ turned into a panel for dY·W: sixteen rows of W from `words` (sixteen columns of W, as words of `S`),
 /// of which `n` are there, → `out`, (8 or 16 units, 16).
-pub(super) fn turn<S: Element, E: Element>(words: &[u32], n: usize, out: &mut [u32]) {
-    turn_block::<S, E>(words, n, out);
+pub(super) fn turn_part<S: Element, E: Element>(words: &[u32], n: usize, out: &mut [u32]) {
+    let pairs = S::PER_WORD == 2 && E::PER_WORD == 2;
+    match (words.as_array(), out.as_mut_array()) {
+        (Some(words), Some(out)) if pairs => turn::pairs(words, out),
+        _ => turn_block::<S, E>(words, n, out),
+    }
 }
 
 vectorized! {

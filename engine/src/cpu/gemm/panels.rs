@@ -147,7 +147,7 @@ impl<E: Element> Panels<E> {
                 let row = rows.start + block * PANEL;
                 let n = PANEL.min(rows.end - row);
                 let words = self.block(&(row..row + n), &(first..last)).next();
-                pack::turn::<E, F>(words.expect("a block has a panel — a bug above"), n, out);
+                pack::turn_part::<E, F>(words.expect("a block has a panel — a bug above"), n, out);
             }
         }
     }

@@ -9,7 +9,7 @@ use crate::cpu::gemm::{
     Left, Right, Shape, Write, matmul_at, matmul_here, pack_left, pack_rows_into, panels_len,
 };
 use crate::cpu::pool::{Pool, SharedMut};
-use crate::cpu::simd::{exp, sum, vectorized};
+use crate::cpu::simd::{LANES, exp, sum_of_two, vectorized};
 
 /// What the forward read and wrote.
 #[derive(Clone, Copy)]
@@ -134,18 +134,35 @@ fn add_up_groups<E: Element>(
                     (d_keys, heads.key_column(kv)),
                     (d_values, heads.value_column(kv)),
                 ] {
-                    let of_head =
-                        |head: usize| &from[(head * n_rows + row) * head_dim..][..head_dim];
-                    for (j, to) in d_qkv[column..column + head_dim].iter_mut().enumerate() {
-                        let sum: f32 = (kv * group..(kv + 1) * group)
-                            .map(|head| of_head(head)[j])
-                            .sum();
-                        *to = E::from_f32(sum);
-                    }
+                    let first = (kv * group * n_rows + row) * head_dim;
+                    let last = first + (group - 1) * n_rows * head_dim;
+                    let from = &from[first..last + head_dim];
+                    add_up(
+                        from,
+                        n_rows * head_dim,
+                        &mut d_qkv[column..column + head_dim],
+                    );
                 }
             }
         }
     });
+}
+
+vectorized! {
+    /// The sum of what stands `stride` apart in `from`, to its end.
+    fn add_up[E](from: &[f32], stride: usize, to: &mut [E]) {
+        for (to, first) in to.chunks_mut(LANES).zip((0..).step_by(LANES)) {
+            let mut sums = [0.0f32; LANES];
+            for from in from[first..].chunks(stride) {
+                for (sum, x) in sums[..to.len()].iter_mut().zip(from) {
+                    *sum += x;
+                }
+            }
+            for (to, sum) in to.iter_mut().zip(sums) {
+                *to = E::from_f32(sum);
+            }
+        }
+    }
 }
 
 /// One document and query head.
@@ -280,8 +297,7 @@ impl<E: Element> HeadBackward<'_, E> {
 
 vectorized! {
     fn dot[E](a: &[E], b: &[E]) -> f32 {
-        let b = &b[..a.len()];
-        sum(a.len(), |i| a[i].to_f32() * b[i].to_f32())
+        sum_of_two(a, b, |a, b| a.to_f32() * b.to_f32())
     }
 }
 

@@ -179,7 +179,7 @@ vectorized! {
         for x in scores.iter_mut() {
             *x = exp(x.mul_add(scale, -top));
         }
-        let total = sum(scores.len(), |j| scores[j]);
+        let total = sum(scores, |x| x);
         let inverse = 1.0 / total;
         for (p, x) in p.iter_mut().zip(scores) {
             *p = E::from_f32(*x * inverse);

@@ -14,6 +14,7 @@ use crate::cpu::gemm::{PANEL, Panels, Weight};
 use crate::cpu::pool::Pool;
 use crate::lora::Fused;
 use crate::nn::rope::Rope;
+use crate::quant::{Kind, QuantError, Quantized};
 
 /// Why a model folder cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -37,8 +38,20 @@ pub enum LoadError {
     },
     #[error("tensor {name} is {found:?}; F32, BF16 and F16 can be read")]
     WrongDtype { name: String, found: Dtype },
+    #[error("tensor {name}: {source}")]
+    Quantize { name: String, source: QuantError },
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
+}
+
+/// How the frozen linears of the blocks are kept in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BaseWeights {
+    /// bf16 as bf16, all else as f32: exactly what the files say.
+    #[default]
+    AsStored,
+    /// In few bits; each product unpacks what it multiplies with. Training on such a base is QLoRA (arXiv:2305.14314).
+    Quantized(Kind),
 }
 
 /// A frozen model: one copy serves training and generation.
@@ -78,10 +91,16 @@ impl BaseModel {
     /// Reads `config.json` and `model.safetensors`, or the shards that `model.safetensors.index.json` names.
     /// Errors: as [`LoadError`] says; nothing is kept.
     pub fn load(dir: &Path, pool: &Pool) -> Result<Self, LoadError> {
+        Self::load_as(dir, BaseWeights::AsStored, pool)
+    }
+
+    /// As [`Self::load`], with the linears of the blocks kept as `weights` says; embeddings, norms and head stay as they are.
+    /// Errors: as [`LoadError`] says; nothing is kept.
+    pub fn load_as(dir: &Path, weights: BaseWeights, pool: &Pool) -> Result<Self, LoadError> {
         let config = ModelConfig::from_dir(dir)?;
         let files = map_files(dir)?;
         let tensors = Tensors::parse(&files)?;
-        Self::from_tensors(config, &tensors, pool)
+        Self::from_tensors(config, &tensors, weights, pool)
     }
 
     /// The model's shape.
@@ -101,9 +120,14 @@ impl BaseModel {
     fn from_tensors(
         config: ModelConfig,
         tensors: &Tensors<'_>,
+        weights: BaseWeights,
         pool: &Pool,
     ) -> Result<Self, LoadError> {
-        let reader = Reader { tensors, pool };
+        let reader = Reader {
+            tensors,
+            weights,
+            pool,
+        };
         let (hidden, vocab) = (config.hidden_size, config.vocab_size);
         let embed_tokens =
             reader.matrix(&[("model.embed_tokens.weight".to_owned(), vocab)], hidden)?;
@@ -156,6 +180,7 @@ impl Layer {
 /// Reads named tensors into the engine's layout.
 struct Reader<'a> {
     tensors: &'a Tensors<'a>,
+    weights: BaseWeights,
     pool: &'a Pool,
 }
 
@@ -184,7 +209,10 @@ impl Reader<'_> {
             .iter()
             .map(|(name, n)| (format!("{name}.weight"), *n))
             .collect();
-        let weight = self.matrix(&weights, depth)?;
+        let weight = match self.weights {
+            BaseWeights::AsStored => self.matrix(&weights, depth)?,
+            BaseWeights::Quantized(kind) => self.quantized(&weights, depth, kind)?,
+        };
         let mut bias = None;
         let mut first = 0;
         for (name, n) in modules {
@@ -227,6 +255,26 @@ impl Reader<'_> {
             widen(dtype, rows[n], row)
         })?;
         Ok(Weight::F32(panels))
+    }
+
+    /// As [`Self::matrix`], each matrix quantised by itself.
+    fn quantized(
+        &self,
+        parts: &[(String, usize)],
+        depth: usize,
+        kind: Kind,
+    ) -> Result<Weight, LoadError> {
+        let quantize = |(name, n): &(String, usize)| {
+            let view = self.tensors.get(name, &[*n, depth])?;
+            let mut values = vec![0.0; n * depth];
+            widen(view.dtype(), view.data(), &mut values);
+            Quantized::quantize(kind, *n, depth, &values).map_err(|source| LoadError::Quantize {
+                name: name.clone(),
+                source,
+            })
+        };
+        let parts = parts.iter().map(quantize).collect::<Result<_, _>>()?;
+        Ok(Weight::Quantized(parts))
     }
 
     fn vector(&self, name: &str, n: usize) -> Result<Vec<f32>, LoadError> {

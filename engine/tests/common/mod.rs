@@ -133,12 +133,18 @@ impl Tiny {
     }
 
     pub fn write(&self, dir: &Path) {
+        self.write_changed(dir, |_, _, _| ());
+    }
+
+    /// As `write`, after `change` had each tensor: its name, shape and values.
+    pub fn write_changed(&self, dir: &Path, change: impl Fn(&str, &[usize], &mut [f32])) {
         std::fs::write(dir.join("config.json"), self.config_json()).unwrap();
         let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = self
             .tensors()
             .into_iter()
             .map(|(name, shape)| {
-                let values = self.values(&name, shape.iter().product());
+                let mut values = self.values(&name, shape.iter().product());
+                change(&name, &shape, &mut values);
                 (
                     name,
                     shape,

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::kernel::{Dot, Kernel, Target};
+use super::weight::Unpacked;
 use super::{
     DEPTH_BLOCK, GROUP, Left, Operands, PANEL, Panels, Right, Side, Strip, Weight, rounded, summed,
 };
@@ -40,7 +41,7 @@ enum SharedOut<E> {
 
 thread_local! {
     /// The block of a weight that this thread has unpacked last, and the sums of the blocks before.
-    static SCRATCH: RefCell<(Buffer<u32>, Buffer<f32>)> = RefCell::new((Buffer::default(), Buffer::default()));
+    static SCRATCH: RefCell<(Unpacked, Buffer<f32>)> = RefCell::default();
 }
 
 /// Y = X·W (+ bias) + H·Q, W being `side` of `weight`. Shapes: `x` (T, depth), result (T, columns), `bias` (columns, rounded up to whole

@@ -8,6 +8,7 @@ use super::kernel::Dot;
 use super::{PANEL, Panels, pack};
 use crate::cpu::buffer::Buffer;
 use crate::cpu::element::{Element, Precision};
+use crate::quant::Quantized;
 
 /// Which product a weight W (N, K) is the right operand of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +23,16 @@ pub(crate) enum Side {
 pub(crate) enum Weight {
     F32(Panels<f32>),
     Bf16(Panels<bf16>),
+    /// Matrices below each other, all with K columns; every block of them is unpacked for the product at hand.
+    Quantized(Vec<Quantized>),
+}
+
+/// Memory that a thread unpacks blocks in.
+#[derive(Default)]
+pub(super) struct Unpacked {
+    words: Buffer<u32>,
+    /// Rows of quantised values on their way into `words`.
+    rows: Buffer<f32>,
 }
 
 /// Panels of a part of a weight.
@@ -38,6 +49,7 @@ impl Weight {
         match self {
             Weight::F32(panels) => panels.columns(),
             Weight::Bf16(panels) => panels.columns(),
+            Weight::Quantized(parts) => parts.iter().map(Quantized::rows).sum(),
         }
     }
 
@@ -46,6 +58,7 @@ impl Weight {
         match self {
             Weight::F32(panels) => panels.depth(),
             Weight::Bf16(panels) => panels.depth(),
+            Weight::Quantized(parts) => parts.first().map_or(0, Quantized::columns),
         }
     }
 
@@ -59,6 +72,7 @@ impl Weight {
         match self {
             Weight::F32(panels) => panels.copy_weight_row(n, to),
             Weight::Bf16(panels) => panels.copy_weight_row(n, to),
+            Weight::Quantized(parts) => dequantize(parts, n..n + 1, 0..to.len(), to),
         }
     }
 
@@ -76,7 +90,7 @@ impl Weight {
         side: Side,
         columns: Range<usize>,
         depth: Range<usize>,
-        scratch: &'a mut Buffer<u32>,
+        Unpacked { words, rows }: &'a mut Unpacked,
     ) -> Block<'a> {
         match (self, side, E::PRECISION) {
             (Weight::F32(panels), Side::Forward, Precision::Fp32) => {
@@ -90,7 +104,7 @@ impl Weight {
             }
             (Weight::F32(panels), Side::Forward, Precision::Bf16) => {
                 let panel = PANEL * depth.len().div_ceil(2);
-                let scratch = room(scratch, &columns, panel);
+                let scratch = room(words, &columns, panel);
                 for (from, to) in panels
                     .block(&columns, &depth)
                     .zip(scratch.chunks_exact_mut(panel))
@@ -99,16 +113,53 @@ impl Weight {
                 }
                 unpacked::<E>(scratch, panel)
             }
-            (_, Side::Turned, _) => {
+            (_, side, _) => {
                 let panel = PANEL * depth.len().div_ceil(E::PER_WORD);
-                let scratch = room(scratch, &columns, panel);
-                match self {
-                    Weight::F32(panels) => panels.turn::<E>(depth, columns, scratch),
-                    Weight::Bf16(panels) => panels.turn::<E>(depth, columns, scratch),
+                let scratch = room(words, &columns, panel);
+                match (self, side) {
+                    (Weight::F32(panels), _) => panels.turn::<E>(depth, columns, scratch),
+                    (Weight::Bf16(panels), _) => panels.turn::<E>(depth, columns, scratch),
+                    (Weight::Quantized(parts), Side::Forward) => {
+                        let (n, k) = (columns.len(), depth.len());
+                        let values = unquantized(parts, columns, depth, rows);
+                        pack::weight::<f32, E>(values, k, n, k, 1.0, scratch);
+                    }
+                    (Weight::Quantized(parts), Side::Turned) => {
+                        let (n, k) = (depth.len(), columns.len());
+                        let values = unquantized(parts, depth, columns, rows);
+                        pack::rows::<PANEL, f32, E>(values, k, n, k, 1.0, scratch);
+                    }
                 }
                 unpacked::<E>(scratch, panel)
             }
         }
+    }
+}
+
+/// Rows and columns of W, row-major.
+fn unquantized<'a>(
+    parts: &[Quantized],
+    rows: Range<usize>,
+    columns: Range<usize>,
+    values: &'a mut Buffer<f32>,
+) -> &'a [f32] {
+    values
+        .ensure(rows.len() * columns.len())
+        .expect("memory for a block of a weight");
+    dequantize(parts, rows, columns, values);
+    values
+}
+
+fn dequantize(parts: &[Quantized], rows: Range<usize>, columns: Range<usize>, to: &mut [f32]) {
+    let (mut parts, mut first) = (parts.iter(), 0);
+    let mut part = parts.next();
+    for (row, to) in rows.zip(to.chunks_exact_mut(columns.len())) {
+        while let Some(above) = part.filter(|part| row >= first + part.rows()) {
+            first += above.rows();
+            part = parts.next();
+        }
+        let part = part.expect("the row is one of the matrices' — a bug in the caller");
+        part.dequantize(row - first, columns.clone(), to);
     }
 }
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Makes the golden fixtures from transformers and PEFT: make_fixtures.py [text] [tiny] [smollm2] [quant] (default: all).
+"""Makes the golden fixtures from transformers and PEFT: make_fixtures.py [text] [tiny] [tiny_NAME] [smollm2] [quant] (default: all).
 
 text     text/tests/fixtures: chat templates and token ids
-tiny     engine/tests/fixtures/tiny_*: tiny random models, adapters, logits, gradients, losses, generations
+tiny     engine/tests/fixtures/tiny_*: tiny random models, adapters, logits, gradients, losses, generations; or one by its name
 smollm2  engine/tests/fixtures/smollm2: slices of the same for the real SmolLM2-135M-Instruct
 quant    engine/tests/fixtures/quant: weights as bitsandbytes and gguf quantise them
 
@@ -21,22 +21,26 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 def main():
     parts = sys.argv[1:] or ["text", "tiny", "smollm2", "quant"]
-    unknown = set(parts) - {"text", "tiny", "smollm2", "quant"}
+    from tiny_models import TINY
+
+    tiny = [name for name in TINY if name in parts or "tiny" in parts]
+    unknown = set(parts) - {"text", "tiny", "smollm2", "quant", *TINY}
     if unknown:
-        sys.exit(f"unknown part {sorted(unknown)}; known: text, tiny, smollm2, quant")
+        sys.exit(f"unknown part {sorted(unknown)}; known: text, tiny, smollm2, quant, {', '.join(TINY)}")
     cache = os.environ.get("LUTHIER_TEST_CACHE", os.path.join(ROOT, "target", "test-cache"))
     if "text" in parts:
         import text_fixtures
 
         text_fixtures.make(os.path.join(ROOT, "text", "tests", "fixtures"), cache)
-    if "tiny" in parts:
+    if tiny:
         import engine_fixtures
 
-        engine_fixtures.make_tiny(os.path.join(ROOT, "engine", "tests", "fixtures"))
+        for name in tiny:
+            engine_fixtures.make(os.path.join(ROOT, "engine", "tests", "fixtures"), name)
     if "smollm2" in parts:
-        import engine_fixtures
+        import smollm2_fixtures
 
-        engine_fixtures.make_smollm2(os.path.join(ROOT, "engine", "tests", "fixtures"), cache)
+        smollm2_fixtures.make(os.path.join(ROOT, "engine", "tests", "fixtures"), cache)
     if "quant" in parts:
         import quant_fixtures
 

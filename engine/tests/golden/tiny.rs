@@ -1,4 +1,4 @@
-//! Three tiny random models, compared in full.
+//! Tiny random models, compared in full.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,7 +12,12 @@ use serde::Deserialize;
 
 use crate::support::*;
 
-const MODELS: [&str; 3] = ["tiny_llama_tied", "tiny_llama_untied", "tiny_qwen2"];
+const MODELS: [&str; 4] = [
+    "tiny_llama_tied",
+    "tiny_llama_untied",
+    "tiny_llama3",
+    "tiny_qwen2",
+];
 
 #[derive(Deserialize)]
 struct Nothing {}

@@ -1,6 +1,7 @@
 """PyTorch + PEFT training steps on request: prints `{"ready": ...}`, then one JSON line for each line `step` on standard input.
 
-The model has random weights of the given shape; every token is a label. Eager mode, SDPA attention, torch.optim.AdamW.
+The model has random weights of the given shape; every token is a label. SDPA attention, torch.optim.AdamW. Modes: eager; compile
+(torch.compile); packed (the batch's documents end to end in one row, positions restarting with each).
 """
 
 import argparse
@@ -11,7 +12,11 @@ import sys
 import time
 
 # hidden, layers, heads, key-value heads, feed-forward, vocabulary; the same table stands in engine/examples/bench_train.rs
-SHAPES = {"10m": (256, 8, 4, 2, 704, 16384), "135m": (576, 30, 9, 3, 1536, 49152)}
+SHAPES = {
+    "10m": (256, 8, 4, 2, 704, 16384),
+    "135m": (576, 30, 9, 3, 1536, 49152),
+    "0.5b": (896, 24, 14, 2, 4864, 151936),
+}
 
 
 def cpu_s():
@@ -28,6 +33,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--dtype", choices=["fp32", "bf16"], required=True)
+    parser.add_argument("--mode", choices=["eager", "compile", "packed"], default="eager")
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--seq", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
@@ -56,9 +62,14 @@ def main():
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.0)
     ids = torch.randint(1, vocab, (args.batch, args.seq))
+    inputs = {"input_ids": ids, "labels": ids}
+    if args.mode == "packed":
+        positions = torch.arange(args.seq).repeat(args.batch)
+        inputs = {"input_ids": ids.reshape(1, -1), "labels": ids.reshape(1, -1), "position_ids": positions[None]}
+    forward = torch.compile(model) if args.mode == "compile" else model
 
     def step():
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss = forward(**inputs, use_cache=False).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -7,7 +7,7 @@ use crate::cpu::pool::Pool;
 use crate::cpu::simd::{exp, max, sum, vectorized};
 
 /// Logits that exist at once: 32 MiB, which a last-level cache can hold.
-const CHUNK_VALUES: usize = 8 << 20;
+pub(crate) const CHUNK_VALUES: usize = 8 << 20;
 
 /// What each row says of its target.
 #[derive(Default)]

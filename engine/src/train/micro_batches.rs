@@ -16,7 +16,7 @@ pub enum Packing {
 }
 
 /// Rows whose activations exist at once; a single longer example gets its own pass. Tokens.
-const MICRO_BATCH_TOKENS: usize = 1024;
+pub(super) const MICRO_BATCH_TOKENS: usize = 1024;
 
 /// The passes of a step. What stands after the last label of an example is left out, as it can change no loss.
 pub(super) fn micro_batches(examples: &[Example], packing: Packing) -> Vec<Batch> {

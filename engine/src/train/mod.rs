@@ -2,6 +2,7 @@
 
 mod micro_batches;
 mod passes;
+mod plan;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::weights::BaseModel;
 pub use micro_batches::Packing;
 use micro_batches::micro_batches;
 use passes::{On, Passes};
+pub use plan::{RunShape, TooLarge, plan_memory, training_bytes};
 
 /// How to train.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,0 +1,161 @@
+//! Owns the choice of a memory level: how much a run of a given shape takes, and the fastest level that fits.
+
+use super::micro_batches::MICRO_BATCH_TOKENS;
+use crate::config::ModelConfig;
+use crate::cpu::element::Precision;
+use crate::lora::Adapter;
+use crate::model::MemoryLevel;
+use crate::nn::cross_entropy::CHUNK_VALUES;
+
+/// The shape of a run: what its memory depends on besides the base's weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunShape {
+    pub precision: Precision,
+    /// Of the longest example. Tokens.
+    pub longest: usize,
+}
+
+/// No level fits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a training pass of {tokens} tokens needs {needed} bytes even when each block runs twice, and {available} are \
+     available; shorten the examples or free memory"
+)]
+pub struct TooLarge {
+    pub tokens: usize,
+    pub needed: u64,
+    pub available: u64,
+}
+
+/// The first level, fastest first, whose memory is at most `available`. Bytes, beyond what the base's weights take.
+/// Errors: `TooLarge`.
+pub fn plan_memory(
+    model: &ModelConfig,
+    adapter: &Adapter,
+    run: RunShape,
+    available: u64,
+) -> Result<MemoryLevel, TooLarge> {
+    let levels = [
+        MemoryLevel::KeepAll,
+        MemoryLevel::DropGateUp,
+        MemoryLevel::LayerInputs,
+    ];
+    let needed = |level| training_bytes(model, adapter, run, level);
+    let fits = levels.into_iter().find(|&level| needed(level) <= available);
+    fits.ok_or_else(|| TooLarge {
+        tokens: run.longest.max(MICRO_BATCH_TOKENS),
+        needed: needed(MemoryLevel::LayerInputs),
+        available,
+    })
+}
+
+/// What a run takes beside the base's weights, from above: adapter, gradients and moments, the activations that the level keeps, and
+/// what every pass uses in turn. Bytes.
+pub fn training_bytes(
+    model: &ModelConfig,
+    adapter: &Adapter,
+    run: RunShape,
+    level: MemoryLevel,
+) -> u64 {
+    let number = match run.precision {
+        Precision::Fp32 => 4,
+        Precision::Bf16 => 2,
+    };
+    let layers = model.num_hidden_layers as u64;
+    let tokens = run.longest.max(MICRO_BATCH_TOKENS) as u64;
+    let sizes = Sizes::new(model, adapter, number);
+    let kept = match level {
+        MemoryLevel::KeepAll => layers * (sizes.block + sizes.gate_up),
+        MemoryLevel::DropGateUp => layers * sizes.block + sizes.gate_up,
+        MemoryLevel::LayerInputs => sizes.block + sizes.gate_up,
+    };
+    let per_token = (layers + 1) * sizes.stream + kept + sizes.in_turn;
+    let chunk = CHUNK_VALUES as u64 * (4 + number);
+    // Values, gradients and both moments; the kernels read four packed copies, block-diagonal ones up to three times as large.
+    let adapter_bytes = adapter.n_parameters() * (16 + 8 * number);
+    tokens * per_token + chunk + adapter_bytes
+}
+
+/// Bytes for each token.
+struct Sizes {
+    /// The stream, in f32.
+    stream: u64,
+    /// Of one block, without gate and up.
+    block: u64,
+    gate_up: u64,
+    /// Scratch and gradients, which every block uses in turn.
+    in_turn: u64,
+}
+
+impl Sizes {
+    fn new(model: &ModelConfig, adapter: &Adapter, number: u64) -> Self {
+        let (hidden, inner) = (model.hidden_size as u64, model.intermediate_size as u64);
+        let (query, heads) = (model.query_size() as u64, model.num_attention_heads as u64);
+        let qkv = query + 2 * model.key_value_size() as u64;
+        // At most seven linears have ranks of their own.
+        let ranks = 7 * adapter.config().r as u64;
+        let stream = 4 * hidden;
+        let widest = inner.max(query).max(hidden);
+        Self {
+            stream,
+            block: number * (qkv + query + ranks) + stream + 4 * (heads + 2),
+            gate_up: number * 2 * inner,
+            in_turn: number * (2 * hidden + inner + widest + qkv + ranks)
+                + 5 * stream
+                // Gradients of keys and values by query head, and packed keys and values.
+                + 8 * query
+                + 5 * number * qkv,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lora::LoraConfig;
+
+    const SMOLLM2: &str = r#"{"architectures":["LlamaForCausalLM"],"hidden_size":576,"intermediate_size":1536,
+        "num_hidden_layers":30,"num_attention_heads":9,"num_key_value_heads":3,"vocab_size":49152,"rms_norm_eps":1e-5,
+        "max_position_embeddings":8192,"rope_theta":100000.0,"tie_word_embeddings":true}"#;
+
+    fn needed(level: MemoryLevel, precision: Precision, longest: usize) -> u64 {
+        let model = ModelConfig::from_json(SMOLLM2).unwrap();
+        let adapter = Adapter::init(&model, &LoraConfig::all_linear(16, 32.0), 0).unwrap();
+        training_bytes(&model, &adapter, RunShape { precision, longest }, level)
+    }
+
+    #[test]
+    fn the_fastest_level_that_fits_is_chosen() {
+        let model = ModelConfig::from_json(SMOLLM2).unwrap();
+        let adapter = Adapter::init(&model, &LoraConfig::all_linear(16, 32.0), 0).unwrap();
+        let run = RunShape {
+            precision: Precision::Bf16,
+            longest: 4096,
+        };
+        let bytes = |level| training_bytes(&model, &adapter, run, level);
+        for level in [
+            MemoryLevel::KeepAll,
+            MemoryLevel::DropGateUp,
+            MemoryLevel::LayerInputs,
+        ] {
+            assert_eq!(plan_memory(&model, &adapter, run, bytes(level)), Ok(level));
+        }
+        let error = plan_memory(&model, &adapter, run, bytes(MemoryLevel::LayerInputs) - 1);
+        assert_eq!(error.unwrap_err().tokens, 4096);
+    }
+
+    #[test]
+    fn each_level_needs_less_and_bf16_less_than_f32() {
+        let all = needed(MemoryLevel::KeepAll, Precision::Bf16, 4096);
+        let dropped = needed(MemoryLevel::DropGateUp, Precision::Bf16, 4096);
+        let inputs = needed(MemoryLevel::LayerInputs, Precision::Bf16, 4096);
+        assert!(inputs < dropped && dropped < all);
+        // Gate and up of 29 blocks: 2 · 1536 numbers of two bytes for 4096 tokens.
+        assert_eq!(all - dropped, 29 * 4096 * 2 * 1536 * 2);
+        assert!(all < needed(MemoryLevel::KeepAll, Precision::Fp32, 4096));
+        assert_eq!(
+            needed(MemoryLevel::KeepAll, Precision::Bf16, 10),
+            needed(MemoryLevel::KeepAll, Precision::Bf16, 1024)
+        );
+    }
+}

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpu::element::Precision;
 use crate::cpu::simd::Isa;
-use crate::lora::names;
+use crate::lora::{Role, Tensor, named};
 use crate::model::MemoryLevel;
 use crate::train::{TrainConfig, TrainError, Trainer};
 use crate::weights::widen;
@@ -46,20 +46,7 @@ const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
 pub(crate) fn save(trainer: &Trainer) -> Vec<u8> {
     let mut tensors = Vec::new();
     for (suffix, values) in parts(trainer) {
-        for slot in trainer.layout.slots() {
-            let [a, b] = names(slot);
-            let r = trainer.layout.r;
-            tensors.push((
-                format!("{a}{suffix}"),
-                vec![r, slot.n_in],
-                &values[slot.a.clone()],
-            ));
-            tensors.push((
-                format!("{b}{suffix}"),
-                vec![slot.n_out, r],
-                &values[slot.b.clone()],
-            ));
-        }
+        tensors.extend(named(kept(trainer, &suffix), values, &suffix));
     }
     let header = Header {
         format_version: FORMAT_VERSION,
@@ -118,24 +105,20 @@ pub(crate) fn load(trainer: &mut Trainer, bytes: &[u8]) -> Result<(), TrainError
 
 fn read(trainer: &Trainer, tensors: &SafeTensors<'_>, suffix: &str) -> Result<Vec<f32>, String> {
     let mut values = vec![0.0; trainer.layout.n_values()];
-    for slot in trainer.layout.slots() {
-        for (name, range) in names(slot)
-            .into_iter()
-            .zip([slot.a.clone(), slot.b.clone()])
-        {
-            let name = format!("{name}{suffix}");
-            let view = tensors
-                .tensor(&name)
-                .map_err(|_| format!("lacks tensor {name}"))?;
-            if view.dtype() != Dtype::F32 || view.data().len() != range.len() * 4 {
-                return Err(format!(
-                    "has tensor {name} as {:?} {:?}",
-                    view.dtype(),
-                    view.shape()
-                ));
-            }
-            widen(Dtype::F32, view.data(), &mut values[range]);
+    for tensor in kept(trainer, suffix) {
+        let name = format!("{}{suffix}", tensor.name);
+        let view = tensors
+            .tensor(&name)
+            .map_err(|_| format!("lacks tensor {name}"))?;
+        let place = tensor.place.clone();
+        if view.dtype() != Dtype::F32 || view.data().len() != place.len() * 4 {
+            return Err(format!(
+                "has tensor {name} as {:?} {:?}",
+                view.dtype(),
+                view.shape()
+            ));
         }
+        widen(Dtype::F32, view.data(), &mut values[place]);
     }
     Ok(values)
 }
@@ -148,6 +131,13 @@ fn parts(trainer: &Trainer) -> [(String, &[f32]); 3] {
         (first, &trainer.exp_avg),
         (second, &trainer.exp_avg_sq),
     ]
+}
+
+/// The tensors of which there is something under `suffix`: what is not trained has no moments.
+fn kept<'a>(trainer: &'a Trainer, suffix: &str) -> impl Iterator<Item = &'a Tensor> {
+    let is_value = suffix.is_empty();
+    let tensors = trainer.layout.tensors().iter();
+    tensors.filter(move |tensor| is_value || tensor.role == Role::Trained)
 }
 
 /// 64 bits that differ where model, adapter or training configuration do. How much memory is used changes no bit of a result.

@@ -9,7 +9,7 @@ use crate::config::ModelConfig;
 use crate::cpu::buffer::OutOfMemory;
 use crate::cpu::pool::Pool;
 use crate::kv_cache::{KvCache, Span, attend};
-use crate::lora::{Adapter, Layout, PackedLora};
+use crate::lora::{Adapter, PackedLora};
 use crate::model::{Decoder, Keep};
 use crate::nn::attention::Heads;
 pub use crate::sampling::Sampling;
@@ -255,7 +255,7 @@ impl Batcher {
     ) -> Result<Vec<f32>, GenerateError> {
         let config = self.base.config();
         check_tokens(config, tokens).map_err(|error| GenerateError::BadInput(error.to_string()))?;
-        if adapter.is_some_and(|adapter| !fits(config, adapter)) {
+        if adapter.is_some_and(|adapter| !adapter.layout().fits(config)) {
             return Err(GenerateError::BadInput(
                 AdmitError::WrongAdapter.to_string(),
             ));
@@ -431,7 +431,7 @@ fn check_request(
     }
     check_tokens(config, &request.prompt)?;
     match &request.adapter {
-        Some(adapter) if !fits(config, adapter) => Err(AdmitError::WrongAdapter),
+        Some(adapter) if !adapter.layout().fits(config) => Err(AdmitError::WrongAdapter),
         _ => Ok(max_tokens),
     }
 }
@@ -442,8 +442,4 @@ fn check_tokens(config: &ModelConfig, tokens: &[u32]) -> Result<(), AdmitError> 
         Some(&token) => Err(AdmitError::UnknownToken { token, vocab_size }),
         None => Ok(()),
     }
-}
-
-fn fits(config: &ModelConfig, adapter: &Adapter) -> bool {
-    Layout::new(config, adapter.config()).is_ok_and(|layout| layout == **adapter.layout())
 }

@@ -1,5 +1,7 @@
 //! Owns AdamW and the clipping of gradients; knows only flat vectors.
 
+use std::ops::Range;
+
 use crate::cpu::pool::Pool;
 use crate::cpu::simd::vectorized;
 
@@ -11,17 +13,27 @@ const CHUNK: usize = 1 << 16;
 pub(crate) struct AdamW {
     pub betas: (f32, f32),
     pub eps: f32,
+}
+
+/// Values that are updated alike.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Group {
+    pub range: Range<usize>,
+    /// The learning rate's multiple that these values learn at.
+    pub lr_ratio: f32,
     pub weight_decay: f32,
 }
 
 impl AdamW {
-    /// One update in place; `step` counts from 1, `m` and `v` are the moments, gradients are scaled by `grad_scale` first.
+    /// One update in place of what `groups`, in ascending order, hold; the rest stays. `step` counts from 1, `m` and `v`
+    /// are the moments, gradients are scaled by `grad_scale` first.
     /// Source: Loshchilov & Hutter 2019 (arXiv:1711.05101), in the form of torch: decay first, then
     /// θ −= lr/(1−β₁ᵗ) · m / (√v/√(1−β₂ᵗ) + ε).
     #[allow(clippy::too_many_arguments)]
     pub fn update(
         &self,
         pool: &Pool,
+        groups: &[Group],
         learning_rate: f32,
         step: u64,
         grad_scale: f32,
@@ -33,32 +45,52 @@ impl AdamW {
         let (beta1, beta2) = self.betas;
         let correction1 = 1.0 - f64::from(beta1).powi(step as i32);
         let correction2 = 1.0 - f64::from(beta2).powi(step as i32);
-        let step_size = (f64::from(learning_rate) / correction1) as f32;
         let v_scale = (1.0 / correction2.sqrt()) as f32;
-        let keep = 1.0 - learning_rate * self.weight_decay;
-        let eps = self.eps;
-        let tasks = values
-            .chunks_mut(CHUNK)
-            .zip(m.chunks_mut(CHUNK))
-            .zip(v.chunks_mut(CHUNK))
-            .zip(grads.chunks(CHUNK));
-        let tasks: Vec<_> = tasks.map(std::sync::Mutex::new).collect();
+        let rule = |group: &Group| {
+            let learning_rate = learning_rate * group.lr_ratio;
+            Rule {
+                beta1,
+                beta2,
+                step_size: (f64::from(learning_rate) / correction1) as f32,
+                v_scale,
+                keep: 1.0 - learning_rate * group.weight_decay,
+                eps: self.eps,
+                grad_scale,
+            }
+        };
+        let mut tasks = Vec::new();
+        let [mut values, mut m, mut v] = [values, m, v].map(|all| Rest { all, start: 0 });
+        for group in groups {
+            let [values, m, v] = [&mut values, &mut m, &mut v].map(|rest| rest.take(&group.range));
+            let chunks = values
+                .chunks_mut(CHUNK)
+                .zip(m.chunks_mut(CHUNK))
+                .zip(v.chunks_mut(CHUNK))
+                .zip(grads[group.range.clone()].chunks(CHUNK));
+            tasks.extend(chunks.map(|chunk| std::sync::Mutex::new((rule(group), chunk))));
+        }
         pool.run(tasks.len(), |i| {
             let mut task = tasks[i]
                 .lock()
                 .expect("a chunk is updated by one task — a bug in the pool");
-            let (((values, m), v), grads) = &mut *task;
-            let rule = Rule {
-                beta1,
-                beta2,
-                step_size,
-                v_scale,
-                keep,
-                eps,
-                grad_scale,
-            };
-            update_chunk(rule, grads, values, m, v);
+            let (rule, (((values, m), v), grads)) = &mut *task;
+            update_chunk(*rule, grads, values, m, v);
         });
+    }
+}
+
+/// What of a vector was not yet taken.
+struct Rest<'a> {
+    all: &'a mut [f32],
+    start: usize,
+}
+
+impl<'a> Rest<'a> {
+    fn take(&mut self, range: &Range<usize>) -> &'a mut [f32] {
+        let (_, from) = std::mem::take(&mut self.all).split_at_mut(range.start - self.start);
+        let (taken, rest) = from.split_at_mut(range.len());
+        (self.all, self.start) = (rest, range.end);
+        taken
     }
 }
 
@@ -118,9 +150,20 @@ mod tests {
         let optimizer = AdamW {
             betas: (0.9, 0.999),
             eps: 1e-8,
-            weight_decay: 0.01,
         };
         let n = 3 * CHUNK / 2;
+        let group = |range, lr_ratio, weight_decay| Group {
+            range,
+            lr_ratio,
+            weight_decay,
+        };
+        // A hole that stays as it is, and a part that learns faster without decay.
+        let (hole, end) = (100..150, n - 1000);
+        let groups = [
+            group(0..hole.start, 1.0, 0.01),
+            group(hole.end..end, 1.0, 0.01),
+            group(end..n, 4.0, 0.0),
+        ];
         let mut values: Vec<f32> = (0..n).map(|i| (i % 100) as f32 / 50.0 - 1.0).collect();
         let mut exact: Vec<[f64; 3]> = values.iter().map(|&x| [f64::from(x), 0.0, 0.0]).collect();
         let (mut m, mut v) = (vec![0.0; n], vec![0.0; n]);
@@ -128,6 +171,7 @@ mod tests {
             let grads: Vec<f32> = (0..n).map(|i| ((i * t) % 37) as f32 / 18.0 - 1.0).collect();
             optimizer.update(
                 &Pool::new(2),
+                &groups,
                 1e-2,
                 t as u64,
                 0.5,
@@ -136,16 +180,20 @@ mod tests {
                 &mut m,
                 &mut v,
             );
-            for ([x, m, v], g) in exact.iter_mut().zip(&grads) {
+            for (i, ([x, m, v], g)) in exact.iter_mut().zip(&grads).enumerate() {
+                if hole.contains(&i) {
+                    continue;
+                }
+                let (lr, decay) = if i < end { (1e-2, 0.01) } else { (4e-2, 0.0) };
                 let g = f64::from(*g) * 0.5;
-                *x *= 1.0 - 1e-2 * 0.01;
+                *x *= 1.0 - lr * decay;
                 *m = 0.9 * *m + 0.1 * g;
                 *v = 0.999 * *v + 0.001 * g * g;
                 let (c1, c2) = (1.0 - 0.9f64.powi(t as i32), 1.0 - 0.999f64.powi(t as i32));
-                *x -= 1e-2 / c1 * *m / (v.sqrt() / c2.sqrt() + 1e-8);
+                *x -= lr / c1 * *m / (v.sqrt() / c2.sqrt() + 1e-8);
             }
         }
-        // 3e-6: ten f32 updates of 1e-2 on values of 1.
+        // 3e-6: ten f32 updates of up to 4e-2 on values of 1.
         assert!(
             values
                 .iter()

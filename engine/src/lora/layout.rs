@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use crate::config::ModelConfig;
-use crate::lora::{AdapterError, LoraConfig};
+use crate::lora::targets::{Targets, path};
+use crate::lora::{AdapterError, Init, LoraConfig};
 
 /// The linears of a decoder block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +53,7 @@ impl Module {
         format!("{parent}.{}", self.name())
     }
 
-    fn fused(self) -> Fused {
+    pub(crate) fn fused(self) -> Fused {
         match self {
             Module::Q | Module::K | Module::V => Fused::Qkv,
             Module::O => Fused::O,
@@ -62,7 +63,7 @@ impl Module {
     }
 
     /// (in, out)
-    fn sizes(self, model: &ModelConfig) -> (usize, usize) {
+    pub(crate) fn sizes(self, model: &ModelConfig) -> (usize, usize) {
         let (hidden, inner) = (model.hidden_size, model.intermediate_size);
         match self {
             Module::Q => (hidden, model.query_size()),
@@ -71,6 +72,13 @@ impl Module {
             Module::Gate | Module::Up => (hidden, inner),
             Module::Down => (inner, hidden),
         }
+    }
+
+    /// First column of its output within the fused linear's.
+    fn column(self, model: &ModelConfig) -> usize {
+        let before = Module::ALL.into_iter().take_while(|&module| module != self);
+        let beside = before.filter(|module| module.fused() == self.fused());
+        beside.map(|module| module.sizes(model).1).sum()
     }
 }
 
@@ -87,7 +95,7 @@ impl Fused {
     pub const ALL: [Fused; 4] = [Fused::Qkv, Fused::O, Fused::GateUp, Fused::Down];
 }
 
-/// One changed linear.
+/// One change of a linear: s·B·A.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Slot {
     pub layer: usize,
@@ -96,68 +104,125 @@ pub(crate) struct Slot {
     pub n_out: usize,
     /// First column of its output within the fused linear's.
     pub column: usize,
+    pub r: usize,
+    /// The factor s.
+    pub scale: f32,
+    pub role: Role,
     /// Place of A (r, in).
     pub a: Range<usize>,
     /// Place of B (out, r).
     pub b: Range<usize>,
 }
 
+/// What a slot is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    Trained,
+    /// Takes away what the trained slot of the same linear began with, so that the sum began with the base. Never trained.
+    Initial,
+}
+
+impl Slot {
+    /// The path of the linear in Hugging Face's models.
+    pub fn path(&self) -> String {
+        path(self.layer, self.module)
+    }
+}
+
+/// One matrix of an adapter.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Tensor {
+    pub kind: Kind,
+    pub role: Role,
+    /// PEFT's name, where PEFT has it.
+    pub name: String,
+    pub shape: [usize; 2],
+    pub place: Range<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    A,
+    B,
+}
+
 /// Where everything is. The A matrices of a fused linear lie one after the other, so that they are one matrix (R, in).
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Layout {
-    pub r: usize,
-    /// The factor `lora_alpha / r`.
-    pub scale: f32,
     pub n_layers: usize,
     slots: Vec<Slot>,
     /// For each layer and fused linear, its range of `slots`.
     fused: Vec<Range<usize>>,
+    tensors: Vec<Tensor>,
     n_values: usize,
     /// Width of the result of each fused linear.
     n_outs: [usize; 4],
 }
 
 impl Layout {
-    /// Errors: `UnknownModule`, `BadRank`, `NoTargets`.
+    /// Errors: what a configuration can have wrong, on its own and for this model.
     pub fn new(model: &ModelConfig, config: &LoraConfig) -> Result<Self, AdapterError> {
-        let known = |name: &String| Module::ALL.iter().any(|module| module.name() == name);
-        if let Some(name) = config.target_modules.iter().find(|name| !known(name)) {
-            return Err(AdapterError::UnknownModule { name: name.clone() });
-        }
-        if config.target_modules.is_empty() {
-            return Err(AdapterError::NoTargets);
-        }
-        if config.r == 0
-            || config.r > model.hidden_size.min(model.intermediate_size)
-            || !config.lora_alpha.is_finite()
-        {
-            return Err(AdapterError::BadRank {
-                r: config.r,
-                lora_alpha: config.lora_alpha,
-            });
-        }
-        let mut layout = Self {
-            r: config.r,
-            scale: config.scale(),
-            n_layers: model.num_hidden_layers,
-            slots: Vec::new(),
-            fused: Vec::new(),
-            n_values: 0,
-            n_outs: Fused::ALL.map(|fused| {
-                let modules = Module::ALL.into_iter().filter(|m| m.fused() == fused);
-                modules.map(|module| module.sizes(model).1).sum()
-            }),
-        };
+        config.check()?;
+        let targets = Targets::new(config)?;
+        targets.check(model.num_hidden_layers)?;
+        let mut slots = Vec::new();
         for layer in 0..model.num_hidden_layers {
-            for fused in Fused::ALL {
-                layout.push(model, config, layer, fused);
+            for module in Module::ALL {
+                let path = path(layer, module);
+                if targets.contains(layer, &path) {
+                    slots.push(Slot::new(model, config, &targets, layer, module)?);
+                }
             }
         }
-        Ok(layout)
+        if slots.is_empty() {
+            return Err(AdapterError::NoTargets);
+        }
+        if config.init_lora_weights == Init::Pissa {
+            let initial = |slot: &Slot| Slot {
+                role: Role::Initial,
+                ..slot.clone()
+            };
+            slots.extend(slots.iter().map(initial).collect::<Vec<_>>());
+        }
+        let n_outs = Fused::ALL.map(|fused| {
+            let modules = Module::ALL.into_iter().filter(|m| m.fused() == fused);
+            modules.map(|module| module.sizes(model).1).sum()
+        });
+        Ok(Self::place(model.num_hidden_layers, n_outs, slots))
     }
 
+    /// The layout of the plain adapter that a trained slot and its initial one are together: one slot of twice the rank.
+    pub fn folded(&self) -> Self {
+        let twice = |slot: &Slot| Slot {
+            r: 2 * slot.r,
+            ..slot.clone()
+        };
+        let trained = self.slots.iter().filter(|slot| slot.role == Role::Trained);
+        Self::place(self.n_layers, self.n_outs, trained.map(twice).collect())
+    }
+
+    /// Whether the adapter can change a model of this shape.
+    pub fn fits(&self, model: &ModelConfig) -> bool {
+        self.n_layers == model.num_hidden_layers
+            && self.slots.iter().all(|slot| {
+                (slot.n_in, slot.n_out) == slot.module.sizes(model)
+                    && slot.column == slot.module.column(model)
+            })
+    }
+
+    /// In the order of the forward.
     pub fn slots(&self) -> &[Slot] {
         &self.slots
+    }
+
+    /// All matrices: A and B of each slot, in the slots' order.
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.tensors
+    }
+
+    /// The matrices that are trained.
+    pub fn trained(&self) -> impl Iterator<Item = &Tensor> {
+        self.tensors.iter().filter(|t| t.role == Role::Trained)
     }
 
     pub fn n_values(&self) -> usize {
@@ -169,7 +234,7 @@ impl Layout {
         self.n_outs[fused as usize]
     }
 
-    /// The changed linears within a fused one.
+    /// The changes within a fused linear.
     pub fn fused(&self, layer: usize, fused: Fused) -> &[Slot] {
         &self.slots[self.fused[layer * Fused::ALL.len() + fused as usize].clone()]
     }
@@ -184,39 +249,95 @@ impl Layout {
         (i / Fused::ALL.len(), Fused::ALL[i % Fused::ALL.len()])
     }
 
-    fn push(&mut self, model: &ModelConfig, config: &LoraConfig, layer: usize, fused: Fused) {
-        let first = self.slots.len();
-        let mut column = 0;
-        for module in Module::ALL
-            .into_iter()
-            .filter(|module| module.fused() == fused)
-        {
-            let (n_in, n_out) = module.sizes(model);
-            if config
-                .target_modules
-                .iter()
-                .any(|name| name == module.name())
-            {
-                self.slots.push(Slot {
-                    layer,
-                    module,
-                    n_in,
-                    n_out,
-                    column,
-                    a: 0..0,
-                    b: 0..0,
-                });
+    fn place(n_layers: usize, n_outs: [usize; 4], mut slots: Vec<Slot>) -> Self {
+        // A linear's initial slot beside its trained one: their ranks reach the same columns.
+        slots.sort_by_key(|slot| (slot.layer, slot.module as usize));
+        let (mut fused, mut n_values, mut end) = (Vec::new(), 0, 0);
+        let mut take = |n: usize| {
+            n_values += n;
+            n_values - n..n_values
+        };
+        for layer in 0..n_layers {
+            for part in Fused::ALL {
+                let start = end;
+                let is_here = |slot: &Slot| (slot.layer, slot.module.fused()) == (layer, part);
+                end += slots[start..].iter().take_while(|s| is_here(s)).count();
+                for slot in &mut slots[start..end] {
+                    slot.a = take(slot.r * slot.n_in);
+                }
+                for slot in &mut slots[start..end] {
+                    slot.b = take(slot.n_out * slot.r);
+                }
+                fused.push(start..end);
             }
-            column += n_out;
         }
-        for slot in &mut self.slots[first..] {
-            slot.a = self.n_values..self.n_values + config.r * slot.n_in;
-            self.n_values = slot.a.end;
+        Self {
+            n_layers,
+            n_outs,
+            tensors: slots.iter().flat_map(tensors).collect(),
+            slots,
+            fused,
+            n_values,
         }
-        for slot in &mut self.slots[first..] {
-            slot.b = self.n_values..self.n_values + slot.n_out * config.r;
-            self.n_values = slot.b.end;
-        }
-        self.fused.push(first..self.slots.len());
     }
+}
+
+impl Slot {
+    fn new(
+        model: &ModelConfig,
+        config: &LoraConfig,
+        targets: &Targets<'_>,
+        layer: usize,
+        module: Module,
+    ) -> Result<Self, AdapterError> {
+        let (n_in, n_out) = module.sizes(model);
+        let path = path(layer, module);
+        let (r, scale) = (targets.r(&path), targets.scale(&path));
+        // Singular values there are only as many as the smaller side has, and a root of the scale only if it is positive.
+        let (limit, is_good) = match config.init_lora_weights {
+            Init::Pissa => (n_in.min(n_out), scale > 0.0),
+            _ => (model.hidden_size.min(model.intermediate_size), true),
+        };
+        if r == 0 || r > limit || !scale.is_finite() || !is_good {
+            return Err(AdapterError::BadRank {
+                r,
+                limit,
+                scale,
+                path,
+            });
+        }
+        Ok(Self {
+            layer,
+            module,
+            n_in,
+            n_out,
+            column: module.column(model),
+            r,
+            scale,
+            role: Role::Trained,
+            a: 0..0,
+            b: 0..0,
+        })
+    }
+}
+
+fn tensors(slot: &Slot) -> [Tensor; 2] {
+    let prefix = match slot.role {
+        Role::Trained => "",
+        Role::Initial => "initial_",
+    };
+    let tensor = |kind, letter, shape, place: &Range<usize>| Tensor {
+        kind,
+        role: slot.role,
+        name: format!(
+            "base_model.model.{}.{prefix}lora_{letter}.weight",
+            slot.path()
+        ),
+        shape,
+        place: place.clone(),
+    };
+    [
+        tensor(Kind::A, 'A', [slot.r, slot.n_in], &slot.a),
+        tensor(Kind::B, 'B', [slot.n_out, slot.r], &slot.b),
+    ]
 }

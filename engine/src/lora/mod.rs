@@ -1,56 +1,25 @@
-//! Owns low-rank adapters: which linears they change, where each value lies, and PEFT's file format. Knows no optimizer.
-//! y = W·x + (lora_alpha / r)·B·A·x. Source: Hu et al. 2021 (arXiv:2106.09685).
+//! Owns low-rank adapters: which linears they change, where each value lies, how they begin, and PEFT's file format. Knows
+//! no optimizer. y = W·x + s·B·A·x, s = lora_alpha / r. Source: Hu et al. 2021 (arXiv:2106.09685).
 
+mod adapter_config;
+mod config;
+mod error;
+mod init;
 mod layout;
 mod packed;
 mod peft;
+mod svd;
+mod targets;
 
 use std::sync::{Arc, OnceLock};
 
-use crate::config::ModelConfig;
 use crate::cpu::pool::Pool;
-use crate::rng::{Purpose, Stream};
+pub use config::{Bias, Init, LoraConfig, TargetModules};
+pub use error::AdapterError;
 pub use layout::Module;
-pub(crate) use layout::{Fused, Layout};
+pub(crate) use layout::{Fused, Kind, Layout, Role, Tensor};
 pub(crate) use packed::{FusedLora, PackedLora};
-pub use peft::AdapterError;
-pub(crate) use peft::{names, serialize};
-
-/// What an adapter changes, in PEFT's names.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LoraConfig {
-    /// The rank.
-    pub r: usize,
-    /// The change is scaled by `lora_alpha / r`.
-    pub lora_alpha: f32,
-    /// The linears that are changed: any of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj.
-    pub target_modules: Vec<String>,
-}
-
-impl Default for LoraConfig {
-    fn default() -> Self {
-        Self::all_linear(16, 32.0)
-    }
-}
-
-impl LoraConfig {
-    /// All seven linears of every block.
-    pub fn all_linear(r: usize, lora_alpha: f32) -> Self {
-        let target_modules = Module::ALL
-            .iter()
-            .map(|module| module.name().to_owned())
-            .collect();
-        Self {
-            r,
-            lora_alpha,
-            target_modules,
-        }
-    }
-
-    pub(crate) fn scale(&self) -> f32 {
-        self.lora_alpha / self.r as f32
-    }
-}
+pub(crate) use peft::{named, serialize};
 
 /// The values of an adapter, in f32.
 /// Invariant: `values` is as long as `layout` says.
@@ -73,21 +42,6 @@ impl Clone for Adapter {
 }
 
 impl Adapter {
-    /// A fresh adapter: A ~ U(−1/√in, 1/√in), B = 0, as PEFT begins; a function of the seed alone.
-    /// Errors: `UnknownModule`, `BadRank`, `NoTargets`.
-    pub fn init(model: &ModelConfig, config: &LoraConfig, seed: u64) -> Result<Self, AdapterError> {
-        let layout = Layout::new(model, config)?;
-        let mut values = vec![0.0; layout.n_values()];
-        for (lane, slot) in layout.slots().iter().enumerate() {
-            let stream = Stream::new(seed, Purpose::AdapterInit, lane as u64);
-            let bound = 1.0 / (slot.n_in as f32).sqrt();
-            for (i, a) in values[slot.a.clone()].iter_mut().enumerate() {
-                *a = (2.0 * stream.uniform(i as u64) - 1.0) * bound;
-            }
-        }
-        Ok(Self::from_parts(config.clone(), Arc::new(layout), values))
-    }
-
     /// The adapter's configuration.
     pub fn config(&self) -> &LoraConfig {
         &self.config
@@ -95,17 +49,40 @@ impl Adapter {
 
     /// The number of trained values.
     pub fn n_parameters(&self) -> u64 {
-        self.values.len() as u64
+        let trained = self.layout.trained();
+        trained.map(|tensor| tensor.place.len() as u64).sum()
     }
 
-    /// A (r, in) and B (out, r) of a linear; `None` if it is not changed.
+    /// A (r, in) and B (out, r) of a linear, as they are trained; `None` if it is not changed.
     pub fn matrices(&self, layer: usize, module: Module) -> Option<(&[f32], &[f32])> {
-        let slot = self
-            .layout
-            .slots()
-            .iter()
-            .find(|slot| slot.layer == layer && slot.module == module)?;
+        let slot =
+            self.layout.slots().iter().find(|slot| {
+                (slot.layer, slot.module, slot.role) == (layer, module, Role::Trained)
+            })?;
         Some((&self.values[slot.a.clone()], &self.values[slot.b.clone()]))
+    }
+
+    /// The plain adapter on the untouched base that computes the same: itself, but for PiSSA, whose B·A − B₀·A₀ becomes
+    /// [B, −B₀]·[A; A₀] of twice the rank.
+    pub fn to_plain(&self) -> Self {
+        if self.config.init_lora_weights != Init::Pissa {
+            return self.clone();
+        }
+        let layout = self.layout.folded();
+        let mut values = vec![0.0; layout.n_values()];
+        for to in layout.slots() {
+            let parts = self.layout.slots().iter();
+            let parts = parts.filter(|from| (from.layer, from.module) == (to.layer, to.module));
+            for (i, from) in parts.enumerate() {
+                let a = &mut values[to.a.clone()][i * from.a.len()..][..from.a.len()];
+                a.copy_from_slice(&self.values[from.a.clone()]);
+                let rows = values[to.b.clone()].chunks_exact_mut(to.r);
+                for (to, from_row) in rows.zip(self.values[from.b.clone()].chunks_exact(from.r)) {
+                    to[i * from.r..][..from.r].copy_from_slice(from_row);
+                }
+            }
+        }
+        Self::from_parts(self.config.of_twice_the_rank(), Arc::new(layout), values)
     }
 
     pub(crate) fn from_parts(config: LoraConfig, layout: Arc<Layout>, values: Vec<f32>) -> Self {

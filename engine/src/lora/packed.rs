@@ -125,13 +125,13 @@ impl<E: Element> FusedLora<E> {
             parts.push(Part {
                 column: slot.column,
                 n_out: slot.n_out,
-                ranks: rank..rank + layout.r,
-                scale: layout.scale,
+                ranks: rank..rank + slot.r,
+                scale: slot.scale,
                 a_range: slot.a.clone(),
                 b_range: slot.b.clone(),
                 b_turned: Panels::default(),
             });
-            rank += layout.r.next_multiple_of(E::PER_WORD);
+            rank += slot.r.next_multiple_of(E::PER_WORD);
         }
         let reach = parts
             .iter()

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Makes the golden fixtures from transformers and PEFT: make_fixtures.py [text] [tiny] [tiny_NAME] [smollm2] [quant] (default: all).
+"""Makes the golden fixtures from transformers and PEFT: make_fixtures.py [PART…] (default: all).
 
 text     text/tests/fixtures: chat templates and token ids
 tiny     engine/tests/fixtures/tiny_*: tiny random models, adapters, logits, gradients, losses, generations; or one by its name
+adapters engine/tests/fixtures/adapters: kinds of adapters on tiny models, which must be there
 smollm2  engine/tests/fixtures/smollm2: slices of the same for the real SmolLM2-135M-Instruct
 quant    engine/tests/fixtures/quant: weights as bitsandbytes and gguf quantise them
 
@@ -13,6 +14,7 @@ same kind of processor gives the same files, other processors differ in the last
 import os
 import sys
 
+PARTS = ["text", "tiny", "adapters", "smollm2", "quant"]
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -20,13 +22,13 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def main():
-    parts = sys.argv[1:] or ["text", "tiny", "smollm2", "quant"]
+    parts = sys.argv[1:] or PARTS
     from tiny_models import TINY
 
     tiny = [name for name in TINY if name in parts or "tiny" in parts]
-    unknown = set(parts) - {"text", "tiny", "smollm2", "quant", *TINY}
+    unknown = set(parts) - {*PARTS, *TINY}
     if unknown:
-        sys.exit(f"unknown part {sorted(unknown)}; known: text, tiny, smollm2, quant, {', '.join(TINY)}")
+        sys.exit(f"unknown part {sorted(unknown)}; known: {', '.join([*PARTS, *TINY])}")
     cache = os.environ.get("LUTHIER_TEST_CACHE", os.path.join(ROOT, "target", "test-cache"))
     if "text" in parts:
         import text_fixtures
@@ -37,6 +39,10 @@ def main():
 
         for name in tiny:
             engine_fixtures.make(os.path.join(ROOT, "engine", "tests", "fixtures"), name)
+    if "adapters" in parts:
+        import adapter_fixtures
+
+        adapter_fixtures.make(os.path.join(ROOT, "engine", "tests", "fixtures"))
     if "smollm2" in parts:
         import smollm2_fixtures
 

@@ -1,5 +1,6 @@
 //! Holds the engine to what transformers and PEFT compute; `tests/fixtures/README.md` says where the numbers come from.
 
+mod adapters;
 mod smollm2;
 mod support;
 mod tiny;

@@ -57,6 +57,7 @@ pub struct Run {
     pub total_steps: u64,
     pub max_grad_norm: Option<f32>,
     pub weight_decay: f32,
+    pub loraplus_lr_ratio: Option<f32>,
     pub batches: Vec<Vec<usize>>,
     pub losses: Vec<f32>,
     pub grad_norms: Vec<f32>,
@@ -98,6 +99,7 @@ impl Run {
             },
             weight_decay: self.weight_decay,
             max_grad_norm: self.max_grad_norm,
+            loraplus_lr_ratio: self.loraplus_lr_ratio,
             ..TrainConfig::default()
         }
     }

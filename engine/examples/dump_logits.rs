@@ -1,5 +1,6 @@
-//! `dump_logits BASE DIR`: writes DIR/logits.safetensors, the engine's logits for an adapter folder, for
-//! `tests/parity/check_adapter.py` to compare with PEFT's. Where DIR holds no adapter, one is trained for five steps first.
+//! `dump_logits BASE DIR [KIND]`: writes DIR/logits.safetensors, the engine's logits for an adapter folder, for
+//! `tests/parity/check_adapter.py` to compare with PEFT's. Where DIR holds no adapter, one of that
+//! kind (plain, pissa, patterns) is trained for five steps first.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -8,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use engine::batch::Example;
-use engine::lora::{Adapter, LoraConfig};
+use engine::lora::{Adapter, Init, LoraConfig, TargetModules};
 use engine::pool::Pool;
 use engine::schedule::Schedule;
 use engine::train::{TrainConfig, Trainer};
@@ -21,8 +22,8 @@ const LENGTHS: [u32; 3] = [3, 17, 40];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [base_dir, dir] = args.as_slice() else {
-        return Err("usage: dump_logits BASE DIR".into());
+    let [base_dir, dir, kind @ ..] = args.as_slice() else {
+        return Err("usage: dump_logits BASE DIR [plain|pissa|patterns]".into());
     };
     let dir = Path::new(dir);
     let pool = Pool::new(std::thread::available_parallelism()?.get());
@@ -33,7 +34,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .collect();
     if !dir.join("adapter_config.json").exists() {
         fs::create_dir_all(dir)?;
-        let adapter = train(&base, &documents, &pool)?;
+        let lora = lora(kind.first().map_or("plain", String::as_str))?;
+        let adapter = train(&base, &lora, &documents, &pool)?;
         let base_dir = fs::canonicalize(base_dir)?;
         fs::write(
             dir.join("adapter_config.json"),
@@ -85,8 +87,31 @@ fn document(i: u32, n: u32, base: &BaseModel) -> Vec<u32> {
         .collect()
 }
 
+fn lora(kind: &str) -> Result<LoraConfig, Box<dyn Error>> {
+    let plain = LoraConfig::all_linear(8, 16.0);
+    match kind {
+        "plain" => Ok(plain),
+        "pissa" => Ok(LoraConfig {
+            init_lora_weights: Init::Pissa,
+            rank_pattern: vec![("k_proj".to_owned(), 3)],
+            ..plain
+        }),
+        "patterns" => Ok(LoraConfig {
+            target_modules: TargetModules::Regex(r"model\.layers\.\d+\..*_proj".to_owned()),
+            exclude_modules: Some(TargetModules::List(vec!["layers.0.mlp.up_proj".to_owned()])),
+            rank_pattern: vec![(r"layers\.1\..*".to_owned(), 5)],
+            alpha_pattern: vec![("q_proj".to_owned(), 3.5)],
+            use_rslora: true,
+            init_lora_weights: Init::Gaussian,
+            ..plain
+        }),
+        other => Err(format!("unknown kind {other:?}; known are plain, pissa, patterns").into()),
+    }
+}
+
 fn train(
     base: &Arc<BaseModel>,
+    lora: &LoraConfig,
     documents: &[Vec<u32>],
     pool: &Pool,
 ) -> Result<Adapter, Box<dyn Error>> {
@@ -96,7 +121,7 @@ fn train(
         schedule: Schedule::Constant,
         ..TrainConfig::default()
     };
-    let adapter = Adapter::init(base.config(), &LoraConfig::all_linear(8, 16.0), 1)?;
+    let adapter = Adapter::init_from(base, lora, 1, pool)?;
     let mut trainer = Trainer::new(base.clone(), adapter, config, pool.clone());
     let examples: Vec<Example> = documents
         .iter()

@@ -19,6 +19,8 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+# What of a configuration decides names and shapes.
+SHAPES = ["r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform", "rank_pattern", "alpha_pattern", "use_rslora"]
 # f32 sums in another order; times the largest logit where that is above 1.
 LOGITS_TOLERANCE = 1e-4
 
@@ -29,7 +31,7 @@ def load_base(path):
 
 def check_keys(base, config, folder):
     """The names and shapes are those of an adapter that PEFT makes from the same configuration."""
-    lora = LoraConfig(r=config["r"], lora_alpha=config["lora_alpha"], target_modules=config["target_modules"], task_type="CAUSAL_LM")
+    lora = LoraConfig(**{key: config[key] for key in SHAPES}, task_type="CAUSAL_LM")
     theirs = {k: tuple(v.shape) for k, v in get_peft_model_state_dict(get_peft_model(base, lora)).items()}
     ours = {k: tuple(v.shape) for k, v in load_file(os.path.join(folder, "adapter_model.safetensors")).items()}
     if ours != theirs:

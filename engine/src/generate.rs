@@ -199,11 +199,11 @@ impl Batcher {
                 ));
                 row += n;
             }
-            let loras = group(pool, &adapters, &spans);
+            let loras = group(pool, base, &adapters, &spans);
             let mut spans: Vec<_> = spans.into_iter().map(|(_, span)| span).collect();
             run(&mut self.decoder, pool, base, &loras, &tokens, &mut spans)?;
             let rows: Vec<usize> = last_rows.iter().map(|&(_, row)| row).collect();
-            let logits = self.decoder.logits_mut(pool, base, &rows)?;
+            let logits = self.decoder.logits_mut(pool, base, &loras, &rows)?;
             for (&(i, _), logits) in last_rows
                 .iter()
                 .zip(logits.chunks_exact_mut(base.config().vocab_size))
@@ -272,8 +272,12 @@ impl Batcher {
         let inputs = &tokens[..tokens.len().saturating_sub(1)];
         for (i, chunk) in inputs.chunks(PROMPT_TOKENS_PER_STEP).enumerate() {
             let rows: Vec<usize> = (0..chunk.len()).collect();
-            let packed = adapter.map(|adapter| (0..chunk.len(), adapter.packed(&self.pool)));
+            let packed =
+                adapter.map(|adapter| (0..chunk.len(), adapter.packed(&self.pool, &self.base)));
             let loras: Vec<_> = packed.into_iter().collect();
+            let head = loras
+                .first()
+                .map_or(self.base.head(), |(_, lora)| lora.head(&self.base));
             let mut spans = [Span {
                 rows: 0..chunk.len(),
                 cache: &mut cache,
@@ -291,7 +295,7 @@ impl Batcher {
             let targets = &tokens[first_target..first_target + chunk.len()];
             let losses = self
                 .decoder
-                .losses_of(&self.pool, &self.base, &rows, targets)?;
+                .losses_of(&self.pool, &self.base, head, &rows, targets)?;
             logprobs.extend(losses.logprobs);
         }
         Ok(logprobs)
@@ -325,6 +329,7 @@ fn plan(live: &[Sequence]) -> Vec<(usize, usize, bool)> {
 /// Ranges of rows that one adapter changes.
 fn group<'a>(
     pool: &Pool,
+    base: &BaseModel,
     adapters: &'a [Option<Arc<Adapter>>],
     spans: &[(usize, Span<'_>)],
 ) -> Vec<(Range<usize>, &'a PackedLora<f32>)> {
@@ -333,7 +338,7 @@ fn group<'a>(
         let Some(adapter) = &adapters[*i] else {
             continue;
         };
-        let packed = adapter.packed(pool);
+        let packed = adapter.packed(pool, base);
         match groups.last_mut() {
             Some((rows, last)) if std::ptr::eq(*last, packed) && rows.end == span.rows.start => {
                 rows.end = span.rows.end
@@ -365,6 +370,7 @@ fn run(
         tokens,
         positions.into_iter(),
         Keep::Nothing,
+        None,
         |layer, qkv, out, _| {
             attend(pool, heads, layer, spans, qkv, out);
             Ok(())

@@ -24,6 +24,14 @@ pub(crate) struct Group {
     pub weight_decay: f32,
 }
 
+impl Group {
+    /// Whether `next` is the same group further on.
+    pub fn continues_in(&self, next: &Group) -> bool {
+        let alike = |group: &Group| (group.lr_ratio, group.weight_decay);
+        self.range.end == next.range.start && alike(self) == alike(next)
+    }
+}
+
 impl AdamW {
     /// One update in place of what `groups`, in ascending order, hold; the rest stays. `step` counts from 1, `m` and `v`
     /// are the moments, gradients are scaled by `grad_scale` first.

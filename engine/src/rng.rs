@@ -10,6 +10,8 @@ pub enum Purpose {
     EpochOrder = 2,
     /// The choice of the next token.
     Sampling = 3,
+    /// Which inputs of a low-rank change are dropped.
+    Dropout = 4,
 }
 
 /// A stream of numbers addressed by index.
@@ -27,6 +29,7 @@ impl Stream {
     }
 
     /// 64 random bits at `index`.
+    #[inline(always)]
     pub fn bits(&self, index: u64) -> u64 {
         mix(self.key ^ mix(index.wrapping_mul(GOLDEN)))
     }
@@ -58,6 +61,7 @@ const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The finaliser of SplitMix64: a bijection whose every output bit depends on every input bit.
 /// Source: Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators".
+#[inline(always)]
 fn mix(x: u64) -> u64 {
     let mut z = x.wrapping_add(GOLDEN);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 
+import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
@@ -36,55 +37,68 @@ VARIANTS = {
     "dora": ("tiny_llama_tied", dict(r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"], use_dora=True), {}),
     "dora_dropout": ("tiny_llama_tied", dict(r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"], use_dora=True, lora_dropout=0.25), {}),
     "dropout": ("tiny_llama_tied", dict(r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"], lora_dropout=0.25), {}),
+    "dora_bias": ("tiny_qwen2", dict(r=2, lora_alpha=4, target_modules=["v_proj", "o_proj"], use_dora=True, bias="lora_only"), {}),
     "bias_all": ("tiny_qwen2", dict(r=2, lora_alpha=4, target_modules=["q_proj", "down_proj"], bias="all"), {}),
     "bias_lora_only": ("tiny_qwen2", dict(r=2, lora_alpha=4, target_modules=["v_proj", "down_proj"], bias="lora_only"), {}),
     "save_head": ("tiny_llama_untied", dict(r=2, lora_alpha=4, target_modules=QV, modules_to_save=["lm_head"]), {}),
-    "save_embeddings": ("tiny_llama_untied", dict(r=2, lora_alpha=4, target_modules=QV, modules_to_save=["embed_tokens"]), {}),
+    # The head is tied to the embeddings, and stays as it is.
+    "save_embeddings": ("tiny_llama_tied", dict(r=2, lora_alpha=4, target_modules=QV, modules_to_save=["embed_tokens"]), {}),
 }
 RUN = dict(learning_rate=1e-3, schedule="constant", warmup_steps=0, max_grad_norm=None, weight_decay=0.1)
 # Of the documents of the base's golden.json, the one whose logits are kept: five tokens.
 LOGITS_OF = 0
 
 
-def keep(module, document, n, size, p):
-    """Which of the (n, size) inputs of the `module`-th changed linear are kept for a document; the same in every run."""
-    from engine_fixtures import hash_uniform
+# The engine's random numbers, `engine/src/rng.rs` and `engine/src/nn/dropout.rs`: its masks can be drawn here.
+GOLDEN, DROPOUT = np.uint64(0x9E3779B97F4A7C15), np.uint64(4)
+FUSED = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1, "gate_proj": 2, "up_proj": 2, "down_proj": 3}
 
-    u = hash_uniform(5000 + 100 * module + document, n * size) / 2 + 0.5
-    return torch.from_numpy(u >= p).reshape(n, size)
+
+def _mix(x):
+    z = x + GOLDEN
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
 
 
 class GivenDropout(torch.nn.Module):
-    """Dropout whose mask is a function of module and document, so that another program can drop the same."""
+    """Dropout with the masks of a run with seed 0: functions of step, example of the step, position and place."""
 
-    document = 0
+    step, member = 0, 0
 
-    def __init__(self, module, p):
+    def __init__(self, path, p):
         super().__init__()
-        self.module, self.p = module, p
+        parts = path.split(".")
+        self.place, self.p = 4 * int(parts[parts.index("layers") + 1]) + FUSED[parts[-1]], p
 
     def forward(self, x):
-        mask = keep(self.module, GivenDropout.document, x.shape[-2], x.shape[-1], self.p)
-        return x * mask / (1 - self.p)
+        n, width = x.shape[-2:]
+        with np.errstate(over="ignore"):
+            lane = np.uint64((GivenDropout.step << 24) | self.place)
+            key = _mix(_mix(_mix(np.zeros(1, np.uint64)) ^ DROPOUT) + lane)
+            rows = (np.uint64(GivenDropout.member) << np.uint64(24)) | np.arange(n, dtype=np.uint64)
+            index = (rows[:, None] << np.uint64(20)) | np.arange(width, dtype=np.uint64)[None]
+            bits = _mix(key ^ _mix(index * GOLDEN)) >> np.uint64(40)
+        return x * torch.from_numpy(bits >= math.ceil(self.p * 2**24)) / (1 - self.p)
 
 
 def _inject_dropout(model, p):
-    layers = sorted((n, m) for n, m in model.named_modules() if hasattr(m, "lora_dropout") and "default" in m.lora_dropout)
-    for k, (_, m) in enumerate(layers):
-        m.lora_dropout["default"] = GivenDropout(k, p)
-    model.train()
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_dropout") and "default" in module.lora_dropout:
+            module.lora_dropout["default"] = GivenDropout(name, p)
 
 
-def _loss_by_document(model, documents):
-    """As `_loss`, telling the dropout which document is being read."""
-    total, n = 0.0, 0
-    for i, document in enumerate(documents):
-        GivenDropout.document = i
+def _step_loss(model, documents, step):
+    """As `mean_loss`, telling the dropout what is being read."""
+    GivenDropout.step = step
+    total, n, n_correct = 0.0, 0, 0
+    for GivenDropout.member, document in enumerate(documents):
         logits, labels = label_logits(model, document)
         if len(labels):
             total = total + torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
             n += len(labels)
-    return total / n
+            n_correct += int((logits.argmax(-1) == labels).sum())
+    return total / n, n_correct
 
 
 @contextlib.contextmanager
@@ -122,8 +136,8 @@ def _run(model, documents, changes):
         optimizer = torch.optim.AdamW([{"params": groups[0], "weight_decay": decay}, {"params": groups[1], "weight_decay": 0.0}], lr=lr)
     batches = [[(step * 2 + j) % len(documents) for j in range(3)] for step in range(N_STEPS)]
     losses, norms, n_correct = [], [], []
-    for batch in batches:
-        loss, _, correct = mean_loss(model, [documents[i] for i in batch])
+    for step, batch in enumerate(batches):
+        loss, correct = _step_loss(model, [documents[i] for i in batch], step)
         loss.backward()
         norms.append(torch.nn.utils.clip_grad_norm_(trainable(model).values(), float("inf")).item())
         losses.append(loss.item())
@@ -149,7 +163,10 @@ def _make(out, name, seed):
     is_pissa = config.get("init_lora_weights") == "pissa"
     if not is_pissa:
         _randomise(model, torch.Generator().manual_seed(seed))
-    model.peft_config["default"].base_model_name_or_path = base_name
+    saved = model.peft_config["default"]
+    saved.base_model_name_or_path = base_name
+    if isinstance(saved.target_modules, set):
+        saved.target_modules = sorted(saved.target_modules)
     model.save_pretrained(folder, save_embedding_layers=False)
     os.remove(os.path.join(folder, "README.md"))
     if not is_pissa:
@@ -158,14 +175,12 @@ def _make(out, name, seed):
     model.eval()
     with torch.no_grad():
         tensors = {"logits": model(input_ids=torch.tensor([documents[LOGITS_OF]["tokens"]])).logits[0]}
-    golden = {"base": base_name, "run": _run(model, documents, changes)}
+        golden = {"base": base_name, "loss": mean_loss(model, documents)[0].item()}
     if config.get("lora_dropout"):
         _inject_dropout(model, config["lora_dropout"])
-        loss = _loss_by_document(model, documents)
-    else:
-        loss, _, _ = mean_loss(model, documents)
-    loss.backward()
-    golden["loss"] = loss.item()
+        model.train()
+    golden["run"] = _run(model, documents, changes)
+    _step_loss(model, documents, 0)[0].backward()
     for n, p in trainable(model).items():
         tensors[f"grad.{n.removesuffix('.weight') if 'magnitude' in n else n.replace('.modules_to_save', '')}"] = p.grad
     save_file({k: v.contiguous() for k, v in tensors.items()}, os.path.join(folder, "golden.safetensors"))

@@ -1,6 +1,7 @@
 //! Owns what an adapter's configuration can say, in PEFT's names; knows no model.
 
 use crate::lora::AdapterError;
+use crate::lora::slots::Saved;
 
 /// What an adapter changes and how it begins.
 #[derive(Debug, Clone, PartialEq)]
@@ -105,28 +106,43 @@ impl LoraConfig {
         }
     }
 
-    /// Errors: `BadDropout`, and `NotComputed` for what the engine knows of but does not compute.
+    /// Errors: `BadDropout`, `PissaWithDropout`.
     pub(crate) fn check(&self) -> Result<(), AdapterError> {
         if !(0.0..1.0).contains(&self.lora_dropout) {
             return Err(AdapterError::BadDropout(self.lora_dropout));
         }
-        let wanted = [
-            (self.use_dora, "use_dora", "true".to_owned()),
-            (
-                self.bias != Bias::None,
-                "bias",
-                format!("{:?}", self.bias.name()),
-            ),
-            (
-                !self.modules_to_save.is_empty(),
-                "modules_to_save",
-                format!("{:?}", self.modules_to_save),
-            ),
-        ];
-        match wanted.into_iter().find(|(is_wanted, ..)| *is_wanted) {
-            Some((_, key, value)) => Err(AdapterError::NotComputed { key, value }),
-            None => Ok(()),
+        // PEFT takes the initial values out of the base, whose input is never dropped; here they are part of the change.
+        match self.init_lora_weights {
+            Init::Pissa if self.lora_dropout > 0.0 => Err(AdapterError::PissaWithDropout),
+            _ => Ok(()),
         }
+    }
+
+    /// Errors: `UnknownSaved` for what cannot be trained whole.
+    pub(crate) fn saved(&self) -> Result<Vec<Saved>, AdapterError> {
+        let names = self.modules_to_save.iter();
+        names
+            .map(|name| match name.as_str() {
+                "lm_head" => Ok(Saved::LmHead),
+                "embed_tokens" | "model.embed_tokens" => Ok(Saved::EmbedTokens),
+                _ => Err(AdapterError::UnknownSaved { name: name.clone() }),
+            })
+            .collect()
+    }
+
+    /// What of a fresh adapter is a function of the base's weights.
+    pub(crate) fn copies_of_base(&self) -> Option<&'static str> {
+        let copies = [
+            (
+                self.init_lora_weights == Init::Pissa,
+                "init_lora_weights = \"pissa\"",
+            ),
+            (self.use_dora, "use_dora = true"),
+            (self.bias != Bias::None, "bias"),
+            (!self.modules_to_save.is_empty(), "modules_to_save"),
+        ];
+        let found = copies.into_iter().find(|(is_wanted, _)| *is_wanted);
+        found.map(|(_, what)| what)
     }
 }
 

@@ -34,12 +34,12 @@ pub enum AdapterError {
     },
     #[error("lora_dropout = {0} cannot be: it is a probability below 1")]
     BadDropout(f32),
-    #[error("{key} = {value} is not supported")]
-    NotComputed { key: &'static str, value: String },
-    #[error(
-        "init_lora_weights = \"pissa\" needs the base's weights; make the adapter from the base"
-    )]
-    NeedsBase,
+    #[error("init_lora_weights = \"pissa\" cannot stand beside lora_dropout")]
+    PissaWithDropout,
+    #[error("modules_to_save has {name:?}; only lm_head and embed_tokens can be trained whole")]
+    UnknownSaved { name: String },
+    #[error("{what} needs the base's weights; make the adapter from the base")]
+    NeedsBase { what: &'static str },
     #[error("adapter_config.json is not valid: {0}")]
     MalformedConfig(String),
     #[error("adapter_config.json has {key} = {value}, which is not supported")]

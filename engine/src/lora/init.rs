@@ -4,7 +4,9 @@ use std::sync::{Arc, Mutex};
 
 use crate::config::ModelConfig;
 use crate::cpu::pool::Pool;
-use crate::lora::layout::{Layout, Role, Slot};
+use crate::lora::dora::row_norms;
+use crate::lora::layout::Layout;
+use crate::lora::slots::{Role, Saved, Slot};
 use crate::lora::targets::Targets;
 use crate::lora::{Adapter, AdapterError, Init, LoraConfig, svd};
 use crate::rng::{Purpose, Stream};
@@ -12,17 +14,17 @@ use crate::weights::BaseModel;
 
 impl Adapter {
     /// A fresh adapter for a model of this shape, as PEFT begins: B = 0, A a function of the seed alone.
-    /// Errors: what the configuration can have wrong; `NeedsBase` for PiSSA.
+    /// Errors: what the configuration can have wrong; `NeedsBase` where values are made from the base's.
     pub fn init(model: &ModelConfig, config: &LoraConfig, seed: u64) -> Result<Self, AdapterError> {
-        if config.init_lora_weights == Init::Pissa {
-            return Err(AdapterError::NeedsBase);
+        if let Some(what) = config.copies_of_base() {
+            return Err(AdapterError::NeedsBase { what });
         }
         let layout = layout(model, config)?;
         let values = random(&layout, config.init_lora_weights, seed);
         Ok(Self::from_parts(config.clone(), Arc::new(layout), values))
     }
 
-    /// A fresh adapter for a base whose weights can be looked at, in every way that [`Init`] names.
+    /// A fresh adapter for a base whose weights can be looked at: every configuration.
     /// Errors: what the configuration can have wrong.
     pub fn init_from(
         base: &BaseModel,
@@ -30,22 +32,49 @@ impl Adapter {
         seed: u64,
         pool: &Pool,
     ) -> Result<Self, AdapterError> {
-        if config.init_lora_weights != Init::Pissa {
-            return Self::init(base.config(), config, seed);
-        }
         let layout = layout(base.config(), config)?;
-        let values = principal(&layout, base, pool);
+        let mut values = match config.init_lora_weights {
+            Init::Pissa => principal(&layout, base, pool),
+            init => random(&layout, init, seed),
+        };
+        copy_from_base(&layout, base, pool, &mut values);
         Ok(Self::from_parts(config.clone(), Arc::new(layout), values))
+    }
+}
+
+/// Magnitudes begin as the norms of the base's rows, biases and what is saved whole as the base has them.
+fn copy_from_base(layout: &Layout, base: &BaseModel, pool: &Pool, values: &mut [f32]) {
+    for slot in layout.slots() {
+        if let Some(place) = &slot.magnitude {
+            let weight = &base.layers[slot.layer].linear(slot.module.fused()).weight;
+            row_norms(pool, weight, slot.column, &[], &mut values[place.clone()]);
+        }
+    }
+    for bias in layout.biases() {
+        let linear = base.layers[bias.layer].linear(bias.module.fused());
+        if let Some(from) = &linear.bias {
+            values[bias.place.clone()].copy_from_slice(&from[bias.columns.clone()]);
+        }
+    }
+    let saved = [
+        (Saved::EmbedTokens, &base.embed_tokens),
+        (Saved::LmHead, base.head()),
+    ];
+    for (saved, from) in saved {
+        if let Some(place) = layout.saved(saved) {
+            let width = from.n_in();
+            pool.for_rows(from.n_out(), (&mut values[place], width), |rows, to| {
+                for (row, to) in rows.zip(to.chunks_exact_mut(width)) {
+                    from.copy_row(row, to);
+                }
+            });
+        }
     }
 }
 
 /// The layout of a new adapter, where also what PEFT would pass over in silence is wrong.
 fn layout(model: &ModelConfig, config: &LoraConfig) -> Result<Layout, AdapterError> {
     let layout = Layout::new(model, config)?;
-    if config.lora_dropout > 0.0 {
-        let (key, value) = ("lora_dropout", config.lora_dropout.to_string());
-        return Err(AdapterError::NotComputed { key, value });
-    }
     let paths: Vec<String> = layout.slots().iter().map(Slot::path).collect();
     Targets::new(config)?.check_patterns(&paths)?;
     Ok(layout)

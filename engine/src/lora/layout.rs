@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use crate::config::ModelConfig;
+use crate::lora::slots::{BiasSlot, Role, Saved, Slot, Tensor};
 use crate::lora::targets::{Targets, path};
-use crate::lora::{AdapterError, Init, LoraConfig};
+use crate::lora::{AdapterError, Bias, Init, LoraConfig};
 
 /// The linears of a decoder block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,8 +75,17 @@ impl Module {
         }
     }
 
+    /// Whether models of this shape have a bias here.
+    fn has_bias(self, model: &ModelConfig) -> bool {
+        match self {
+            Module::Q | Module::K | Module::V => model.qkv_bias,
+            Module::O => model.o_bias,
+            Module::Gate | Module::Up | Module::Down => model.mlp_bias,
+        }
+    }
+
     /// First column of its output within the fused linear's.
-    fn column(self, model: &ModelConfig) -> usize {
+    pub(super) fn column(self, model: &ModelConfig) -> usize {
         let before = Module::ALL.into_iter().take_while(|&module| module != self);
         let beside = before.filter(|module| module.fused() == self.fused());
         beside.map(|module| module.sizes(model).1).sum()
@@ -95,57 +105,6 @@ impl Fused {
     pub const ALL: [Fused; 4] = [Fused::Qkv, Fused::O, Fused::GateUp, Fused::Down];
 }
 
-/// One change of a linear: s·B·A.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Slot {
-    pub layer: usize,
-    pub module: Module,
-    pub n_in: usize,
-    pub n_out: usize,
-    /// First column of its output within the fused linear's.
-    pub column: usize,
-    pub r: usize,
-    /// The factor s.
-    pub scale: f32,
-    pub role: Role,
-    /// Place of A (r, in).
-    pub a: Range<usize>,
-    /// Place of B (out, r).
-    pub b: Range<usize>,
-}
-
-/// What a slot is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Role {
-    Trained,
-    /// Takes away what the trained slot of the same linear began with, so that the sum began with the base. Never trained.
-    Initial,
-}
-
-impl Slot {
-    /// The path of the linear in Hugging Face's models.
-    pub fn path(&self) -> String {
-        path(self.layer, self.module)
-    }
-}
-
-/// One matrix of an adapter.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Tensor {
-    pub kind: Kind,
-    pub role: Role,
-    /// PEFT's name, where PEFT has it.
-    pub name: String,
-    pub shape: [usize; 2],
-    pub place: Range<usize>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    A,
-    B,
-}
-
 /// Where everything is. The A matrices of a fused linear lie one after the other, so that they are one matrix (R, in).
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Layout {
@@ -153,6 +112,11 @@ pub(crate) struct Layout {
     slots: Vec<Slot>,
     /// For each layer and fused linear, its range of `slots`.
     fused: Vec<Range<usize>>,
+    /// In the order of layers and modules.
+    biases: Vec<BiasSlot>,
+    saved: Vec<(Saved, Range<usize>)>,
+    /// (V, D)
+    saved_shape: [usize; 2],
     tensors: Vec<Tensor>,
     n_values: usize,
     /// Width of the result of each fused linear.
@@ -165,12 +129,21 @@ impl Layout {
         config.check()?;
         let targets = Targets::new(config)?;
         targets.check(model.num_hidden_layers)?;
-        let mut slots = Vec::new();
+        let (mut slots, mut biases) = (Vec::new(), Vec::new());
         for layer in 0..model.num_hidden_layers {
             for module in Module::ALL {
                 let path = path(layer, module);
-                if targets.contains(layer, &path) {
+                let is_changed = targets.contains(layer, &path);
+                if is_changed {
                     slots.push(Slot::new(model, config, &targets, layer, module)?);
+                }
+                let is_trained = match config.bias {
+                    Bias::None => false,
+                    Bias::All => true,
+                    Bias::LoraOnly => is_changed,
+                };
+                if is_trained && module.has_bias(model) {
+                    biases.push(BiasSlot::new(model, layer, module, is_changed));
                 }
             }
         }
@@ -180,15 +153,29 @@ impl Layout {
         if config.init_lora_weights == Init::Pissa {
             let initial = |slot: &Slot| Slot {
                 role: Role::Initial,
+                magnitude: None,
                 ..slot.clone()
             };
             slots.extend(slots.iter().map(initial).collect::<Vec<_>>());
         }
-        let n_outs = Fused::ALL.map(|fused| {
-            let modules = Module::ALL.into_iter().filter(|m| m.fused() == fused);
-            modules.map(|module| module.sizes(model).1).sum()
-        });
-        Ok(Self::place(model.num_hidden_layers, n_outs, slots))
+        let mut saved = config.saved()?;
+        saved.sort_by_key(|&saved| saved as usize);
+        saved.dedup();
+        Ok(Self {
+            n_layers: model.num_hidden_layers,
+            slots,
+            fused: Vec::new(),
+            biases,
+            saved: saved.into_iter().map(|saved| (saved, 0..0)).collect(),
+            saved_shape: [model.vocab_size, model.hidden_size],
+            tensors: Vec::new(),
+            n_values: 0,
+            n_outs: Fused::ALL.map(|fused| {
+                let modules = Module::ALL.into_iter().filter(|m| m.fused() == fused);
+                modules.map(|module| module.sizes(model).1).sum()
+            }),
+        }
+        .placed())
     }
 
     /// The layout of the plain adapter that a trained slot and its initial one are together: one slot of twice the rank.
@@ -198,12 +185,18 @@ impl Layout {
             ..slot.clone()
         };
         let trained = self.slots.iter().filter(|slot| slot.role == Role::Trained);
-        Self::place(self.n_layers, self.n_outs, trained.map(twice).collect())
+        Self {
+            slots: trained.map(twice).collect(),
+            ..self.clone()
+        }
+        .placed()
     }
 
     /// Whether the adapter can change a model of this shape.
     pub fn fits(&self, model: &ModelConfig) -> bool {
         self.n_layers == model.num_hidden_layers
+            && (self.saved.is_empty() || self.saved_shape == [model.vocab_size, model.hidden_size])
+            && self.biases.iter().all(|b| b.module.has_bias(model))
             && self.slots.iter().all(|slot| {
                 (slot.n_in, slot.n_out) == slot.module.sizes(model)
                     && slot.column == slot.module.column(model)
@@ -215,12 +208,12 @@ impl Layout {
         &self.slots
     }
 
-    /// All matrices: A and B of each slot, in the slots' order.
+    /// All tensors: those of each slot in the slots' order, then biases, then what is saved whole.
     pub fn tensors(&self) -> &[Tensor] {
         &self.tensors
     }
 
-    /// The matrices that are trained.
+    /// The tensors that are trained.
     pub fn trained(&self) -> impl Iterator<Item = &Tensor> {
         self.tensors.iter().filter(|t| t.role == Role::Trained)
     }
@@ -239,105 +232,75 @@ impl Layout {
         &self.slots[self.fused[layer * Fused::ALL.len() + fused as usize].clone()]
     }
 
-    /// The lowest place, in the order of the forward, that has an adapter: gradients need go no further down.
-    pub fn lowest(&self) -> (usize, Fused) {
-        let i = self
-            .fused
-            .iter()
-            .position(|slots| !slots.is_empty())
-            .expect("a layout has targets — a bug in `new`");
-        (i / Fused::ALL.len(), Fused::ALL[i % Fused::ALL.len()])
+    /// All trained biases.
+    pub fn biases(&self) -> &[BiasSlot] {
+        &self.biases
     }
 
-    fn place(n_layers: usize, n_outs: [usize; 4], mut slots: Vec<Slot>) -> Self {
+    /// Place of a matrix (V, D) that is trained whole.
+    pub fn saved(&self, which: Saved) -> Option<Range<usize>> {
+        let saved = self.saved.iter().find(|(saved, _)| *saved == which);
+        saved.map(|(_, place)| place.clone())
+    }
+
+    /// The lowest place, in the order of the forward, that has something to train: gradients need go no further down.
+    /// `None` is below all blocks.
+    pub fn lowest(&self) -> Option<(usize, Fused)> {
+        if self.saved(Saved::EmbedTokens).is_some() {
+            return None;
+        }
+        let slots = self.slots.iter().map(|slot| (slot.layer, slot.module));
+        let biases = self.biases.iter().map(|bias| (bias.layer, bias.module));
+        let lowest = slots
+            .chain(biases)
+            .min_by_key(|(layer, m)| (*layer, *m as usize));
+        lowest.map(|(layer, module)| (layer, module.fused()))
+    }
+
+    /// Gives everything its place.
+    fn placed(mut self) -> Self {
         // A linear's initial slot beside its trained one: their ranks reach the same columns.
-        slots.sort_by_key(|slot| (slot.layer, slot.module as usize));
-        let (mut fused, mut n_values, mut end) = (Vec::new(), 0, 0);
+        self.slots
+            .sort_by_key(|slot| (slot.layer, slot.module as usize));
+        let (mut n_values, mut end) = (0, 0);
         let mut take = |n: usize| {
             n_values += n;
             n_values - n..n_values
         };
-        for layer in 0..n_layers {
+        self.fused.clear();
+        for layer in 0..self.n_layers {
             for part in Fused::ALL {
                 let start = end;
                 let is_here = |slot: &Slot| (slot.layer, slot.module.fused()) == (layer, part);
-                end += slots[start..].iter().take_while(|s| is_here(s)).count();
-                for slot in &mut slots[start..end] {
+                let here = self.slots[start..].iter().take_while(|slot| is_here(slot));
+                end += here.count();
+                let slots = &mut self.slots[start..end];
+                for slot in &mut *slots {
                     slot.a = take(slot.r * slot.n_in);
                 }
-                for slot in &mut slots[start..end] {
+                for slot in &mut *slots {
                     slot.b = take(slot.n_out * slot.r);
                 }
-                fused.push(start..end);
+                for (place, n_out) in slots.iter_mut().filter_map(Slot::magnitude_mut) {
+                    *place = take(n_out);
+                }
+                self.fused.push(start..end);
             }
         }
-        Self {
-            n_layers,
-            n_outs,
-            tensors: slots.iter().flat_map(tensors).collect(),
-            slots,
-            fused,
-            n_values,
+        for bias in &mut self.biases {
+            bias.place = take(bias.columns.len());
         }
-    }
-}
-
-impl Slot {
-    fn new(
-        model: &ModelConfig,
-        config: &LoraConfig,
-        targets: &Targets<'_>,
-        layer: usize,
-        module: Module,
-    ) -> Result<Self, AdapterError> {
-        let (n_in, n_out) = module.sizes(model);
-        let path = path(layer, module);
-        let (r, scale) = (targets.r(&path), targets.scale(&path));
-        // Singular values there are only as many as the smaller side has, and a root of the scale only if it is positive.
-        let (limit, is_good) = match config.init_lora_weights {
-            Init::Pissa => (n_in.min(n_out), scale > 0.0),
-            _ => (model.hidden_size.min(model.intermediate_size), true),
-        };
-        if r == 0 || r > limit || !scale.is_finite() || !is_good {
-            return Err(AdapterError::BadRank {
-                r,
-                limit,
-                scale,
-                path,
-            });
+        for (_, place) in &mut self.saved {
+            *place = take(self.saved_shape.iter().product());
         }
-        Ok(Self {
-            layer,
-            module,
-            n_in,
-            n_out,
-            column: module.column(model),
-            r,
-            scale,
-            role: Role::Trained,
-            a: 0..0,
-            b: 0..0,
-        })
+        self.n_values = n_values;
+        self.tensors = self.slots.iter().flat_map(Slot::tensors).collect();
+        self.tensors
+            .extend(self.biases.iter().map(BiasSlot::tensor));
+        let saved = self.saved.iter();
+        let shape = self.saved_shape.to_vec();
+        self.tensors
+            .extend(saved.map(|(saved, place)| saved.tensor(shape.clone(), place.clone())));
+        self
     }
-}
-
-fn tensors(slot: &Slot) -> [Tensor; 2] {
-    let prefix = match slot.role {
-        Role::Trained => "",
-        Role::Initial => "initial_",
-    };
-    let tensor = |kind, letter, shape, place: &Range<usize>| Tensor {
-        kind,
-        role: slot.role,
-        name: format!(
-            "base_model.model.{}.{prefix}lora_{letter}.weight",
-            slot.path()
-        ),
-        shape,
-        place: place.clone(),
-    };
-    [
-        tensor(Kind::A, 'A', [slot.r, slot.n_in], &slot.a),
-        tensor(Kind::B, 'B', [slot.n_out, slot.r], &slot.b),
-    ]
 }

@@ -3,23 +3,29 @@
 
 mod adapter_config;
 mod config;
+mod dora;
 mod error;
 mod init;
 mod layout;
+mod own;
 mod packed;
 mod peft;
+mod slots;
 mod svd;
 mod targets;
 
 use std::sync::{Arc, OnceLock};
 
 use crate::cpu::pool::Pool;
+use crate::weights::BaseModel;
 pub use config::{Bias, Init, LoraConfig, TargetModules};
 pub use error::AdapterError;
 pub use layout::Module;
-pub(crate) use layout::{Fused, Kind, Layout, Role, Tensor};
+pub(crate) use layout::{Fused, Layout};
+pub(crate) use own::Own;
 pub(crate) use packed::{FusedLora, PackedLora};
 pub(crate) use peft::{named, serialize};
+pub(crate) use slots::{Kind, Role, Saved, Tensor};
 
 /// The values of an adapter, in f32.
 /// Invariant: `values` is as long as `layout` says.
@@ -82,6 +88,14 @@ impl Adapter {
                 }
             }
         }
+        let others = |layout: &Layout| {
+            let tensors = layout.trained();
+            let others = tensors.filter(|t| !matches!(t.kind, Kind::A | Kind::B));
+            others.map(|t| t.place.clone()).collect::<Vec<_>>()
+        };
+        for (to, from) in others(&layout).into_iter().zip(others(&self.layout)) {
+            values[to].copy_from_slice(&self.values[from]);
+        }
         Self::from_parts(self.config.of_twice_the_rank(), Arc::new(layout), values)
     }
 
@@ -107,11 +121,11 @@ impl Adapter {
         &self.values
     }
 
-    pub(crate) fn packed(&self, pool: &Pool) -> &PackedLora<f32> {
+    pub(crate) fn packed(&self, pool: &Pool, base: &BaseModel) -> &PackedLora<f32> {
         self.packed.get_or_init(|| {
             let mut packed = PackedLora::new(&self.layout);
             packed
-                .pack_for_forward(pool, &self.values)
+                .pack_for_forward(pool, base, &self.values)
                 .expect("memory for a second copy of an adapter");
             packed
         })

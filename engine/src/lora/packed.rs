@@ -7,17 +7,23 @@ use std::sync::Mutex;
 
 use crate::cpu::buffer::{Buffer, OutOfMemory};
 use crate::cpu::element::Element;
-use crate::cpu::gemm::Panels;
+use crate::cpu::gemm::{Panels, Weight};
 use crate::cpu::pool::Pool;
 use crate::lora::layout::{Fused, Layout};
+use crate::lora::own::Own;
+use crate::lora::slots::Saved;
+use crate::weights::BaseModel;
 
 /// An adapter ready to multiply with, in `E`.
 pub(crate) struct PackedLora<E> {
     /// For each layer, its four fused linears.
     layers: Vec<[FusedLora<E>; 4]>,
+    /// (V, D), where it is trained whole.
+    embed_tokens: Option<(Range<usize>, Vec<f32>)>,
+    lm_head: Option<(Range<usize>, Weight)>,
 }
 
-/// The low-rank changes of one fused linear; none if `parts` is empty.
+/// The changes of one fused linear; none of low rank if `parts` is empty.
 pub(crate) struct FusedLora<E> {
     /// R: the ranks of the parts together, each rounded up to whole words of `E`.
     pub rank: usize,
@@ -33,6 +39,7 @@ pub(crate) struct FusedLora<E> {
     /// Which ranks reach which columns of the result.
     pub reach: Vec<(Range<usize>, Range<usize>)>,
     pub parts: Vec<Part<E>>,
+    pub own: Option<Own>,
 }
 
 /// The change of one linear.
@@ -55,7 +62,23 @@ impl<E: Element> PackedLora<E> {
             .map(|layer| Fused::ALL.map(|fused| FusedLora::new(layout, layer, fused)));
         Self {
             layers: layers.collect(),
+            embed_tokens: layout
+                .saved(Saved::EmbedTokens)
+                .map(|place| (place, Vec::new())),
+            lm_head: layout
+                .saved(Saved::LmHead)
+                .map(|place| (place, Weight::F32(Panels::default()))),
         }
+    }
+
+    /// The embeddings of a model with this adapter, (V, D), if they are the adapter's own.
+    pub fn embed_tokens(&self) -> Option<&[f32]> {
+        self.embed_tokens.as_ref().map(|(_, values)| &**values)
+    }
+
+    /// The head of a model with this adapter, (V, D).
+    pub fn head<'a>(&'a self, base: &'a BaseModel) -> &'a Weight {
+        self.lm_head.as_ref().map_or(base.head(), |(_, head)| head)
     }
 
     pub fn fused(&self, layer: usize, fused: Fused) -> &FusedLora<E> {
@@ -64,17 +87,53 @@ impl<E: Element> PackedLora<E> {
 
     /// Packs what the forward needs.
     /// Errors: `OutOfMemory`.
-    pub fn pack_for_forward(&mut self, pool: &Pool, values: &[f32]) -> Result<(), OutOfMemory> {
-        self.for_each(pool, |fused| fused.pack_for_forward(values))
+    pub fn pack_for_forward(
+        &mut self,
+        pool: &Pool,
+        base: &BaseModel,
+        values: &[f32],
+    ) -> Result<(), OutOfMemory> {
+        self.for_each(pool, |fused| fused.pack_for_forward(values))?;
+        self.pack_own(pool, base, values)
     }
 
     /// Packs what forward and backward need.
     /// Errors: `OutOfMemory`.
-    pub fn pack_for_training(&mut self, pool: &Pool, values: &[f32]) -> Result<(), OutOfMemory> {
+    pub fn pack_for_training(
+        &mut self,
+        pool: &Pool,
+        base: &BaseModel,
+        values: &[f32],
+    ) -> Result<(), OutOfMemory> {
         self.for_each(pool, |fused| {
             fused.pack_for_forward(values)?;
             fused.pack_for_backward(values)
-        })
+        })?;
+        self.pack_own(pool, base, values)
+    }
+
+    fn pack_own(
+        &mut self,
+        pool: &Pool,
+        base: &BaseModel,
+        values: &[f32],
+    ) -> Result<(), OutOfMemory> {
+        for (layer, of) in self.layers.iter_mut().zip(&base.layers) {
+            for (fused, lora) in Fused::ALL.into_iter().zip(layer) {
+                if let Some(own) = &mut lora.own {
+                    own.update(pool, of.linear(fused), values);
+                }
+            }
+        }
+        if let Some((place, rows)) = &mut self.embed_tokens {
+            rows.clear();
+            rows.extend_from_slice(&values[place.clone()]);
+        }
+        if let Some((place, Weight::F32(head))) = &mut self.lm_head {
+            let (rows, width) = (base.head().n_out(), base.head().n_in());
+            head.pack_weight(&values[place.clone()], width, rows, width, 1.0)?;
+        }
+        Ok(())
     }
 
     fn for_each(
@@ -145,6 +204,7 @@ impl<E: Element> FusedLora<E> {
             a_turned: Panels::default(),
             reach: reach.collect(),
             parts,
+            own: Own::new(layout, layer, fused),
         }
     }
 

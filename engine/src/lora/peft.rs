@@ -7,7 +7,8 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use crate::config::ModelConfig;
 use crate::lora::adapter_config;
-use crate::lora::layout::{Layout, Tensor};
+use crate::lora::layout::Layout;
+use crate::lora::slots::Tensor;
 use crate::lora::{Adapter, AdapterError};
 use crate::weights::widen;
 

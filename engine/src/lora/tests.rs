@@ -79,11 +79,14 @@ fn what_would_be_another_function_is_refused_by_name() {
     let cases = [
         (
             json.replace(r#""use_dora": false"#, r#""use_dora": true"#),
-            "use_dora = true is not supported",
+            "tensor base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector is missing",
         ),
         (
-            json.replace(r#""bias": "none""#, r#""bias": "all""#),
-            "bias = \"all\" is not supported",
+            json.replace(
+                r#""modules_to_save": null"#,
+                r#""modules_to_save": ["norm"]"#,
+            ),
+            "modules_to_save has \"norm\"; only lm_head and embed_tokens can be trained whole",
         ),
         (
             json.replace(r#""r": 4"#, r#""r": 0"#),
@@ -295,9 +298,17 @@ fn a_choice_that_cannot_be_is_refused() {
         (
             LoraConfig {
                 lora_dropout: 0.1,
+                init_lora_weights: Init::Pissa,
                 ..good()
             },
-            "lora_dropout = 0.1 is not supported",
+            "init_lora_weights = \"pissa\" needs the base's weights",
+        ),
+        (
+            LoraConfig {
+                use_dora: true,
+                ..good()
+            },
+            "use_dora = true needs the base's weights; make the adapter from the base",
         ),
         (
             LoraConfig {
@@ -329,6 +340,16 @@ fn a_pissa_rank_is_limited_by_the_smaller_side() {
             .map_err(|error| error.to_string())
     };
     assert!(pissa(32, 1.0).is_ok());
+    let dropped = LoraConfig {
+        lora_dropout: 0.1,
+        init_lora_weights: Init::Pissa,
+        ..LoraConfig::all_linear(4, 1.0)
+    };
+    let error = Layout::new(&model(), &dropped).err().unwrap().to_string();
+    assert_eq!(
+        error,
+        "init_lora_weights = \"pissa\" cannot stand beside lora_dropout"
+    );
     assert!(pissa(33, 1.0).unwrap_err().contains("r is in 1..=32"));
     assert!(
         pissa(4, -1.0)

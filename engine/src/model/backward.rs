@@ -1,4 +1,4 @@
-//! The whole stack, backward: gradients of the adapters alone, and no further down than the lowest of them.
+//! The whole stack, backward: gradients of what an adapter trains alone, and no further down than the lowest of it.
 
 use std::ops::ControlFlow;
 
@@ -6,12 +6,12 @@ use crate::cpu::buffer::{Buffer, OutOfMemory};
 use crate::cpu::element::Element;
 use crate::cpu::pool::Pool;
 use crate::cpu::simd::vectorized;
-use crate::lora::{Fused, Layout, PackedLora};
+use crate::lora::{Fused, Layout, PackedLora, Saved};
 use crate::model::block::{Activations, Block, Scratch};
 use crate::model::decoder::{Batch, Decoder, Keep, MemoryLevel};
 use crate::nn::attention::{self, Heads};
 use crate::nn::cross_entropy::{self, RowLosses};
-use crate::nn::linear::Backward;
+use crate::nn::linear::{self, Backward};
 use crate::nn::rope::{self, Angles, Turn};
 use crate::nn::{rms_norm, swiglu};
 use crate::weights::BaseModel;
@@ -61,14 +61,19 @@ impl<E: Element> Decoder<E> {
         let (rows, width) = (batch.tokens.len(), config.hidden_size);
         let g = &mut self.gradients;
         g.last_normed.ensure(batch.labels.len() * width)?;
+        let d_head = trained.layout.saved(Saved::LmHead);
+        let into = cross_entropy::Into {
+            dx: &mut g.last_normed,
+            d_head: d_head.map(|place| &mut trained.grads[place]),
+        };
         let losses = cross_entropy::losses_and_gradient(
             pool,
-            base.head(),
+            trained.packed.head(base),
             &self.last_normed,
             &batch.labels,
             scale,
             &mut self.chunk,
-            &mut g.last_normed,
+            into,
         )?;
         g.last.ensure(batch.labels.len() * width)?;
         g.last.fill(0.0);
@@ -87,7 +92,8 @@ impl<E: Element> Decoder<E> {
         }
         g.rounded.ensure(rows * width)?;
         g.qkv.ensure(rows * Heads::new(config).qkv_size())?;
-        let (lowest_layer, lowest) = trained.layout.lowest();
+        let lowest = trained.layout.lowest();
+        let lowest_layer = lowest.map_or(0, |(layer, _)| layer);
         for index in (lowest_layer..base.layers.len()).rev() {
             let saved = &mut self.saved[if level == MemoryLevel::LayerInputs {
                 0
@@ -101,7 +107,9 @@ impl<E: Element> Decoder<E> {
                 pool,
                 base,
                 index,
-                lowest: (index == lowest_layer).then_some(lowest),
+                lowest: lowest
+                    .filter(|(layer, _)| *layer == index)
+                    .map(|(_, at)| at),
                 batch,
                 trained,
                 saved,
@@ -116,6 +124,13 @@ impl<E: Element> Decoder<E> {
                 std::mem::swap(&mut saved.gate_up, &mut self.gate_up);
             }
             done?;
+        }
+        if let Some(place) = trained.layout.saved(Saved::EmbedTokens) {
+            let (d_embed, stream) = (&mut trained.grads[place], &self.gradients.stream);
+            for (&token, from) in batch.tokens.iter().zip(stream.chunks_exact(width)) {
+                let to = &mut d_embed[token as usize * width..][..width];
+                to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+            }
         }
         Ok(losses)
     }
@@ -154,6 +169,7 @@ impl<E: Element> BlockBackward<'_, '_, E> {
             layer: &self.base.layers[self.index],
             index: self.index,
             loras: &loras,
+            dropout: self.batch.dropout.as_ref(),
         };
         let heads = Heads::new(block.config);
         let (pool, documents) = (self.pool, &self.batch.documents);
@@ -172,11 +188,7 @@ impl<E: Element> BlockBackward<'_, '_, E> {
             block.config.intermediate_size,
         );
         if level == MemoryLevel::LayerInputs {
-            block.low_rank(
-                Fused::Down,
-                &self.scratch.inner,
-                &mut self.saved.low_rank[Fused::Down as usize],
-            )?;
+            block.low_rank_of_down(self.saved, self.scratch)?;
         }
         Ok(())
     }
@@ -196,14 +208,16 @@ impl<E: Element> BlockBackward<'_, '_, E> {
         let weight = &layer.post_attention_layernorm;
         let g = &mut *self.g;
         round(pool, width, &g.stream, &mut g.rounded);
-        let mut down = linear(self.trained, self.index, Fused::Down, &mut g.low_rank);
+        let room = &mut self.scratch.linear;
+        let (batch, dh) = (self.batch, &mut g.low_rank);
+        let mut down = linear(self.trained, self.index, Fused::Down, batch, dh, room);
         let h = &self.saved.low_rank[Fused::Down as usize];
-        down.adapter(pool, &self.scratch.inner, h, &g.rounded, width)?;
+        down.adapter(pool, &layer.down, &self.scratch.inner, h, &g.rounded)?;
         if self.lowest == Some(Fused::Down) {
             return Ok(Done::Break(()));
         }
         g.input.ensure(rows * inner)?;
-        down.input(pool, &layer.down, &g.rounded, &mut g.input);
+        down.input(pool, &layer.down, &g.rounded, &mut g.input)?;
         swiglu::backward(pool, &g.input, &mut self.saved.gate_up, inner);
 
         let (middle, rstd) = (&self.saved.middle, &self.saved.middle_rstd);
@@ -212,13 +226,15 @@ impl<E: Element> BlockBackward<'_, '_, E> {
             &self.saved.low_rank[Fused::GateUp as usize],
             &self.saved.gate_up,
         );
-        let mut gate_up = linear(self.trained, self.index, Fused::GateUp, &mut g.low_rank);
-        gate_up.adapter(pool, &self.scratch.normed, h, d_gate_up, 2 * inner)?;
+        let room = &mut self.scratch.linear;
+        let dh = &mut g.low_rank;
+        let mut gate_up = linear(self.trained, self.index, Fused::GateUp, batch, dh, room);
+        gate_up.adapter(pool, &layer.gate_up, &self.scratch.normed, h, d_gate_up)?;
         if self.lowest == Some(Fused::GateUp) {
             return Ok(Done::Break(()));
         }
         g.input.ensure(rows * width)?;
-        gate_up.input(pool, &layer.gate_up, d_gate_up, &mut g.input);
+        gate_up.input(pool, &layer.gate_up, d_gate_up, &mut g.input)?;
         rms_norm::backward(pool, &g.input, middle, weight, rstd, &mut g.stream);
         Ok(Done::Continue(()))
     }
@@ -229,14 +245,16 @@ impl<E: Element> BlockBackward<'_, '_, E> {
         let (rows, width) = (self.batch.tokens.len(), config.hidden_size);
         let (low_rank, g) = (&self.saved.low_rank, &mut *self.g);
         round(pool, width, &g.stream, &mut g.rounded);
-        let mut o = linear(self.trained, self.index, Fused::O, &mut g.low_rank);
+        let room = &mut self.scratch.linear;
+        let (batch, dh) = (self.batch, &mut g.low_rank);
+        let mut o = linear(self.trained, self.index, Fused::O, batch, dh, room);
         let h = &low_rank[Fused::O as usize];
-        o.adapter(pool, &self.saved.attended, h, &g.rounded, width)?;
+        o.adapter(pool, &layer.o, &self.saved.attended, h, &g.rounded)?;
         if self.lowest == Some(Fused::O) {
             return Ok(Done::Break(()));
         }
         g.input.ensure(rows * config.query_size())?;
-        o.input(pool, &layer.o, &g.rounded, &mut g.input);
+        o.input(pool, &layer.o, &g.rounded, &mut g.input)?;
 
         let heads = Heads::new(config);
         let saved = attention::Saved {
@@ -266,14 +284,16 @@ impl<E: Element> BlockBackward<'_, '_, E> {
 
         let (weight, rstd) = (&layer.input_layernorm, &self.saved.input_rstd);
         rms_norm::recompute(pool, x, weight, rstd, &mut self.scratch.normed);
-        let mut qkv = linear(self.trained, self.index, Fused::Qkv, &mut g.low_rank);
+        let room = &mut self.scratch.linear;
+        let dh = &mut g.low_rank;
+        let mut qkv = linear(self.trained, self.index, Fused::Qkv, batch, dh, room);
         let h = &low_rank[Fused::Qkv as usize];
-        qkv.adapter(pool, &self.scratch.normed, h, &g.qkv, qkv_size)?;
+        qkv.adapter(pool, &layer.qkv, &self.scratch.normed, h, &g.qkv)?;
         if self.lowest == Some(Fused::Qkv) {
             return Ok(Done::Break(()));
         }
         g.input.ensure(rows * width)?;
-        qkv.input(pool, &layer.qkv, &g.qkv, &mut g.input);
+        qkv.input(pool, &layer.qkv, &g.qkv, &mut g.input)?;
         rms_norm::backward(pool, &g.input, x, weight, rstd, &mut g.stream);
         Ok(Done::Continue(()))
     }
@@ -283,12 +303,17 @@ fn linear<'a, E: Element>(
     trained: &'a mut Trained<'_, E>,
     index: usize,
     fused: Fused,
+    batch: &'a Batch,
     dh: &'a mut Buffer<E>,
+    scratch: &'a mut linear::Scratch<E>,
 ) -> Backward<'a, E> {
+    let dropout = batch.dropout.as_ref();
     Backward {
         lora: trained.packed.fused(index, fused),
+        mask: dropout.map(|dropout| dropout.at(index, fused as usize)),
         grads: trained.grads,
         dh,
+        scratch,
     }
 }
 

@@ -9,6 +9,7 @@ use crate::cpu::element::Element;
 use crate::cpu::gemm::Out;
 use crate::cpu::pool::Pool;
 use crate::lora::{Fused, PackedLora};
+use crate::nn::dropout::{Dropout, Mask};
 use crate::nn::linear::LoraRows;
 use crate::nn::rope::{Angles, Turn};
 use crate::nn::{linear, rms_norm, rope, swiglu};
@@ -45,6 +46,7 @@ pub(crate) struct Scratch<E> {
     pub normed: Buffer<E>,
     /// (T, F)
     pub inner: Buffer<E>,
+    pub linear: linear::Scratch<E>,
 }
 
 impl<E: Element> Activations<E> {
@@ -76,6 +78,8 @@ pub(crate) struct Block<'a, E> {
     pub layer: &'a Layer,
     pub index: usize,
     pub loras: &'a Loras<'a, E>,
+    /// Of the inputs of the low-rank changes, in training.
+    pub dropout: Option<&'a Dropout>,
 }
 
 impl<E: Element> Block<'_, E> {
@@ -101,7 +105,8 @@ impl<E: Element> Block<'_, E> {
             &mut saved.input_rstd,
         );
         let h = &mut saved.low_rank[Fused::Qkv as usize];
-        self.linear(Fused::Qkv, &scratch.normed, h, Out::Set(&mut saved.qkv))?;
+        let (normed, room) = (&scratch.normed, &mut scratch.linear);
+        self.linear(Fused::Qkv, normed, room, h, Out::Set(&mut saved.qkv))?;
         let n_rotated = config.num_attention_heads + config.num_key_value_heads;
         let width = layer.qkv.weight.n_out();
         rope::rotate(
@@ -115,12 +120,9 @@ impl<E: Element> Block<'_, E> {
         attend(&saved.qkv, &mut saved.attended, &mut saved.lse)?;
         saved.middle.copy_from_slice(x);
         let h = &mut saved.low_rank[Fused::O as usize];
-        self.linear(
-            Fused::O,
-            &saved.attended,
-            h,
-            Out::AddSums(&mut saved.middle),
-        )
+        let (attended, room) = (&saved.attended, &mut scratch.linear);
+        let out = Out::AddSums(&mut saved.middle);
+        self.linear(Fused::O, attended, room, h, out)
     }
 
     /// From `saved.middle` to gate and up before their product, `saved.gate_up`.
@@ -141,12 +143,9 @@ impl<E: Element> Block<'_, E> {
         let (middle, rstd) = (&saved.middle, &mut saved.middle_rstd);
         rms_norm::forward(self.pool, middle, weight, eps, &mut scratch.normed, rstd);
         let h = &mut saved.low_rank[Fused::GateUp as usize];
-        self.linear(
-            Fused::GateUp,
-            &scratch.normed,
-            h,
-            Out::Set(&mut saved.gate_up),
-        )
+        let (normed, room) = (&scratch.normed, &mut scratch.linear);
+        let out = Out::Set(&mut saved.gate_up);
+        self.linear(Fused::GateUp, normed, room, h, out)
     }
 
     /// From `saved.gate_up` and `saved.middle` to the stream `out`, (T, D).
@@ -161,31 +160,40 @@ impl<E: Element> Block<'_, E> {
         swiglu::forward(self.pool, &saved.gate_up, &mut scratch.inner, inner);
         out.copy_from_slice(&saved.middle);
         let h = &mut saved.low_rank[Fused::Down as usize];
-        self.linear(Fused::Down, &scratch.inner, h, Out::AddSums(out))
+        let (inner, room) = (&scratch.inner, &mut scratch.linear);
+        self.linear(Fused::Down, inner, room, h, Out::AddSums(out))
     }
 
-    /// The first half of the adapters' change to a linear, x·s·Aᵀ, alone.
+    /// The first half of the adapters' change to down, x·s·Aᵀ of `scratch.inner`, alone.
     /// Errors: `OutOfMemory`.
-    pub fn low_rank(self, fused: Fused, x: &[E], h: &mut Buffer<E>) -> Result<(), OutOfMemory> {
-        let n_in = self.layer.linear(fused).weight.n_in();
-        linear::low_rank(self.pool, n_in, &self.changes(fused), x, h).map(|_| ())
+    pub fn low_rank_of_down(
+        self,
+        saved: &mut Activations<E>,
+        scratch: &mut Scratch<E>,
+    ) -> Result<(), OutOfMemory> {
+        let (inner, room) = (&scratch.inner, &mut scratch.linear);
+        let h = &mut saved.low_rank[Fused::Down as usize];
+        let (pool, changes) = (self.pool, self.changes(Fused::Down));
+        let n_in = self.layer.down.weight.n_in();
+        linear::low_rank_of_kept(pool, n_in, &changes, self.mask(Fused::Down), inner, room, h)
     }
 
     fn linear(
         self,
         fused: Fused,
         x: &[E],
+        room: &mut linear::Scratch<E>,
         h: &mut Buffer<E>,
         out: Out<'_, E>,
     ) -> Result<(), OutOfMemory> {
-        linear::forward(
-            self.pool,
-            self.layer.linear(fused),
-            &self.changes(fused),
-            x,
-            h,
-            out,
-        )
+        let (linear, changes) = (self.layer.linear(fused), self.changes(fused));
+        let mask = self.mask(fused);
+        linear::forward(self.pool, linear, &changes, mask, x, room, h, out)
+    }
+
+    fn mask(&self, fused: Fused) -> Option<Mask<'_>> {
+        self.dropout
+            .map(|dropout| dropout.at(self.index, fused as usize))
     }
 
     fn changes(&self, fused: Fused) -> Vec<LoraRows<'_, E>> {

@@ -4,10 +4,13 @@ use std::ops::Range;
 
 use crate::cpu::buffer::{Buffer, OutOfMemory};
 use crate::cpu::element::Element;
+use crate::cpu::gemm::Weight;
 use crate::cpu::pool::Pool;
+use crate::lora::PackedLora;
 use crate::model::block::{Activations, Block, Loras, Scratch};
 use crate::nn::attention::{self, Heads, PackedKeyValues};
 use crate::nn::cross_entropy::{self, ChunkScratch, RowLosses};
+use crate::nn::dropout::Dropout;
 use crate::nn::rms_norm;
 use crate::nn::rope::Angles;
 use crate::weights::BaseModel;
@@ -42,11 +45,14 @@ impl Keep {
 }
 
 /// Documents laid end to end, without padding.
-#[derive(Default, Debug, Clone, PartialEq, Eq)]
+#[derive(Default, Debug, Clone, PartialEq)]
 pub(crate) struct Batch {
     pub tokens: Vec<u32>,
     /// The rows of each document; positions restart with each.
     pub documents: Vec<Range<usize>>,
+    /// The number of each document in what was asked to be run.
+    pub members: Vec<usize>,
+    pub dropout: Option<Dropout>,
     /// Rows whose next token is a label, ascending.
     pub label_rows: Vec<usize>,
     /// The labels, one for each of `label_rows`.
@@ -97,6 +103,7 @@ impl<E: Element> Decoder<E> {
             &batch.tokens,
             positions,
             keep,
+            batch.dropout.as_ref(),
             |_, qkv, out, lse| {
                 attention::forward(pool, heads, &batch.documents, qkv, &mut packed, out, lse)
             },
@@ -116,11 +123,12 @@ impl<E: Element> Decoder<E> {
         tokens: &[u32],
         positions: impl Iterator<Item = usize>,
         keep: Keep,
+        dropout: Option<&Dropout>,
         mut attend: impl FnMut(usize, &[E], &mut [E], &mut [f32]) -> Result<(), OutOfMemory>,
     ) -> Result<(), OutOfMemory> {
         self.ensure(base, tokens.len(), keep)?;
         base.rope.angles(positions, &mut self.angles);
-        embed(pool, base, tokens, &mut self.streams[0]);
+        embed(pool, base, loras, tokens, &mut self.streams[0]);
         for (index, layer) in base.layers.iter().enumerate() {
             let (from, to) = if keep == Keep::Nothing {
                 (index % 2, (index + 1) % 2)
@@ -138,6 +146,7 @@ impl<E: Element> Decoder<E> {
                 layer,
                 index,
                 loras,
+                dropout,
             };
             let scratch = &mut self.scratch;
             block.attention(x, &self.angles, saved, scratch, |qkv, out, lse| {
@@ -170,29 +179,29 @@ impl<E: Element> Decoder<E> {
         &mut self,
         pool: &Pool,
         base: &BaseModel,
+        head: &Weight,
         rows: &[usize],
         targets: &[u32],
     ) -> Result<RowLosses, OutOfMemory> {
         self.gather(pool, base, rows, Keep::Nothing)?;
-        cross_entropy::losses(
-            pool,
-            base.head(),
-            &self.last_normed,
-            targets,
-            &mut self.chunk,
-        )
+        let (x, chunk) = (&self.last_normed, &mut self.chunk);
+        cross_entropy::losses(pool, head, x, targets, chunk)
     }
 
-    /// The logits of some rows of what a forward that kept nothing has just run, (rows, V); the caller may change them.
+    /// The logits of some rows of what a forward that kept nothing has just run with `loras`, (rows, V); the caller may
+    /// change them.
     /// Errors: `OutOfMemory`.
     pub fn logits_mut(
         &mut self,
         pool: &Pool,
         base: &BaseModel,
+        loras: &Loras<'_, E>,
         rows: &[usize],
     ) -> Result<&mut [f32], OutOfMemory> {
         self.gather(pool, base, rows, Keep::Nothing)?;
-        cross_entropy::logits(pool, base.head(), &self.last_normed, &mut self.chunk)
+        let head_of = |row| lora_of(loras, row).map_or(base.head(), |lora| lora.head(base));
+        let heads = rows.iter().map(|&row| head_of(row));
+        cross_entropy::logits(pool, heads, &self.last_normed, &mut self.chunk)
     }
 
     /// Copies `rows` of the last stream and applies the last norm to them.
@@ -250,11 +259,27 @@ impl<E: Element> Decoder<E> {
     }
 }
 
-fn embed(pool: &Pool, base: &BaseModel, tokens: &[u32], x: &mut [f32]) {
+fn embed<E: Element>(
+    pool: &Pool,
+    base: &BaseModel,
+    loras: &Loras<'_, E>,
+    tokens: &[u32],
+    x: &mut [f32],
+) {
     let width = base.config().hidden_size;
     pool.for_rows(tokens.len(), (x, width), |rows, x| {
         for (row, x) in rows.zip(x.chunks_exact_mut(width)) {
-            base.embed_tokens.copy_row(tokens[row] as usize, x);
+            let token = tokens[row] as usize;
+            match lora_of(loras, row).and_then(PackedLora::embed_tokens) {
+                Some(own) => x.copy_from_slice(&own[token * width..(token + 1) * width]),
+                None => base.embed_tokens.copy_row(token, x),
+            }
         }
     });
+}
+
+/// The adapter that changes a row.
+fn lora_of<'a, E>(loras: &Loras<'a, E>, row: usize) -> Option<&'a PackedLora<E>> {
+    let lora = loras.iter().find(|(rows, _)| rows.contains(&row));
+    lora.map(|(_, lora)| *lora)
 }

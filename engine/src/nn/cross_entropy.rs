@@ -2,7 +2,7 @@
 
 use crate::cpu::buffer::{Buffer, OutOfMemory};
 use crate::cpu::element::Element;
-use crate::cpu::gemm::{Left, Out, Side, Weight, linear};
+use crate::cpu::gemm::{Left, Out, Shape, Side, Weight, add_outer, linear};
 use crate::cpu::pool::Pool;
 use crate::cpu::simd::{exp, max, sum, vectorized};
 
@@ -45,7 +45,15 @@ pub(crate) fn losses<E: Element>(
     )
 }
 
-/// As [`losses`]; `dx` (rows, D) becomes the gradient of −Σ log p·`scale`.
+/// Where the gradient of −Σ log p goes.
+pub(crate) struct Into<'a> {
+    /// Becomes that of x, (rows, D).
+    pub dx: &'a mut [f32],
+    /// That of the head is added to it, (V, D), if the head is trained.
+    pub d_head: Option<&'a mut [f32]>,
+}
+
+/// As [`losses`], with the gradient of −Σ log p·`scale`.
 /// Errors: `OutOfMemory`.
 pub(crate) fn losses_and_gradient<E: Element>(
     pool: &Pool,
@@ -54,11 +62,12 @@ pub(crate) fn losses_and_gradient<E: Element>(
     targets: &[u32],
     scale: f32,
     scratch: &mut ChunkScratch<E>,
-    dx: &mut [f32],
+    into: Into<'_>,
 ) -> Result<RowLosses, OutOfMemory> {
     let (depth, vocab) = (head.n_in(), head.n_out());
     let stride = vocab.next_multiple_of(E::PER_WORD);
     let ChunkScratch { logits, d_logits } = scratch;
+    let Into { dx, mut d_head } = into;
     chunks(pool, head, x, targets, logits, |first, weights, sums| {
         let n_rows = sums.len();
         d_logits.ensure(n_rows * stride)?;
@@ -72,6 +81,22 @@ pub(crate) fn losses_and_gradient<E: Element>(
                 d_logits[vocab..].fill(E::default());
             }
         });
+        if let Some(d_head) = &mut d_head {
+            let shape = Shape {
+                rows: vocab,
+                columns: depth,
+                depth: n_rows,
+            };
+            add_outer(
+                pool,
+                shape,
+                d_logits,
+                stride,
+                &x[first * depth..],
+                depth,
+                d_head,
+            );
+        }
         let dx = &mut dx[first * depth..(first + n_rows) * depth];
         let d_logits = Left::rows(d_logits, stride);
         linear(
@@ -87,26 +112,32 @@ pub(crate) fn losses_and_gradient<E: Element>(
     })
 }
 
-/// The logits of every row at once, (rows, V): for the few rows of a decoding step. Shape: `x` (rows, D).
+/// The logits of every row at once, (rows, V), each by its head: for the few rows of a decoding step. Shape: `x` (rows, D).
 /// Errors: `OutOfMemory`.
-pub(crate) fn logits<'a, E: Element>(
+pub(crate) fn logits<'a, 'b, E: Element>(
     pool: &Pool,
-    head: &Weight,
+    heads: impl Iterator<Item = &'b Weight>,
     x: &[E],
     scratch: &'a mut ChunkScratch<E>,
 ) -> Result<&'a mut [f32], OutOfMemory> {
-    let (rows, depth) = (x.len() / head.n_in(), head.n_in());
-    scratch.logits.ensure(rows * head.n_out())?;
-    let out = Out::SetSums(&mut scratch.logits);
-    linear(
-        pool,
-        rows,
-        Left::rows(x, depth),
-        (head, Side::Forward),
-        None,
-        &[],
-        out,
-    );
+    let heads: Vec<&Weight> = heads.collect();
+    let sizes = heads.first().map(|head| (head.n_in(), head.n_out()));
+    let (depth, vocab) = sizes.unwrap_or_default();
+    scratch.logits.ensure(heads.len() * vocab)?;
+    let mut first = 0;
+    for same in heads.chunk_by(|a, b| std::ptr::eq(*a, *b)) {
+        let rows = first..first + same.len();
+        linear(
+            pool,
+            same.len(),
+            Left::rows(&x[rows.start * depth..rows.end * depth], depth),
+            (same[0], Side::Forward),
+            None,
+            &[],
+            Out::SetSums(&mut scratch.logits[rows.start * vocab..rows.end * vocab]),
+        );
+        first = rows.end;
+    }
     Ok(&mut scratch.logits)
 }
 

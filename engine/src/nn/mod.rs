@@ -4,6 +4,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod cross_entropy;
+pub(crate) mod dropout;
 pub(crate) mod linear;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;

@@ -23,7 +23,7 @@ pub(super) fn micro_batches(examples: &[Example], packing: Packing) -> Vec<Batch
     let lengths: Vec<usize> = examples.iter().map(Example::n_inputs).collect();
     plan(&lengths, packing, MICRO_BATCH_TOKENS)
         .into_iter()
-        .map(|members| lay_out(members.into_iter().map(|i| &examples[i])))
+        .map(|members| lay_out(examples, members))
         .collect()
 }
 
@@ -56,9 +56,9 @@ fn plan(lengths: &[usize], packing: Packing, budget: usize) -> Vec<Vec<usize>> {
     members
 }
 
-fn lay_out<'a>(examples: impl Iterator<Item = &'a Example>) -> Batch {
+fn lay_out(examples: &[Example], members: Vec<usize>) -> Batch {
     let mut batch = Batch::default();
-    for example in examples {
+    for example in members.iter().map(|&i| &examples[i]) {
         let (n, first) = (example.n_inputs(), batch.tokens.len());
         batch.tokens.extend(&example.tokens[..n]);
         batch.documents.push(first..first + n);
@@ -67,7 +67,7 @@ fn lay_out<'a>(examples: impl Iterator<Item = &'a Example>) -> Batch {
             batch.labels.push(example.tokens[i]);
         }
     }
-    batch
+    Batch { members, ..batch }
 }
 
 #[cfg(test)]

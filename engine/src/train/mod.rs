@@ -15,6 +15,7 @@ use crate::cpu::pool::Pool;
 use crate::lora::{Adapter, Kind, Layout, LoraConfig, Role};
 use crate::model::{Batch, MemoryLevel};
 use crate::nn::cross_entropy::RowLosses;
+use crate::nn::dropout::Dropout;
 use crate::optim::{AdamW, Group, clip_factor, global_norm};
 use crate::schedule::Schedule;
 use crate::weights::BaseModel;
@@ -39,7 +40,7 @@ pub struct TrainConfig {
     pub max_grad_norm: Option<f32>,
     /// LoRA+: how many times faster B learns than A; `None` is as fast. Source: Hayou et al. 2024 (arXiv:2402.12354).
     pub loraplus_lr_ratio: Option<f32>,
-    /// Recorded with the run's state; the trainer itself draws nothing.
+    /// Recorded with the run's state; only dropout draws from it.
     pub seed: u64,
     /// What activations are computed in; values, gradients and moments of the adapter are always f32.
     pub precision: Precision,
@@ -214,7 +215,11 @@ impl Trainer {
             (passes @ Passes::Fp32(_), _) => passes,
             (_, exact) => {
                 let exact = exact.get_or_insert_with(|| Passes::new(Precision::Fp32, &self.layout));
-                exact.pack(&self.pool, &self.values)?;
+                let on = On {
+                    pool: &self.pool,
+                    base: &self.base,
+                };
+                exact.pack(on, &self.values)?;
                 exact
             }
         };
@@ -296,12 +301,6 @@ impl Trainer {
     /// Scores `batch` and leaves the gradient of its mean loss in `grads`.
     fn sum_gradients(&mut self, batch: &[Example]) -> Result<EvalReport, TrainError> {
         self.check(batch)?;
-        if self.lora_config.lora_dropout > 0.0 {
-            let dropout = self.lora_config.lora_dropout;
-            return Err(TrainError::BadInput(format!(
-                "lora_dropout = {dropout} is not supported in training"
-            )));
-        }
         let n_label_tokens: u64 = batch.iter().map(|example| example.n_labels() as u64).sum();
         if n_label_tokens == 0 {
             return Err(TrainError::BadInput("the batch has no label".to_owned()));
@@ -309,11 +308,12 @@ impl Trainer {
         self.grads.fill(0.0);
         let mut report = EvalReport::default();
         let scale = 1.0 / n_label_tokens as f32;
-        for micro in micro_batches(batch, self.config.packing) {
+        for mut micro in micro_batches(batch, self.config.packing) {
             let on = On {
                 pool: &self.pool,
                 base: &self.base,
             };
+            micro.dropout = self.dropout(&micro);
             let (layout, level, grads) = (&self.layout, self.config.memory, &mut self.grads);
             report.add(
                 &self
@@ -331,6 +331,13 @@ impl Trainer {
             self.grads[tensor.place.clone()].fill(0.0);
         }
         Ok(report)
+    }
+
+    /// What the next step drops of a pass's inputs.
+    fn dropout(&self, batch: &Batch) -> Option<Dropout> {
+        let (p, seed) = (self.lora_config.lora_dropout, self.config.seed);
+        let (documents, members) = (&batch.documents, &batch.members);
+        (p > 0.0).then(|| Dropout::new(p, seed, self.n_steps, documents, members))
     }
 
     fn update(&mut self, grad_norm: f32) -> f32 {
@@ -359,8 +366,12 @@ impl Trainer {
 
     fn repack(&mut self) {
         // The sizes never change after the first time, in `new`, so a running job cannot fail here.
+        let on = On {
+            pool: &self.pool,
+            base: &self.base,
+        };
         self.passes
-            .pack(&self.pool, &self.values)
+            .pack(on, &self.values)
             .expect("memory for a second copy of an adapter");
     }
 
@@ -396,25 +407,26 @@ impl Trainer {
     }
 }
 
-/// What is trained, in pieces as long as can be.
+/// What is trained, in pieces as long as can be. With LoRA+, all vectors learn as B does, as PEFT has it; biases do not decay.
 fn groups(layout: &Layout, config: &TrainConfig) -> Vec<Group> {
     let mut trained: Vec<_> = layout.trained().collect();
     trained.sort_by_key(|tensor| tensor.place.start);
     let mut groups: Vec<Group> = Vec::new();
     for tensor in trained {
-        let lr_ratio = match tensor.kind {
-            Kind::A => 1.0,
-            Kind::B => config.loraplus_lr_ratio.unwrap_or(1.0),
+        let group = Group {
+            range: tensor.place.clone(),
+            lr_ratio: match tensor.kind {
+                Kind::A | Kind::Saved => 1.0,
+                Kind::B | Kind::Magnitude | Kind::Bias => config.loraplus_lr_ratio.unwrap_or(1.0),
+            },
+            weight_decay: match tensor.kind {
+                Kind::Bias => 0.0,
+                _ => config.weight_decay,
+            },
         };
         match groups.last_mut() {
-            Some(last) if last.range.end == tensor.place.start && last.lr_ratio == lr_ratio => {
-                last.range.end = tensor.place.end;
-            }
-            _ => groups.push(Group {
-                range: tensor.place.clone(),
-                lr_ratio,
-                weight_decay: config.weight_decay,
-            }),
+            Some(last) if last.continues_in(&group) => last.range.end = group.range.end,
+            _ => groups.push(group),
         }
     }
     groups

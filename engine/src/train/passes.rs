@@ -41,10 +41,10 @@ impl Passes {
 
     /// Takes in the adapter's values, for forward and backward.
     /// Errors: `OutOfMemory`, the first time only.
-    pub fn pack(&mut self, pool: &Pool, values: &[f32]) -> Result<(), OutOfMemory> {
+    pub fn pack(&mut self, On { pool, base }: On<'_>, values: &[f32]) -> Result<(), OutOfMemory> {
         match self {
-            Passes::Fp32(passes) => passes.packed.pack_for_training(pool, values),
-            Passes::Bf16(passes) => passes.packed.pack_for_training(pool, values),
+            Passes::Fp32(passes) => passes.packed.pack_for_training(pool, base, values),
+            Passes::Bf16(passes) => passes.packed.pack_for_training(pool, base, values),
         }
     }
 
@@ -116,13 +116,16 @@ impl<E: Element> PassesIn<E> {
     fn score(&mut self, on: On<'_>, batch: &Batch) -> Result<RowLosses, OutOfMemory> {
         self.run(on, batch)?;
         let (rows, labels) = (&batch.label_rows, &batch.labels);
-        self.decoder.losses_of(on.pool, on.base, rows, labels)
+        let head = self.packed.head(on.base);
+        self.decoder.losses_of(on.pool, on.base, head, rows, labels)
     }
 
     fn logits(&mut self, on: On<'_>, batch: &Batch) -> Result<Vec<f32>, OutOfMemory> {
         self.run(on, batch)?;
         let rows: Vec<usize> = (0..batch.tokens.len()).collect();
-        Ok(self.decoder.logits_mut(on.pool, on.base, &rows)?.to_vec())
+        let loras = [(0..rows.len(), &self.packed)];
+        let logits = self.decoder.logits_mut(on.pool, on.base, &loras, &rows)?;
+        Ok(logits.to_vec())
     }
 
     fn run(&mut self, on: On<'_>, batch: &Batch) -> Result<(), OutOfMemory> {

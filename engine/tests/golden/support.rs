@@ -260,3 +260,9 @@ pub fn norm(values: impl Iterator<Item = f64>) -> f64 {
 pub fn max_abs(values: &[f32]) -> f32 {
     values.iter().fold(0.0, |m, v| m.max(v.abs()))
 }
+
+/// log p of a token by a row of logits.
+pub fn logprob(logits: &[f32], token: u32) -> f32 {
+    let sum: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+    (f64::from(logits[token as usize]) - sum.ln()) as f32
+}

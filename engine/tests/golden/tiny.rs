@@ -188,11 +188,6 @@ fn the_serving_path_scores_tokens_as_the_training_path_does() {
     });
 }
 
-fn logprob(logits: &[f32], token: u32) -> f32 {
-    let sum: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
-    (f64::from(logits[token as usize]) - sum.ln()) as f32
-}
-
 #[test]
 fn an_adapter_read_from_peft_is_written_back_unchanged() {
     each_model(|name, tiny| {

@@ -1,6 +1,6 @@
 //! `dump_logits BASE DIR [KIND]`: writes DIR/logits.safetensors, the engine's logits for an adapter folder, for
 //! `tests/parity/check_adapter.py` to compare with PEFT's. Where DIR holds no adapter, one of that
-//! kind (plain, pissa, patterns) is trained for five steps first.
+//! kind (plain, pissa, patterns, whole) is trained for five steps first.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use engine::batch::Example;
-use engine::lora::{Adapter, Init, LoraConfig, TargetModules};
+use engine::lora::{Adapter, Bias, Init, LoraConfig, TargetModules};
 use engine::pool::Pool;
 use engine::schedule::Schedule;
 use engine::train::{TrainConfig, Trainer};
@@ -23,7 +23,7 @@ const LENGTHS: [u32; 3] = [3, 17, 40];
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [base_dir, dir, kind @ ..] = args.as_slice() else {
-        return Err("usage: dump_logits BASE DIR [plain|pissa|patterns]".into());
+        return Err("usage: dump_logits BASE DIR [plain|pissa|patterns|whole]".into());
     };
     let dir = Path::new(dir);
     let pool = Pool::new(std::thread::available_parallelism()?.get());
@@ -105,7 +105,16 @@ fn lora(kind: &str) -> Result<LoraConfig, Box<dyn Error>> {
             init_lora_weights: Init::Gaussian,
             ..plain
         }),
-        other => Err(format!("unknown kind {other:?}; known are plain, pissa, patterns").into()),
+        "whole" => Ok(LoraConfig {
+            use_dora: true,
+            bias: Bias::All,
+            lora_dropout: 0.1,
+            modules_to_save: vec!["lm_head".to_owned(), "embed_tokens".to_owned()],
+            ..plain
+        }),
+        other => {
+            Err(format!("unknown kind {other:?}; known are plain, pissa, patterns, whole").into())
+        }
     }
 }
 

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 # What of a configuration decides names and shapes.
-SHAPES = ["r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform", "rank_pattern", "alpha_pattern", "use_rslora"]
+SHAPES = ["r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform", "rank_pattern", "alpha_pattern", "use_rslora",
+          "use_dora", "bias", "modules_to_save"]
 # f32 sums in another order; times the largest logit where that is above 1.
 LOGITS_TOLERANCE = 1e-4
 

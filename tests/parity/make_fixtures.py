@@ -2,6 +2,7 @@
 """Makes the golden fixtures from transformers and PEFT: make_fixtures.py [PART…] (default: all).
 
 text     text/tests/fixtures: chat templates and token ids
+real     text/tests/fixtures/real: hashes of what real chat templates write
 tiny     engine/tests/fixtures/tiny_*: tiny random models, adapters, logits, gradients, losses, generations; or one by its name
 adapters engine/tests/fixtures/adapters: kinds of adapters on tiny models, which must be there
 smollm2  engine/tests/fixtures/smollm2: slices of the same for the real SmolLM2-135M-Instruct
@@ -14,7 +15,7 @@ same kind of processor gives the same files, other processors differ in the last
 import os
 import sys
 
-PARTS = ["text", "tiny", "adapters", "smollm2", "quant"]
+PARTS = ["text", "real", "tiny", "adapters", "smollm2", "quant"]
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -34,6 +35,10 @@ def main():
         import text_fixtures
 
         text_fixtures.make(os.path.join(ROOT, "text", "tests", "fixtures"), cache)
+    if "real" in parts:
+        import real_expected
+
+        real_expected.make(os.path.join(ROOT, "text", "tests", "fixtures", "real"), cache)
     if tiny:
         import engine_fixtures
 

@@ -1,15 +1,16 @@
 //! A model's chat template, run as Hugging Face's transformers runs it, within bounds: a template comes with a base
 //! model that an operator installed, and must not be able to stop the process.
 
-use std::fmt;
+mod jinja;
+mod json;
+mod python;
+
 use std::io::{self, Write};
 
 use chrono::NaiveDateTime;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, context};
-use serde::Serialize;
-use serde_json::ser::{Formatter, PrettyFormatter};
+use minijinja::value::Value;
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior, context};
 
 /// Templates of known models stay below 20 KiB. Bytes.
 const MAX_SOURCE_BYTES: usize = 64 << 10;
@@ -20,8 +21,9 @@ const COMPILE_STACK_BYTES: usize = 128 << 20;
 /// Instructions per rendering; a conversation of 2,048 messages takes about a tenth.
 const FUEL: u64 = 5_000_000;
 
-/// How deep macros may call each other. Each level takes several KiB of a thread's stack, which may be 2 MiB.
-const MAX_RECURSION: usize = 50;
+/// How deep macros may call each other, in minijinja's measure: a macro counts four, a loop one. Each macro takes
+/// several KiB of a thread's stack, which may be 2 MiB; Kimi K3 writes nested JSON with about ten.
+const MAX_RECURSION: usize = 100;
 
 /// The name of the template in its environment; without an extension nothing is escaped.
 const NAME: &str = "chat_template";
@@ -69,8 +71,7 @@ impl ChatTemplate {
         if source.len() > MAX_SOURCE_BYTES {
             return Err(TemplateError::TooLarge(source.len()));
         }
-        let source = without_generation_tags(source);
-        let template = source.clone();
+        let template = jinja::adapt(source);
         let compile = move || {
             let mut environment = environment(now);
             environment
@@ -88,7 +89,7 @@ impl ChatTemplate {
             .map_err(|error| TemplateError::Syntax(explain(&error)))?;
         Ok(Self {
             environment,
-            source,
+            source: source.to_owned(),
             special_tokens,
         })
     }
@@ -172,28 +173,6 @@ impl Write for &mut Bounded {
     }
 }
 
-/// transformers marks assistant text with `{% generation %}`; to a renderer the tags are a block that is always there.
-fn without_generation_tags(source: &str) -> String {
-    let mut result = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else {
-            break;
-        };
-        let tag = &rest[start..start + length];
-        let inner = tag[2..].trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());
-        result.push_str(&rest[..start]);
-        match inner {
-            "generation" => result.push_str(&tag.replacen("generation", "if true", 1)),
-            "endgeneration" => result.push_str(&tag.replacen("endgeneration", "endif", 1)),
-            _ => result.push_str(tag),
-        }
-        rest = &rest[start + length..];
-    }
-    result.push_str(rest);
-    result
-}
-
 /// Jinja as transformers sets it up.
 fn environment(now: Option<NaiveDateTime>) -> Environment<'static> {
     let mut environment = Environment::new();
@@ -205,108 +184,9 @@ fn environment(now: Option<NaiveDateTime>) -> Environment<'static> {
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     // Differs: a stricter mode would refuse templates that transformers renders
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.set_formatter(format_as_python);
     environment.set_fuel(Some(FUEL));
     environment.set_recursion_limit(MAX_RECURSION);
     environment.remove_global("debug");
-    environment.add_function("raise_exception", raise_exception);
-    environment.add_filter("tojson", tojson);
-    if let Some(now) = now {
-        environment.add_function("strftime_now", move |format: String| strftime(now, &format));
-    }
+    jinja::set_up(&mut environment, now);
     environment
-}
-
-fn raise_exception(message: String) -> Result<Value, Error> {
-    Err(Error::new(ErrorKind::InvalidOperation, message))
-}
-
-fn strftime(now: NaiveDateTime, format: &str) -> Result<String, Error> {
-    let mut text = String::new();
-    // chrono reports a bad format as an error of the write, which `to_string` would turn into a panic
-    fmt::Write::write_fmt(&mut text, format_args!("{}", now.format(format)))
-        .map_err(|_| Error::new(ErrorKind::InvalidOperation, "strftime_now: bad format"))?;
-    Ok(text)
-}
-
-/// Python prints `True`, `False` and `None`.
-fn format_as_python(
-    output: &mut minijinja::Output,
-    state: &mut State,
-    value: &Value,
-) -> Result<(), Error> {
-    if value.is_none() {
-        output.write_str("None")?;
-        return Ok(());
-    }
-    if value.kind() == minijinja::value::ValueKind::Bool {
-        output.write_str(if value.is_true() { "True" } else { "False" })?;
-        return Ok(());
-    }
-    minijinja::escape_formatter(output, state, value)
-}
-
-/// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`, as transformers has it: no escaping for HTML.
-fn tojson(
-    state: &State,
-    value: &Value,
-    indent: Option<usize>,
-    options: Kwargs,
-) -> Result<Value, Error> {
-    let indent: Option<usize> = match indent {
-        Some(indent) => Some(indent),
-        None => options.get("indent")?,
-    };
-    // the others are accepted at their defaults' effect
-    let _: (Option<bool>, Option<bool>, Option<Value>) = (
-        options.get("ensure_ascii")?,
-        options.get("sort_keys")?,
-        options.get("separators")?,
-    );
-    options.assert_all_used()?;
-    let mut bytes = Vec::new();
-    let written = match indent {
-        Some(n_spaces) => {
-            let spaces = " ".repeat(n_spaces.min(64)).into_bytes();
-            let formatter = PrettyFormatter::with_indent(&spaces);
-            value.serialize(&mut serde_json::Serializer::with_formatter(
-                &mut bytes, formatter,
-            ))
-        }
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(
-            &mut bytes, Spaced,
-        )),
-    };
-    let failed = |text: String| Error::new(ErrorKind::InvalidOperation, format!("tojson: {text}"));
-    written.map_err(|error| failed(error.to_string()))?;
-    state.consume_fuel(bytes.len() as u64 / 64)?;
-    String::from_utf8(bytes)
-        .map(Value::from)
-        .map_err(|error| failed(error.to_string()))
-}
-
-/// `{"a": 1, "b": [2, 3]}`: a space after each comma and colon.
-struct Spaced;
-
-impl Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> io::Result<()> {
-        writer.write_all(if first { b"" } else { b", " })
-    }
-
-    fn begin_object_key<W: ?Sized + Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> io::Result<()> {
-        writer.write_all(if first { b"" } else { b", " })
-    }
-
-    fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        writer.write_all(b": ")
-    }
 }

@@ -336,6 +336,39 @@ fn templates_run_as_in_transformers() {
             "{{ {'b': [1], 'c': {}} | tojson(indent=2) }}",
             "{\n  \"b\": [\n    1\n  ],\n  \"c\": {}\n}",
         ),
+        (
+            "{{ {'b': '<é😀>', 'a': {}} | tojson(ensure_ascii=true, sort_keys=true, separators=(',', ':')) }}",
+            r#"{"a":{},"b":"<\u00e9\ud83d\ude00>"}"#,
+        ),
+        (
+            "{{ [0.1, 1e-7, 1e16, 123456.0, 0.0001, 2] | tojson }} {{ 1e-7 }} {{ 1e16 | string }}",
+            "[0.1, 1e-07, 1e+16, 123456.0, 0.0001, 2] 1e-07 1e+16",
+        ),
+        (
+            "{{ {'a': [none, true, \"it's\", 'a\n\u{200d}'], 'b': 1e-7} }} {{ (1,) }} {{ [] ~ {} }}",
+            r#"{'a': [None, True, "it's", 'a\n\u200d'], 'b': 1e-07} (1,) []{}"#,
+        ),
+        (
+            "{{ none is iterable }} {{ 'a' is iterable }} {{ nothing is iterable }}",
+            "False True True",
+        ),
+        (
+            "{{ 'a\nb\n' | indent(2) }}|{{ 'a\n\nb' | indent('> ', first=true, blank=true) }}",
+            "a\n  b\n|> a\n> \n> b",
+        ),
+        (
+            "{{ messages | map(attribute='role') | list | tojson }} {{ messages | selectattr('role', 'equalto', 'user') | list | length }}",
+            r#"["user"] 1"#,
+        ),
+        (
+            "{%- for (a, b) in {'x': 'in if'}.items() if b != ' if ' recursive %}{{ a }}{{ b }}{% endfor %}{% for i in ([1] if true else [2]) if i %}{{ i }}{% endfor %}",
+            "xin if1",
+        ),
+        (
+            "{{ ([1] + [2]) | tojson }} {{ [1] + [2] }} {{ ([1] + [2]) | length }} {{ range(2) | list | tojson }}",
+            "[1, 2] [1, 2] 2 [0, 1]",
+        ),
+        ("a\r\nb{{ 'c\r\nd' }}", "a\nbc\nd"),
         ("{% generation %}a{% endgeneration %}b", "ab"),
         (
             "x\n {%- generation -%} \n a \n {%- endgeneration %} b",
@@ -357,6 +390,25 @@ fn templates_run_as_in_transformers() {
         ("{{ '<b>' }}", "<b>"),
     ] {
         assert_eq!(render(source, " hi ").unwrap(), expected, "{source}");
+    }
+}
+
+#[test]
+fn what_python_refuses_is_refused() {
+    for source in [
+        "{% for i in none %}{% endfor %}",
+        "{% for tool in tools %}{% endfor %}",
+        "{{ nothing | tojson }}",
+        "{{ [nothing] | tojson }}",
+        "{{ messages | map(attribute='role') | tojson }}",
+        "{{ nothing.at_all }}",
+        "{{ 'a' + 1 }}",
+        "{{ messages.append(1) }}",
+    ] {
+        assert!(
+            matches!(render(source, "hi"), Err(TemplateError::Refused(_))),
+            "{source}"
+        );
     }
 }
 
@@ -400,6 +452,9 @@ fn a_hostile_template_is_an_error_and_not_the_end_of_the_process() {
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}".to_owned(),
         "{% macro f(n) %}{{ f(n) }}{{ f(n) }}{% endmacro %}{{ f(1) }}".to_owned(),
         "{% set ns = namespace(x='aaaaaaaaaaaaaaaa') %}{% for i in range(40) %}{% set ns.x = ns.x + ns.x %}{% endfor %}".to_owned(),
+        "{% set ns = namespace(x=['a']) %}{% for i in range(40) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}".to_owned(),
+        "{% set ns = namespace(x=['a']) %}{% for i in range(40) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x | tojson }}".to_owned(),
+        "{{ ('a' * 1000) | indent('b' * 1000000, true) | length }}".to_owned(),
         "{{ 'a' | indent(1000000000) }}".to_owned(),
         "{{ '%1000000000d' | format(1) }}".to_owned(),
         "{{ range(10) | batch(1000000000) | list }}".to_owned(),

@@ -1,19 +1,21 @@
 //! A model's reading and writing side: the folder's tokenizer and chat template as one thing. Prompts and training
 //! examples go through the same rendering, so what is trained is what is served.
 
+mod end_of_turn;
 mod folder;
 mod rendering;
+mod turns;
 
 use std::path::Path;
 
 use chrono::NaiveDateTime;
-use domain::generation::{ChatMessage, Role};
+use domain::generation::ChatMessage;
 use serde_json::Value;
 
 use crate::chat_template::{ChatTemplate, TemplateError};
 use crate::decode::DecodeStream;
 use crate::formats::{ChatExample, TrainingExample};
-use crate::mask::label_turn;
+use crate::mask::{Labels, label_turn};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
 pub use self::folder::LoadError;
@@ -34,6 +36,10 @@ pub enum RenderError {
         "the chat template does not show where message {0} begins and ends, so it cannot be trained on"
     )]
     Unmaskable(usize),
+    #[error(
+        "the chat template does not write what message {0} says: it may want a list of parts, which is not supported"
+    )]
+    NotWritten(usize),
     #[error("nothing is left to train on after cutting the example at {0} tokens")]
     NothingLeft(usize),
     #[error("rows in the {0} format have no conversation to render")]
@@ -57,6 +63,8 @@ pub struct ChatModel {
     /// For conversations with tools, where the model has one of its own.
     tool_template: Option<ChatTemplate>,
     stop_token_ids: Vec<u32>,
+    /// The token that ends a turn where the template writes it only as the opening of the next message.
+    opener_id: Option<u32>,
     context_length: usize,
 }
 
@@ -116,7 +124,8 @@ impl ChatModel {
     }
 
     /// The tokens of a training example. Labels are what the model would write itself: each trained assistant turn
-    /// with its end-of-turn token. What exceeds the context is cut off at the end, as OpenAI does.
+    /// with its end-of-turn token. Where that is what opens the next message and none follows, it is added.
+    /// What exceeds the context is cut off at the end, as OpenAI does.
     pub fn example(&self, example: &TrainingExample) -> Result<TokenizedExample, RenderError> {
         match example {
             TrainingExample::Chat(chat) => self.chat_example(chat),
@@ -132,14 +141,29 @@ impl ChatModel {
         let encoded = self.tokenizer.encode_template(&text, rendering.mark())?;
         let mut mask = vec![false; encoded.ids.len()];
         let trained = (0..chat.messages.len()).filter(|index| chat.trained[*index]);
+        let mut lacks_end = None;
         for index in trained {
             let turn = rendering.turn(&text, index)?;
             let is_end = |id| self.stop_token_ids.contains(&id);
-            if !label_turn(&text, &encoded, turn, is_end, &mut mask) {
-                return Err(RenderError::Unmaskable(index + 1));
+            let labels = label_turn(&text, &encoded, turn, is_end, &mut mask);
+            let opener = self.opener_id.filter(|_| index + 1 == chat.messages.len());
+            match (labels, opener) {
+                (Some(Labels::Whole), _) | (Some(Labels::WithoutEnd), None) => {}
+                (Some(_), Some(opener)) => lacks_end = Some((turn.start, opener)),
+                (Some(Labels::Nothing) | None, _) => {
+                    return Err(RenderError::Unmaskable(index + 1));
+                }
             }
         }
         let mut tokens = encoded.ids;
+        if let Some((start, opener)) = lacks_end {
+            // the whitespace before it is learned too
+            for (label, (_, to)) in mask.iter_mut().zip(&encoded.offsets) {
+                *label |= *to > start;
+            }
+            tokens.push(opener);
+            mask.push(true);
+        }
         let is_truncated = tokens.len() > self.context_length;
         tokens.truncate(self.context_length);
         mask.truncate(self.context_length);
@@ -203,34 +227,5 @@ impl ChatModel {
     /// The text of one token and its bytes.
     pub fn token_text(&self, id: u32) -> (String, Vec<u8>) {
         self.tokenizer.token_text(id)
-    }
-
-    /// The end-of-turn token the template writes: the first control token after an answer.
-    fn end_of_turn(&self) -> Result<Option<u32>, RenderError> {
-        let message = |role, content: &str| ChatMessage {
-            role,
-            content: Some(content.to_owned()),
-            name: None,
-            tool_calls: Vec::new(),
-            tool_call_id: None,
-        };
-        let messages = [
-            message(Role::User, "question"),
-            message(Role::Assistant, "answer"),
-        ];
-        let rendering = Rendering::new(&self.template, self.tokenizer.control(), &messages, &[]);
-        let text = rendering.until(messages.len())?;
-        let answer = text
-            .rfind("answer")
-            .ok_or(RenderError::Unmaskable(messages.len()))?;
-        let encoded = self.tokenizer.encode_template(&text, rendering.mark())?;
-        let mut after = encoded
-            .ids
-            .iter()
-            .zip(&encoded.offsets)
-            .filter(|(_, at)| at.0 >= answer);
-        Ok(after
-            .find(|(id, _)| self.tokenizer.is_control(**id))
-            .map(|(id, _)| *id))
     }
 }

@@ -104,6 +104,23 @@ enum PreTokenizer {
     SmolLm,
 }
 
+/// One template, or a list of them by name where the file has others besides its usual one.
+fn chat_template(metadata: &HashMap<String, Meta>) -> Option<Value> {
+    let usual = text(metadata, "tokenizer.chat_template").ok()?;
+    let named = |name: &str, template: String| json!({"name": name, "template": template});
+    let others = metadata.keys().filter_map(|key| {
+        let name = key.strip_prefix("tokenizer.chat_template.")?;
+        Some(named(name, text(metadata, key).ok()?))
+    });
+    let mut others: Vec<Value> = others.collect();
+    if others.is_empty() {
+        return Some(usual.into());
+    }
+    others.sort_by_key(|one| one["name"].to_string());
+    others.insert(0, named("default", usual));
+    Some(others.into())
+}
+
 impl PreTokenizer {
     fn parse(name: &str) -> Result<Self, GgufError> {
         match name {
@@ -280,8 +297,8 @@ impl GgufTokenizer {
             "PreTrainedTokenizerFast".into(),
         );
         config.extend(self.special_tokens.clone());
-        if let Ok(template) = text(metadata, "tokenizer.chat_template") {
-            config.insert("chat_template".to_owned(), template.into());
+        if let Some(template) = chat_template(metadata) {
+            config.insert("chat_template".to_owned(), template);
         }
         let architecture = text(metadata, "general.architecture").unwrap_or_default();
         let context = metadata

@@ -8,26 +8,29 @@ use crate::tokenizer::Encoded;
 pub struct Turn {
     /// Where the model starts to write: the end of the generation prompt.
     pub start: usize,
+    /// Where what it says ends and its end of turn may begin, if that is known.
+    pub content_end: Option<usize>,
     /// What lies behind belongs to the next message.
     pub bound: usize,
-    /// Whether the turn certainly ends at `bound`, so that it is whole even without an end-of-turn token.
-    pub is_exact: bool,
+    /// Without an end-of-turn token nobody can say where the turn ends.
+    pub needs_end: bool,
 }
 
-/// Sets `mask` for the tokens of one turn: from its start up to and with its first end-of-turn token; without one, up
-/// to the last character that is not whitespace. A token that lies across the start counts.
-/// Returns whether any token was set.
+/// Sets `mask` for the tokens of one turn: from its start up to and with its first end-of-turn token. In some families
+/// that is the token that opens the next message. Without one, up to the last character that is not whitespace.
+/// A token that lies across the start counts. Returns `None`, and sets nothing, if the turn needs an end and has none.
 pub fn label_turn(
     text: &str,
     encoded: &Encoded,
     turn: Turn,
     is_end_of_turn: impl Fn(u32) -> bool,
     mask: &mut [bool],
-) -> bool {
+) -> Option<Labels> {
     let Turn {
         start,
+        content_end,
         bound,
-        is_exact,
+        needs_end,
     } = turn;
     let tokens = || {
         encoded
@@ -36,13 +39,19 @@ pub fn label_turn(
             .copied()
             .zip(encoded.offsets.iter().copied())
     };
-    let end = tokens()
-        .find(|(id, (from, to))| *from >= start && *to <= bound && is_end_of_turn(*id))
-        .map(|(_, (_, to))| to);
-    let end = match end {
-        Some(end) => end,
-        None if is_exact => start + text[start..bound].trim_end().len(),
-        None => return false,
+    let written = content_end.unwrap_or(start);
+    let token = tokens()
+        .find(|(id, (from, _))| *from >= written && is_end_of_turn(*id))
+        .filter(|(_, (from, to))| {
+            *to <= bound
+                || text
+                    .get(bound..*from)
+                    .is_some_and(|gap| gap.trim().is_empty())
+        });
+    let end = match token {
+        Some((_, (_, to))) => to,
+        None if needs_end => return None,
+        None => start + text[start..content_end.unwrap_or(bound)].trim_end().len(),
     };
     let mut is_any = false;
     for (label, (_, (from, to))) in mask.iter_mut().zip(tokens()) {
@@ -51,5 +60,18 @@ pub fn label_turn(
             is_any = true;
         }
     }
-    is_any
+    Some(match token {
+        _ if !is_any => Labels::Nothing,
+        Some(_) => Labels::Whole,
+        None => Labels::WithoutEnd,
+    })
+}
+
+/// What of a turn is learned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Labels {
+    Nothing,
+    /// There is no end-of-turn token.
+    WithoutEnd,
+    Whole,
 }

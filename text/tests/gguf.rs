@@ -180,6 +180,30 @@ fn smollm2s_tokenizer_comes_out_of_its_gguf_as_transformers_has_it() {
 }
 
 #[test]
+fn all_chat_templates_come_along() {
+    let unpacked = unpack();
+    let mut metadata = smollm2("smollm", unpacked.path());
+    let dir = convert(&metadata).unwrap();
+    let config = read(&dir.path().join("tokenizer_config.json"));
+    let usual = config["chat_template"].clone();
+    assert!(usual.is_string());
+    for name in [
+        "tokenizer.chat_template.tool_use",
+        "tokenizer.chat_template.rag",
+    ] {
+        metadata.push((name, Meta::Text(format!("of {name}"))));
+    }
+    let dir = convert(&metadata).unwrap();
+    let config = read(&dir.path().join("tokenizer_config.json"));
+    let expected = serde_json::json!([
+        {"name": "default", "template": usual},
+        {"name": "rag", "template": "of tokenizer.chat_template.rag"},
+        {"name": "tool_use", "template": "of tokenizer.chat_template.tool_use"},
+    ]);
+    assert_eq!(config["chat_template"], expected);
+}
+
+#[test]
 fn pre_tokenizers_differ_and_an_unknown_one_is_refused_by_name() {
     let unpacked = unpack();
     for (pre, text, expected) in [

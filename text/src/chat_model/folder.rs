@@ -20,6 +20,8 @@ pub enum LoadError {
     Tokenizer(#[from] TokenizerError),
     #[error("{} holds no chat template: neither chat_template.jinja nor 'chat_template' in tokenizer_config.json", .0.display())]
     NoTemplate(PathBuf),
+    #[error("{} names no chat template 'default', only '{}'", .0.display(), .1)]
+    NoDefaultTemplate(PathBuf, String),
     #[error("chat template '{name}': {source}")]
     Template { name: String, source: TemplateError },
     #[error("the chat template fails on one question and one answer: {0}")]
@@ -57,6 +59,7 @@ pub(super) fn load(dir: &Path, now: Option<NaiveDateTime>) -> Result<ChatModel, 
         template: compile(sources.chat)?,
         tool_template: sources.tools.map(compile).transpose()?,
         stop_token_ids: Vec::new(),
+        opener_id: None,
         context_length: context_length(&config),
         tokenizer,
     };
@@ -65,7 +68,16 @@ pub(super) fn load(dir: &Path, now: Option<NaiveDateTime>) -> Result<ChatModel, 
     stops.extend(ids(&config["eos_token_id"]));
     let eos = token_content(&tokenizer_config["eos_token"]);
     stops.extend(eos.and_then(|eos| model.tokenizer.token_to_id(&eos)));
-    stops.extend(model.end_of_turn().map_err(LoadError::Probe)?);
+    let bos = token_content(&tokenizer_config["bos_token"]);
+    let bos_id = bos.and_then(|bos| model.tokenizer.token_to_id(&bos));
+    let end_of_turn = model
+        .end_of_turn(&stops, bos_id)
+        .map_err(LoadError::Probe)?;
+    model.opener_id = end_of_turn
+        .as_ref()
+        .filter(|end| end.opens_next)
+        .map(|end| end.id);
+    stops.extend(end_of_turn.map(|end| end.id));
     for id in stops {
         if !model.stop_token_ids.contains(&id) {
             model.stop_token_ids.push(id);
@@ -99,32 +111,64 @@ struct Sources {
     tools: Option<(String, String)>,
 }
 
-/// The file goes before the config; a config may hold one template, or several by name.
+/// As transformers looks for them: the files `chat_template.jinja` and `additional_chat_templates/NAME.jinja`, else
+/// what `tokenizer_config.json` holds, else the `chat_template.json` of older models that see images.
 fn template_sources(dir: &Path, tokenizer_config: &Value) -> Result<Sources, LoadError> {
-    let path = dir.join("chat_template.jinja");
-    match std::fs::read_to_string(&path) {
-        Ok(source) => {
-            return Ok(Sources {
-                chat: ("chat_template.jinja".to_owned(), source),
-                tools: None,
-            });
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(source) => return Err(LoadError::Read { path, source }),
+    let mut named = template_files(dir)?;
+    if named.is_empty() {
+        named = templates_in(&tokenizer_config["chat_template"]);
     }
-    let named = |name: &str| {
-        let all = tokenizer_config["chat_template"].as_array()?;
-        let one = all.iter().find(|template| template["name"] == name)?;
-        Some((name.to_owned(), one["template"].as_str()?.to_owned()))
+    if named.is_empty() {
+        let older = read_json(dir, "chat_template.json")?.unwrap_or_default();
+        named = templates_in(&older["chat_template"]);
+    }
+    let find = |wanted: &str| named.iter().find(|(name, _)| name == wanted).cloned();
+    let Some(chat) = find("default") else {
+        let names: Vec<&str> = named.iter().map(|(name, _)| name.as_str()).collect();
+        return Err(match names[..] {
+            [] => LoadError::NoTemplate(dir.to_owned()),
+            _ => LoadError::NoDefaultTemplate(dir.to_owned(), names.join("', '")),
+        });
     };
-    let only = tokenizer_config["chat_template"].as_str();
-    let only = only.map(|source| ("chat_template".to_owned(), source.to_owned()));
-    let chat = only.or_else(|| named("default"));
-    let chat = chat.ok_or_else(|| LoadError::NoTemplate(dir.to_owned()))?;
     Ok(Sources {
         chat,
-        tools: named("tool_use"),
+        tools: find("tool_use"),
     })
+}
+
+fn template_files(dir: &Path) -> Result<Vec<(String, String)>, LoadError> {
+    let additional = dir.join("additional_chat_templates");
+    let files = [
+        ("default", dir.join("chat_template.jinja")),
+        ("tool_use", additional.join("tool_use.jinja")),
+    ];
+    let mut named = Vec::new();
+    for (name, path) in files {
+        match std::fs::read_to_string(&path) {
+            Ok(source) => named.push((name.to_owned(), source)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(LoadError::Read { path, source }),
+        }
+    }
+    Ok(named)
+}
+
+/// One template, a list of `{"name", "template"}`, or an object of templates by name.
+fn templates_in(value: &Value) -> Vec<(String, String)> {
+    let pair =
+        |name: &str, template: &Value| Some((name.to_owned(), template.as_str()?.to_owned()));
+    match value {
+        Value::String(template) => vec![("default".to_owned(), template.clone())],
+        Value::Array(list) => list
+            .iter()
+            .filter_map(|one| pair(one["name"].as_str()?, &one["template"]))
+            .collect(),
+        Value::Object(named) => named
+            .iter()
+            .filter_map(|(name, template)| pair(name, template))
+            .collect(),
+        _ => Vec::new(),
+    }
 }
 
 /// A token of `tokenizer_config.json`, written as text or as an object with `content`.
@@ -135,13 +179,13 @@ fn token_content(token: &Value) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// Those that are absent are empty: a template that prints one prints nothing, as in transformers.
+/// Those that are absent are undefined: a template that prints one prints nothing, as in transformers.
 fn special_tokens(tokenizer_config: &Value) -> Vec<(String, String)> {
-    let token = |name: &str| token_content(&tokenizer_config[name]).unwrap_or_default();
-    SPECIAL_TOKENS
-        .iter()
-        .map(|name| ((*name).to_owned(), token(name)))
-        .collect()
+    let named = SPECIAL_TOKENS.iter().filter_map(|name| {
+        let token = token_content(&tokenizer_config[*name])?;
+        Some(((*name).to_owned(), token))
+    });
+    named.collect()
 }
 
 /// One id, or an array of them.

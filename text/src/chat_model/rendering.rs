@@ -7,7 +7,6 @@ use serde_json::{Map, Value, json};
 use super::RenderError;
 use crate::chat_template::{ChatTemplate, Conversation, TemplateError};
 use crate::control::{ControlTokens, unused_char};
-use crate::mask::Turn;
 
 /// A template may write this much besides four times what it was given. Bytes.
 const TEMPLATE_ALLOWANCE_BYTES: usize = 64 << 10;
@@ -15,11 +14,11 @@ const TEMPLATE_ALLOWANCE_BYTES: usize = 64 << 10;
 pub(super) struct Rendering<'m> {
     template: &'m ChatTemplate,
     /// As the template sees them, control tokens in them broken by `mark`.
-    messages: Vec<Value>,
+    pub(super) messages: Vec<Value>,
     tools: TemplateValue,
     mark: char,
     /// A second private-use character, to find a message again in the output.
-    pin: char,
+    pub(super) pin: char,
     max_bytes: usize,
 }
 
@@ -78,7 +77,7 @@ impl<'m> Rendering<'m> {
         Ok(self.render(&self.messages[..n], false)?)
     }
 
-    fn render(
+    pub(super) fn render(
         &self,
         messages: &[Value],
         add_generation_prompt: bool,
@@ -93,68 +92,6 @@ impl<'m> Rendering<'m> {
             add_generation_prompt,
         };
         self.template.render(&conversation, self.max_bytes)
-    }
-
-    /// Where the assistant's message `index` (0-based) stands in `text`, the whole conversation.
-    /// What the model is shown before it answers, and what it is shown after, decide; templates that rewrite earlier
-    /// messages in the light of later ones are searched instead.
-    pub(super) fn turn(&self, text: &str, index: usize) -> Result<Turn, RenderError> {
-        let prompt = self
-            .prompt(index)
-            .ok()
-            .filter(|prompt| text.starts_with(prompt.as_str()));
-        let start = match prompt {
-            Some(prompt) => prompt.len(),
-            None => self.find(text, index)?,
-        };
-        if index + 1 == self.messages.len() {
-            return Ok(Turn {
-                start,
-                bound: text.len(),
-                is_exact: true,
-            });
-        }
-        let until = self.until(index + 1).ok();
-        let until = until.filter(|until| text.starts_with(until.as_str()) && until.len() >= start);
-        if let Some(until) = until {
-            return Ok(Turn {
-                start,
-                bound: until.len(),
-                is_exact: true,
-            });
-        }
-        let bound = self.find(text, index + 1)?;
-        if bound < start {
-            return Err(RenderError::Unmaskable(index + 1));
-        }
-        Ok(Turn {
-            start,
-            bound,
-            is_exact: false,
-        })
-    }
-
-    /// Where the content of message `index` begins in `text`: the conversation is rendered again with a pin there.
-    fn find(&self, text: &str, index: usize) -> Result<usize, RenderError> {
-        let lost = || RenderError::Unmaskable(index + 1);
-        let content = self.messages[index]["content"].as_str().unwrap_or("");
-        let core = content.trim_start();
-        if core.is_empty() {
-            return Err(lost());
-        }
-        let leading = &content[..content.len() - core.len()];
-        let mut messages = self.messages.clone();
-        messages[index]["content"] = Value::String(format!("{leading}{}{core}", self.pin));
-        let pinned = self.render(&messages, false)?;
-        let place = pinned.find(self.pin).ok_or_else(lost)?;
-        if pinned.replace(self.pin, "") != text {
-            return Err(lost());
-        }
-        Ok(if text[..place].ends_with(leading) {
-            place - leading.len()
-        } else {
-            place
-        })
     }
 }
 

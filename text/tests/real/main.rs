@@ -2,6 +2,7 @@
 //! it comes in, its path there and its sha256. Their texts are under their models' licences, so they are fetched
 //! (`tests/parity/real_templates.py`) and never committed; what cannot be had is skipped by name.
 
+mod labels;
 mod renderings;
 
 use std::fs::File;
@@ -12,35 +13,185 @@ use std::sync::LazyLock;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-/// What a family's own models have, by the name in the list.
-const FAMILIES: [(&str, &str); 21] = [
-    ("Llama 2", "ollama-utils/llama2:7b"),
-    ("Llama 3", "llama.cpp/Llama-3"),
-    (
-        "Llama 3.1 and 3.3",
-        "llama.cpp/meta-llama-Llama-3.1-8B-Instruct",
-    ),
-    ("Llama 3.2", "llama.cpp/meta-llama-Llama-3.2-3B-Instruct"),
-    ("Mistral 7B", "llama.cpp/mistralai/Mistral-7B-Instruct-v0.2"),
-    (
-        "Mistral Nemo",
-        "llama.cpp/mistralai-Mistral-Nemo-Instruct-2407",
-    ),
-    ("Mistral Small 3", "ollama-utils/mistral-small:24b"),
-    ("Mixtral", "ollama-utils/mixtral:8x22b"),
-    ("Qwen2", "ollama-utils/qwen2:0.5b"),
-    ("Qwen2.5", "llama.cpp/Qwen-Qwen2.5-7B-Instruct"),
-    ("Qwen3 and Qwen3-MoE", "llama.cpp/Qwen-Qwen3-0.6B"),
-    ("Qwen3 2507", "trl/qwen3_instruct_2507"),
-    ("Gemma 2", "llama.cpp/google-gemma-2-2b-it"),
-    ("Gemma 3", "ollama-utils/gemma3:1b"),
-    ("Phi-3", "llama.cpp/Phi-3-mini"),
-    ("Phi-3.5", "llama.cpp/microsoft-Phi-3.5-mini-instruct"),
-    ("OLMo 2", "ollama-utils/olmo2:7b"),
-    ("SmolLM2", "ollama-utils/smollm2:135m"),
-    ("SmolLM3", "llama.cpp/HuggingFaceTB-SmolLM3-3B"),
-    ("GLM-4", "ollama-utils/glm4:9b"),
-    ("GLM-4.5", "trl/glm4moe"),
+/// A family of models that the engine knows.
+struct Family {
+    name: &'static str,
+    /// What its own models have, by the name in the list.
+    template: &'static str,
+    /// The tokens that end a turn.
+    ends: &'static [&'static str],
+    /// Its other control tokens that the template writes.
+    control: &'static [&'static str],
+    /// In how many of the conversations there is an answer and the template writes them.
+    n_answered: usize,
+}
+
+const FAMILIES: [Family; 21] = [
+    Family {
+        name: "Llama 2",
+        template: "ollama-utils/llama2:7b",
+        ends: &["</s>"],
+        control: &[],
+        n_answered: 71,
+    },
+    Family {
+        name: "Llama 3",
+        template: "llama.cpp/Llama-3",
+        ends: &["<|eot_id|>"],
+        control: &["<|start_header_id|>", "<|end_header_id|>"],
+        n_answered: 73,
+    },
+    Family {
+        name: "Llama 3.1 and 3.3",
+        template: "llama.cpp/meta-llama-Llama-3.1-8B-Instruct",
+        ends: &["<|eot_id|>", "<|eom_id|>"],
+        control: &["<|start_header_id|>", "<|end_header_id|>"],
+        n_answered: 106,
+    },
+    Family {
+        name: "Llama 3.2",
+        template: "llama.cpp/meta-llama-Llama-3.2-3B-Instruct",
+        ends: &["<|eot_id|>", "<|eom_id|>"],
+        control: &["<|start_header_id|>", "<|end_header_id|>"],
+        n_answered: 106,
+    },
+    Family {
+        name: "Mistral 7B",
+        template: "llama.cpp/mistralai/Mistral-7B-Instruct-v0.2",
+        ends: &["</s>"],
+        control: &[],
+        n_answered: 71,
+    },
+    Family {
+        name: "Mistral Nemo",
+        template: "llama.cpp/mistralai-Mistral-Nemo-Instruct-2407",
+        ends: &["</s>"],
+        control: &[
+            "[INST]",
+            "[/INST]",
+            "[TOOL_CALLS]",
+            "[TOOL_RESULTS]",
+            "[/TOOL_RESULTS]",
+        ],
+        n_answered: 107,
+    },
+    Family {
+        name: "Mistral Small 3",
+        template: "ollama-utils/mistral-small:24b",
+        ends: &["</s>"],
+        control: &["[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"],
+        n_answered: 73,
+    },
+    Family {
+        name: "Mixtral",
+        template: "ollama-utils/mixtral:8x22b",
+        ends: &["</s>"],
+        control: &["[INST]", "[/INST]"],
+        n_answered: 71,
+    },
+    Family {
+        name: "Qwen2",
+        template: "ollama-utils/qwen2:0.5b",
+        ends: &["<|im_end|>"],
+        control: &["<|im_start|>", "<|endoftext|>"],
+        n_answered: 73,
+    },
+    Family {
+        name: "Qwen2.5",
+        template: "llama.cpp/Qwen-Qwen2.5-7B-Instruct",
+        ends: &["<|im_end|>"],
+        control: &["<|im_start|>", "<|endoftext|>"],
+        n_answered: 131,
+    },
+    Family {
+        name: "Qwen3 and Qwen3-MoE",
+        template: "llama.cpp/Qwen-Qwen3-0.6B",
+        ends: &["<|im_end|>"],
+        control: &["<|im_start|>", "<|endoftext|>"],
+        n_answered: 131,
+    },
+    Family {
+        name: "Qwen3 2507",
+        template: "trl/qwen3_instruct_2507",
+        ends: &["<|im_end|>"],
+        control: &["<|im_start|>", "<|endoftext|>"],
+        n_answered: 131,
+    },
+    Family {
+        name: "Gemma 2",
+        template: "llama.cpp/google-gemma-2-2b-it",
+        ends: &["<end_of_turn>"],
+        control: &["<start_of_turn>"],
+        n_answered: 32,
+    },
+    Family {
+        name: "Gemma 3",
+        template: "ollama-utils/gemma3:1b",
+        ends: &["<end_of_turn>"],
+        control: &["<start_of_turn>"],
+        n_answered: 32,
+    },
+    Family {
+        name: "Phi-3",
+        template: "llama.cpp/Phi-3-mini",
+        ends: &["<|end|>"],
+        control: &["<|user|>", "<|assistant|>", "<|system|>", "<|endoftext|>"],
+        n_answered: 73,
+    },
+    Family {
+        name: "Phi-3.5",
+        template: "llama.cpp/microsoft-Phi-3.5-mini-instruct",
+        ends: &["<|end|>"],
+        control: &["<|user|>", "<|assistant|>", "<|system|>", "<|endoftext|>"],
+        n_answered: 73,
+    },
+    Family {
+        name: "OLMo 2",
+        template: "ollama-utils/olmo2:7b",
+        ends: &["<|endoftext|>"],
+        control: &[],
+        n_answered: 73,
+    },
+    Family {
+        name: "SmolLM2",
+        template: "ollama-utils/smollm2:135m",
+        ends: &["<|im_end|>"],
+        control: &["<|im_start|>", "<|endoftext|>"],
+        n_answered: 73,
+    },
+    Family {
+        name: "SmolLM3",
+        template: "llama.cpp/HuggingFaceTB-SmolLM3-3B",
+        ends: &["<|im_end|>"],
+        control: &["<|im_start|>", "<|end_of_text|>"],
+        n_answered: 73,
+    },
+    Family {
+        name: "GLM-4",
+        template: "ollama-utils/glm4:9b",
+        ends: &["<|user|>", "<|observation|>"],
+        control: &[
+            "<|assistant|>",
+            "<|system|>",
+            "<|endoftext|>",
+            "[gMASK]",
+            "<sop>",
+        ],
+        n_answered: 73,
+    },
+    Family {
+        name: "GLM-4.5",
+        template: "trl/glm4moe",
+        ends: &["<|user|>", "<|observation|>"],
+        control: &[
+            "<|assistant|>",
+            "<|system|>",
+            "<|endoftext|>",
+            "[gMASK]",
+            "<sop>",
+        ],
+        n_answered: 131,
+    },
 ];
 
 /// One line of the list.
@@ -134,10 +285,10 @@ fn source(listed: &Listed) -> Option<String> {
 #[test]
 fn every_family_of_the_engine_is_in_the_list() {
     let list = list();
-    for (family, name) in FAMILIES {
+    for Family { name, template, .. } in FAMILIES {
         assert!(
-            list.iter().any(|listed| listed.name == name),
-            "{family}: {name}"
+            list.iter().any(|listed| listed.name == template),
+            "{name}: {template}"
         );
     }
 }

@@ -9,13 +9,14 @@ use serde::Deserialize;
 use crate::progress;
 
 /// Files of a repository that a model folder needs besides its safetensors.
-const SMALL_FILES: [&str; 8] = [
+const SMALL_FILES: [&str; 9] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "chat_template.json",
     "model.safetensors.index.json",
     "LICENSE",
 ];

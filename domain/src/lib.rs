@@ -1,6 +1,7 @@
 //! What things are: the nouns every process shares, and the one state machine of a fine-tuning job.
 //! Pure: no I/O, no async, no clock, no ambient randomness; time and entropy are arguments.
 
+pub mod adapter_file;
 pub mod api_key;
 pub mod attempt;
 pub mod base_model;
@@ -23,3 +24,4 @@ pub mod project;
 pub mod time;
 pub mod usage;
 pub mod worker;
+pub mod x_training;

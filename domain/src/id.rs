@@ -82,6 +82,8 @@ ids! {
     EventId = "ftevent-";
     /// A checkpoint of a job.
     CheckpointId = "ftckpt_";
+    /// An adapter that a client brought.
+    AdapterId = "adapter-";
     /// One offer of a job to the workers; a claim must name the current one.
     DispatchId = "disp_";
     /// A worker process, new at each start.

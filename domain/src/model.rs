@@ -5,13 +5,14 @@ use serde::{Deserialize, Serialize};
 use crate::id::{JobId, ProjectId};
 use crate::time::Timestamp;
 
-/// A tuned model or a checkpoint of a job that succeeded.
+/// A tuned model, a checkpoint of a job that succeeded, or an adapter that a client brought.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TunedModel {
     /// `ft:{base}:{org}:{suffix}:{8 base62}`, for an earlier checkpoint followed by `:ckpt-step-{n}`.
     pub name: String,
     pub project_id: ProjectId,
-    pub job_id: JobId,
+    /// The job that made it; `None`: a client brought the adapter.
+    pub job_id: Option<JobId>,
     pub base_model: String,
     pub adapter: AdapterRef,
     /// The organisation's slug.

@@ -1,6 +1,6 @@
 //! Where bytes live in the bucket. Keys are made of ids and numbers, never of text a client chose.
 
-use crate::id::{FileId, JobId, ProjectId};
+use crate::id::{AdapterId, FileId, JobId, ProjectId};
 
 /// The bytes of an uploaded or produced file.
 pub fn file(project: &ProjectId, file: &FileId) -> String {
@@ -20,6 +20,11 @@ pub fn checkpoint_state(attempt_prefix: &str, step: u64) -> String {
 /// The folder of the PEFT adapter after `step`: `adapter_config.json` and `adapter_model.safetensors`.
 pub fn checkpoint_adapter(attempt_prefix: &str, step: u64) -> String {
     format!("{attempt_prefix}/step-{step}/adapter")
+}
+
+/// The folder of an adapter that a client brought; it holds what that of a trained one holds.
+pub fn adapter(project: &ProjectId, adapter: &AdapterId) -> String {
+    format!("projects/{project}/adapters/{adapter}")
 }
 
 /// The folder of a base model, named by the hash of its manifest so that two versions never mix.

@@ -4,6 +4,7 @@
 use sea_orm_migration::{MigrationTrait, MigratorTrait};
 
 mod m20261123_000001_first;
+mod m20261125_000001_models_without_a_job;
 mod table;
 
 /// Every migration, oldest first.
@@ -11,6 +12,9 @@ pub struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m20261123_000001_first::First)]
+        vec![
+            Box::new(m20261123_000001_first::First),
+            Box::new(m20261125_000001_models_without_a_job::ModelsWithoutAJob),
+        ]
     }
 }

@@ -162,7 +162,7 @@ fn finished(
     let model = |checkpoint: &Checkpoint| TunedModel {
         name: checkpoint.name.clone(),
         project_id: job.project_id.clone(),
-        job_id: job.id.clone(),
+        job_id: Some(job.id.clone()),
         base_model: job.spec.model.clone(),
         adapter: checkpoint.adapter.clone(),
         owned_by: job.organization_slug.clone(),

@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use domain::id::{FileId, JobId};
+use domain::id::{AdapterId, FileId, JobId};
 use domain::time::Timestamp;
 use metrics::counter;
 use platform::objects::ObjectMeta;
@@ -126,6 +126,9 @@ impl Scheduler {
                 }
                 Ok(!rows.steps[&job].contains(&folder))
             }
+            Some(Owner::Adapter { folder }) => {
+                Ok(!self.shared.store.models().names_adapter(&folder).await?)
+            }
             // A key that we did not make is not ours to delete.
             None => Ok(false),
         }
@@ -168,6 +171,10 @@ struct Rows {
 #[derive(Debug, PartialEq, Eq)]
 enum Owner {
     File(FileId),
+    /// `folder` is the key without the file's name.
+    Adapter {
+        folder: String,
+    },
     /// `folder` is the key up to and with `step-{n}`.
     Step {
         job: JobId,
@@ -181,6 +188,12 @@ impl Owner {
         let parts: Vec<&str> = key.split('/').collect();
         match parts[..] {
             ["projects", _, "files", file] => FileId::parse(file).ok().map(Owner::File),
+            ["projects", _, "adapters", adapter, _] => {
+                let folder = parts[..4].join("/");
+                AdapterId::parse(adapter)
+                    .ok()
+                    .map(|_| Owner::Adapter { folder })
+            }
             ["projects", _, "jobs", job, "attempts", _, step, ..] if step.starts_with("step-") => {
                 let folder = parts[..7].join("/");
                 JobId::parse(job)
@@ -213,6 +226,11 @@ mod tests {
         assert_eq!(Owner::of(&object_key::checkpoint_state(&prefix, 40)), step);
         let adapter = object_key::checkpoint_adapter(&prefix, 40);
         assert_eq!(Owner::of(&format!("{adapter}/adapter_config.json")), step);
+        let folder = object_key::adapter(&project, &AdapterId::mint([4; 24]));
+        assert_eq!(
+            Owner::of(&format!("{folder}/adapter_config.json")),
+            Some(Owner::Adapter { folder })
+        );
         for foreign in [
             "base-models/x/y/config.json",
             "projects/p/notes",

@@ -1,14 +1,15 @@
-//! Tuned models. Made only by the transaction that ends their job.
+//! Tuned models. Made by the transaction that ends their job, or around an adapter that a client brought.
 
 use domain::id::{JobId, ProjectId};
 use domain::model::{AdapterRef, TunedModel};
 use domain::time::Timestamp;
-use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
+use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder};
 
 use crate::connect::Store;
 use crate::convert::{int, text, unsigned};
 use crate::entity::model::{Column, Entity, Model};
 use crate::error::StoreError;
+use crate::idempotency::{self, IdempotencyEntry};
 
 #[derive(Clone, Copy)]
 pub struct Models<'a>(&'a Store);
@@ -16,6 +17,32 @@ pub struct Models<'a>(&'a Store);
 impl<'a> Models<'a> {
     pub(crate) fn new(store: &'a Store) -> Self {
         Self(store)
+    }
+
+    /// Stores a model around an adapter whose objects are complete, and with it which request made it.
+    /// Errors: `Conflict` when that request, or the name, is already there.
+    pub async fn insert(
+        self,
+        model: &TunedModel,
+        request: Option<&IdempotencyEntry>,
+    ) -> Result<(), StoreError> {
+        let insert = Entity::insert(to_row(model)?.into_active_model());
+        let work = async {
+            let tx = self.0.begin().await?;
+            insert.exec_without_returning(&tx).await?;
+            if let Some(request) = request {
+                let (project, at) = (&model.project_id, model.created_at);
+                idempotency::remember(&tx, project, request, &model.name, at).await?;
+            }
+            Ok(tx.commit().await?)
+        };
+        self.0.bounded(work).await
+    }
+
+    /// Whether any model, deleted or not, has its adapter in this folder of the bucket.
+    pub async fn names_adapter(self, object_prefix: &str) -> Result<bool, StoreError> {
+        let select = Entity::find().filter(Column::AdapterObjectPrefix.eq(object_prefix));
+        Ok(self.0.count(select).await? > 0)
     }
 
     /// Every model of the project, oldest first.
@@ -75,7 +102,7 @@ pub(crate) fn to_row(model: &TunedModel) -> Result<Model, StoreError> {
     Ok(Model {
         name: text("name", &model.name)?,
         project_id: model.project_id.to_string(),
-        job_id: model.job_id.to_string(),
+        job_id: model.job_id.as_ref().map(ToString::to_string),
         base_model: model.base_model.clone(),
         adapter_object_prefix: text("adapter.object_prefix", &model.adapter.object_prefix)?,
         adapter_sha256: text("adapter.sha256", &model.adapter.sha256)?,
@@ -90,7 +117,7 @@ fn to_domain(row: Model) -> Result<TunedModel, StoreError> {
     Ok(TunedModel {
         name: row.name,
         project_id: ProjectId::parse(&row.project_id)?,
-        job_id: JobId::parse(&row.job_id)?,
+        job_id: row.job_id.as_deref().map(JobId::parse).transpose()?,
         base_model: row.base_model,
         adapter: AdapterRef {
             object_prefix: row.adapter_object_prefix,

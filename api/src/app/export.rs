@@ -192,13 +192,15 @@ impl Write for Sender {
 }
 
 fn readme(model: &TunedModel) -> String {
+    let origin = model.job_id.as_ref().map_or(String::new(), |job| {
+        format!(", trained by the fine-tuning job `{job}`")
+    });
     format!(
         "---\nbase_model: {base}\nlibrary_name: peft\npipeline_tag: text-generation\n---\n\n# {name}\n\nA LoRA adapter \
-         for `{base}`, trained by the fine-tuning job `{job}`.\n\n```python\nfrom peft import PeftModel\nfrom \
+         for `{base}`{origin}.\n\n```python\nfrom peft import PeftModel\nfrom \
          transformers import AutoModelForCausalLM\n\nbase = AutoModelForCausalLM.from_pretrained(\"{base}\")  # or the \
          folder that holds it\nmodel = PeftModel.from_pretrained(base, \".\")  # this folder\n```\n",
         base = model.base_model,
         name = model.name,
-        job = model.job_id,
     )
 }

@@ -106,7 +106,7 @@ impl App {
         let model = |name: String| TunedModel {
             name,
             project_id: job.project_id.clone(),
-            job_id: id.clone(),
+            job_id: Some(id.clone()),
             base_model: job.spec.model.clone(),
             adapter: adapter.clone(),
             owned_by: job.organization_slug.clone(),

@@ -154,7 +154,7 @@ pub fn tuned(name: &str, at_step: u64) -> TunedModel {
     TunedModel {
         name: name.into(),
         project_id: job().0.project_id,
-        job_id: job().0.id,
+        job_id: Some(job().0.id),
         base_model: "tiny".into(),
         adapter: adapter(at_step),
         owned_by: "luthier".into(),

@@ -8,7 +8,7 @@ pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub name: String,
     pub project_id: String,
-    pub job_id: String,
+    pub job_id: Option<String>,
     pub base_model: String,
     pub adapter_object_prefix: String,
     pub adapter_sha256: String,

@@ -8,6 +8,7 @@ mod connect;
 mod files;
 mod idempotency;
 mod jobs;
+mod models;
 mod outbox;
 mod pages;
 mod pick;

@@ -234,7 +234,7 @@ pub fn tuned(job: &FineTuningJob, name: String, at_step: u64) -> TunedModel {
     TunedModel {
         name,
         project_id: job.project_id.clone(),
-        job_id: job.id.clone(),
+        job_id: Some(job.id.clone()),
         base_model: job.spec.model.clone(),
         adapter: adapter(job, at_step),
         owned_by: job.organization_slug.clone(),

@@ -1,0 +1,125 @@
+//! Tuned models, those of jobs and those around an adapter that a client brought.
+
+use domain::id::KeyId;
+use domain::model::{AdapterRef, TunedModel};
+use migrations::Migrator;
+use sea_orm_migration::MigratorTrait;
+use store::{IdempotencyEntry, Store, StoreConfig, StoreError};
+
+use crate::harness::{self, Db, on_both};
+use crate::sample::{self, at};
+
+on_both!(
+    a_brought_adapter_is_a_model_like_others,
+    a_request_brings_one_adapter_however_often_it_is_sent,
+    an_adapter_s_folder_is_known_even_of_a_deleted_model,
+);
+
+fn brought(project: &domain::project::Project, nonce: &str) -> TunedModel {
+    TunedModel {
+        name: format!("ft:tiny:luthier:mine:{nonce}"),
+        project_id: project.id.clone(),
+        job_id: None,
+        base_model: "tiny".into(),
+        adapter: AdapterRef {
+            object_prefix: format!("projects/{}/adapters/adapter-{nonce}", project.id),
+            sha256: "ab".repeat(32),
+            size_bytes: 77,
+        },
+        owned_by: project.organization_slug.clone(),
+        created_at: at(300),
+    }
+}
+
+async fn a_brought_adapter_is_a_model_like_others(db: Db) {
+    let project = sample::project(&db.store).await;
+    let job = sample::succeeded_job(&db.store, &project, at(0)).await;
+    let (models, model) = (db.store.models(), brought(&project, "a"));
+    models.insert(&model, None).await.unwrap();
+    assert_eq!(
+        models.find(&project.id, &model.name).await.unwrap(),
+        Some(model.clone())
+    );
+    let listed = models.list(&project.id).await.unwrap();
+    assert_eq!(listed.last(), Some(&model), "oldest first");
+    assert!(
+        listed
+            .iter()
+            .any(|other| other.job_id == Some(job.id.clone()))
+    );
+    assert!(
+        models
+            .delete(&project.id, &model.name, at(301))
+            .await
+            .unwrap()
+    );
+    assert_eq!(models.find(&project.id, &model.name).await.unwrap(), None);
+    let again = models.insert(&model, None).await;
+    assert!(matches!(again, Err(StoreError::Conflict(_))), "{again:?}");
+}
+
+async fn a_request_brings_one_adapter_however_often_it_is_sent(db: Db) {
+    let project = sample::project(&db.store).await;
+    let request = IdempotencyEntry {
+        endpoint: "POST /x/adapters".into(),
+        key: Some("k".into()),
+        api_key_id: KeyId::parse("key_1").unwrap(),
+        fingerprint: "f".into(),
+        expires_at: at(86_400),
+    };
+    let (models, first) = (db.store.models(), brought(&project, "a"));
+    models.insert(&first, Some(&request)).await.unwrap();
+    let second = models.insert(&brought(&project, "b"), Some(&request)).await;
+    assert!(matches!(second, Err(StoreError::Conflict(_))), "{second:?}");
+    assert_eq!(
+        models.list(&project.id).await.unwrap(),
+        std::slice::from_ref(&first)
+    );
+    let (idempotency, now) = (db.store.idempotency(), at(301));
+    let found = idempotency.find(&project.id, &request.endpoint, "k", now);
+    assert_eq!(found.await.unwrap().unwrap().object_id, first.name);
+}
+
+async fn an_adapter_s_folder_is_known_even_of_a_deleted_model(db: Db) {
+    let project = sample::project(&db.store).await;
+    let (models, model) = (db.store.models(), brought(&project, "a"));
+    let folder = model.adapter.object_prefix.clone();
+    assert!(!models.names_adapter(&folder).await.unwrap());
+    models.insert(&model, None).await.unwrap();
+    models
+        .delete(&project.id, &model.name, at(301))
+        .await
+        .unwrap();
+    assert!(models.names_adapter(&folder).await.unwrap());
+}
+
+/// Rows of the schema before models could lack a job live on in the one after it.
+async fn models_outlive_the_migration(url: String) {
+    let store = Store::connect(&StoreConfig::new(&url)).await.unwrap();
+    let before = sea_orm::Database::connect(&url).await.unwrap();
+    Migrator::up(&before, Some(1)).await.unwrap();
+    let project = sample::project(&store).await;
+    sample::succeeded_job(&store, &project, at(0)).await;
+    let models = store.models().list(&project.id).await.unwrap();
+    assert_eq!(models.len(), 2);
+    let refused = store.models().insert(&brought(&project, "a"), None).await;
+    assert!(refused.is_err(), "the schema before knows no such model");
+    store.migrate().await.unwrap();
+    assert_eq!(store.models().list(&project.id).await.unwrap(), models);
+    store
+        .models()
+        .insert(&brought(&project, "a"), None)
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn models_outlive_the_migration_on_sqlite() {
+    let folder = tempfile::tempdir().unwrap();
+    models_outlive_the_migration(format!("sqlite://{}/test.db", folder.path().display())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn models_outlive_the_migration_on_postgresql() {
+    harness::on_empty_postgres(models_outlive_the_migration).await;
+}

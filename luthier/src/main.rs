@@ -70,7 +70,8 @@ async fn run(command: cli::Command) -> anyhow::Result<()> {
             ModelCommand::List { place } => model::list_command(&place).await,
         },
         Command::Openapi => {
-            println!("{}", api::openapi_document());
+            // It ends with its line break.
+            print!("{}", api::openapi_document());
             Ok(())
         }
     }

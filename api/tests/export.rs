@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use crate::support::App;
-use crate::support::jobs::weights;
+use crate::support::jobs::{ADAPTER_CONFIG, weights};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tuned_model_is_exported_as_a_peft_folder() {
@@ -26,7 +26,7 @@ async fn a_tuned_model_is_exported_as_a_peft_folder() {
         zip.by_name(name).unwrap().read_to_end(&mut bytes).unwrap();
         bytes
     };
-    assert_eq!(read("adapter_config.json"), b"{\"peft_type\": \"LORA\"}");
+    assert_eq!(read("adapter_config.json"), ADAPTER_CONFIG.as_bytes());
     assert_eq!(read("adapter_model.safetensors"), weights());
     let readme = String::from_utf8(read("README.md")).unwrap();
     assert!(

@@ -12,3 +12,4 @@ mod openapi;
 mod support;
 mod tls;
 mod transport;
+mod x_training;

@@ -11,6 +11,7 @@ use crate::hyperparameters::ResolvedHyperparameters;
 use crate::id::{DispatchId, FileId, JobId, OrganizationId, ProjectId, WorkerId};
 use crate::method::Method;
 use crate::time::Timestamp;
+use crate::x_training::{Training, XTraining};
 
 /// Where a job stands. The public `status` is coarser, see [`JobState::public_status`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -111,6 +112,19 @@ pub struct JobSpec {
     pub method: Method,
     /// At most 16 pairs, in the client's order.
     pub metadata: Option<Vec<(String, String)>>,
+    /// Options beyond OpenAI's. `None`: a job from before there were any.
+    #[serde(default)]
+    pub x_training: Option<XTraining>,
+}
+
+impl JobSpec {
+    /// What the job trains with. `context_length`: of its base model, in tokens.
+    pub fn training(&self, context_length: u32) -> Training {
+        match &self.x_training {
+            Some(x_training) => x_training.resolved.clone(),
+            None => Training::default_for(context_length),
+        }
+    }
 }
 
 /// What a successful job left behind.

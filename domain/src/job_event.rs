@@ -20,10 +20,11 @@ pub const MAX_FAILURES_WITHOUT_PROGRESS: u32 = 20;
 /// What happened. Those with an `attempt` are refused unless it is the current one.
 #[derive(Debug, Clone, PartialEq)]
 pub enum JobEvent {
-    /// Both files are good; the numbers are fixed.
+    /// Both files are good; the numbers are fixed. `details` become events before the last one.
     Validated {
         hyperparameters: ResolvedHyperparameters,
         total_steps: u64,
+        details: Vec<NewEvent>,
     },
     /// A file is bad. `details` become events of level error, before the final one.
     ValidationFailed {
@@ -179,8 +180,10 @@ impl FineTuningJob {
             JobEvent::Validated {
                 hyperparameters,
                 total_steps,
+                details,
             } => {
                 self.expect_state(&[S::Validating])?;
+                effects.extend(details.into_iter().map(Effect::AppendEvent));
                 self.p.state = S::Queued;
                 self.p.hyperparameters = Some(hyperparameters);
                 self.p.total_steps = Some(total_steps);

@@ -14,6 +14,7 @@ use crate::model::{AdapterRef, ServedModel};
 use crate::time::Timestamp;
 use crate::usage::TokenUsage;
 use crate::worker::WorkerStatus;
+use crate::x_training::Training;
 
 /// The queue that carries offers for one base model.
 pub fn train_queue(base_model: &str) -> String {
@@ -81,6 +82,12 @@ pub struct Assignment {
     pub resume: Option<ResumePoint>,
     /// Seconds without a beat after which the job is given to another worker.
     pub lease_ttl_s: u32,
+    /// `None`: what a job trains with that asks for nothing.
+    #[serde(default)]
+    pub training: Option<Training>,
+    /// The adapter that the first step changes; `None`: a fresh one.
+    #[serde(default)]
+    pub start: Option<AdapterRef>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

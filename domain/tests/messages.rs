@@ -17,6 +17,7 @@ use domain::metrics::StepMetrics;
 use domain::model::ServedModel;
 use domain::usage::TokenUsage;
 use domain::worker::WorkerStatus;
+use domain::x_training::Training;
 use sample::{adapter, at, checkpoint, dispatch, entropy, error, step};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -118,6 +119,8 @@ fn assignment() -> Assignment {
             state: checkpoint(1, 2, None).state,
         }),
         lease_ttl_s: 30,
+        training: Some(Training::default_for(128)),
+        start: Some(adapter(6)),
     }
 }
 
@@ -352,6 +355,11 @@ fn what_an_earlier_version_left_out_has_a_default() {
     let delta: GenerateEvent =
         serde_json::from_str(r#"{"type": "delta", "index": 0, "text": "a"}"#).unwrap();
     assert_eq!(
+    let mut earlier = serde_json::to_value(assignment()).unwrap();
+    let object = earlier.as_object_mut().unwrap();
+    assert!(object.remove("training").is_some() && object.remove("start").is_some());
+    let read: Assignment = serde_json::from_value(earlier).unwrap();
+    assert_eq!((read.training, read.start), (None, None));
         delta,
         GenerateEvent::Delta {
             index: 0,

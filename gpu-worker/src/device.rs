@@ -2,6 +2,7 @@
 //! no text and no HTTP.
 
 mod loaded_base;
+mod memory;
 mod thread;
 
 use std::path::PathBuf;
@@ -9,9 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc;
 
+use engine::MemoryLevel;
 use engine::batch::Example;
 use engine::generate::{FinishReason, Limits, Sampling, StepOutput};
-use engine::lora::Adapter;
+use engine::lora::{Adapter, LoraConfig};
 use engine::pool::Pool;
 use engine::train::{EvalReport, StepReport, TrainConfig};
 use tokio::sync::{mpsc as tokio_mpsc, oneshot};
@@ -27,6 +29,9 @@ pub(crate) enum DeviceError {
     /// What was asked makes no sense; asking again changes nothing.
     #[error("{0}")]
     BadInput(String),
+    /// The base has no such adapter.
+    #[error("{0}")]
+    BadAdapter(String),
     /// The loss or a gradient is no number any more.
     #[error("{0}")]
     Diverged(String),
@@ -109,10 +114,24 @@ pub(crate) struct Snapshot {
 /// What begins a training.
 pub(crate) struct TrainingStart {
     pub base: BaseFolder,
-    pub adapter: Adapter,
+    pub adapter: FirstAdapter,
     pub config: TrainConfig,
+    /// `None`: by the memory there is when the training begins.
+    pub memory: Option<MemoryLevel>,
+    /// Of the longest example. Tokens.
+    pub longest: usize,
     /// A saved state to go on from.
     pub state: Option<Vec<u8>>,
+}
+
+/// The adapter that the first step changes.
+pub(crate) enum FirstAdapter {
+    /// Made for the base, some of them out of its weights.
+    Fresh {
+        config: LoraConfig,
+        seed: u64,
+    },
+    Given(Adapter),
 }
 
 enum Command {

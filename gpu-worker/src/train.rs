@@ -2,6 +2,7 @@
 //! computes, the heart talks to the door meanwhile, and whatever ends the attempt drops this future at an await.
 
 mod checkpoint;
+mod config;
 mod data;
 mod failure;
 mod gate;
@@ -12,11 +13,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use domain::message::{Assignment, CheckpointRequest, FailRequest, FinishRequest};
 use domain::metrics::StepMetrics;
+use domain::model::AdapterRef;
 use domain::time::Timestamp;
 use engine::batch::Example;
-use engine::lora::{Adapter, LoraConfig};
-use engine::schedule::Schedule;
-use engine::train::TrainConfig;
+use engine::lora::Adapter;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -24,18 +24,13 @@ use self::checkpoint::Saved;
 use self::data::Plan;
 use self::failure::Failure;
 use self::validate::ratio;
-use crate::adapters::sha256_hex;
+use crate::adapters::{AdapterError, sha256_hex};
 use crate::base_models::Base;
-use crate::device::{DeviceError, Training, TrainingStart};
+use crate::device::{DeviceError, FirstAdapter, Training, TrainingStart};
 use crate::door_client::{AttemptDoor, DoorError};
 use crate::heart::{Directive, Drop as Dropped, Heart};
 use crate::worker::Worker;
 
-/// Rank and scale of every adapter. Source: Hu et al. 2021 (arXiv:2106.09685); Schulman et al. 2025 on all linears.
-const LORA_R: usize = 16;
-const LORA_ALPHA: f32 = 32.0;
-/// Part of the steps over which the learning rate rises, so that Adam's second moments settle first.
-const WARMUP: f64 = 0.03;
 /// Interval checkpoints that may fail in a row; the job goes on, but a crash would cost more and more.
 const MAX_MISSED_CHECKPOINTS: u32 = 3;
 /// How long a worker that shuts down tries to say that it stopped.
@@ -199,28 +194,51 @@ impl Attempt<'_> {
             total_steps,
             ..
         } = self.assignment;
+        let training = config::training(self.assignment)?;
         let base = self
             .worker
             .bases
             .prepare(&self.assignment.base_model)
             .await?;
         let training_file = &self.assignment.training_file;
-        let rows = data::load(self.worker, &base, training_file, "training_file").await?;
+        let rows = data::load(
+            self.worker,
+            &base,
+            training_file,
+            &training.data,
+            "training_file",
+        )
+        .await?;
         let valid = match &self.assignment.validation_file {
-            Some(file) => data::load(self.worker, &base, file, "validation_file").await?,
+            Some(file) => {
+                data::load(self.worker, &base, file, &training.data, "validation_file").await?
+            }
             None => Vec::new(),
         };
         let plan = Plan::new(rows.len(), hyperparameters, *seed, *total_steps)?;
-        let lora = LoraConfig::all_linear(LORA_R, LORA_ALPHA);
-        let adapter = Adapter::init(&base.config, &lora, (*seed).into())
-            .map_err(|error| Failure::infra(format!("no adapter for this base model: {error}")))?;
+        let adapter = match &self.assignment.start {
+            Some(start) => {
+                let dropout = training.adapter.dropout as f32;
+                FirstAdapter::Given(self.continued_adapter(start, &base, dropout).await?)
+            }
+            None => FirstAdapter::Fresh {
+                config: config::lora_config(&training.adapter),
+                seed: (*seed).into(),
+            },
+        };
         let start = TrainingStart {
             base: base.folder.clone(),
             adapter,
-            config: train_config(self.assignment),
+            config: config::train_config(self.assignment, &training),
+            memory: config::memory_level(&training),
+            longest: longest(rows.iter().chain(&valid)),
             state: self.resume_state().await?,
         };
-        let training = self.worker.device.begin_training(start).await?;
+        let training = self.worker.device.begin_training(start).await;
+        let training = training.map_err(|error| match error {
+            DeviceError::BadAdapter(reason) => Failure::bad_option("x_training.adapter", reason),
+            error => error.into(),
+        })?;
         let now = Instant::now();
         Ok(Session {
             base,
@@ -237,6 +255,25 @@ impl Attempt<'_> {
             last_checkpoint_at: now,
             missed_checkpoints: 0,
         })
+    }
+
+    /// The adapter that the job goes on from, as it is in the bucket.
+    async fn continued_adapter(
+        &self,
+        start: &AdapterRef,
+        base: &Base,
+        dropout: f32,
+    ) -> Result<Adapter, Failure> {
+        let adapter = self.worker.adapters.get(start, base).await;
+        let adapter = adapter.map_err(|error| match error {
+            AdapterError::Unfit(reason) => {
+                Failure::bad_option("x_training.adapter.continue_from", reason)
+            }
+            error => Failure::infra(format!("the adapter to go on from cannot be had: {error}")),
+        })?;
+        let adapter = Adapter::clone(&adapter).with_lora_dropout(dropout);
+        adapter
+            .map_err(|error| Failure::bad_option("x_training.adapter.dropout", error.to_string()))
     }
 
     async fn resume_state(&self) -> Result<Option<Vec<u8>>, Failure> {
@@ -270,11 +307,7 @@ impl Attempt<'_> {
             .iter()
             .map(|place| session.rows[*place].clone())
             .collect();
-        let longest = batch
-            .iter()
-            .map(|example| example.tokens.len())
-            .max()
-            .unwrap_or(0);
+        let longest = longest(&batch);
         let report = session
             .training
             .step(batch)
@@ -385,13 +418,8 @@ impl Session {
     }
 }
 
-fn train_config(assignment: &Assignment) -> TrainConfig {
-    TrainConfig {
-        learning_rate: assignment.hyperparameters.learning_rate as f32,
-        total_steps: assignment.total_steps,
-        warmup_steps: (assignment.total_steps as f64 * WARMUP) as u64,
-        schedule: Schedule::Linear,
-        seed: assignment.seed.into(),
-        ..TrainConfig::default()
-    }
+/// Tokens of the longest example.
+fn longest<'a>(examples: impl IntoIterator<Item = &'a Example>) -> usize {
+    let lengths = examples.into_iter().map(|example| example.tokens.len());
+    lengths.max().unwrap_or(0)
 }

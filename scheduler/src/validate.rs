@@ -167,12 +167,11 @@ impl Scheduler {
             None => None,
         };
         let checked: Vec<&Checked> = std::iter::once(&training).chain(&validation).collect();
+        let notices = checked.iter().flat_map(|checked| checked.notices.clone());
         // Both files are read to their ends, so that one failed job names everything there is to mend.
         if let Some(error) = checked.iter().find_map(|checked| checked.error.clone()) {
-            let details = checked
-                .iter()
-                .flat_map(|checked| checked.events.clone())
-                .collect();
+            let lines = checked.iter().flat_map(|checked| checked.events.clone());
+            let details = notices.chain(lines).collect();
             return Ok(JobEvent::ValidationFailed { error, details });
         }
         if !matches!(job.spec.method, Method::Supervised { .. }) {
@@ -188,7 +187,6 @@ impl Scheduler {
             n_examples,
             n_tokens = training.n_tokens,
             longest = training.longest,
-            n_truncated = training.n_truncated,
             n_epochs = hyperparameters.n_epochs,
             batch_size = hyperparameters.batch_size,
             total_steps,
@@ -197,6 +195,7 @@ impl Scheduler {
         Ok(JobEvent::Validated {
             hyperparameters,
             total_steps,
+            details: notices.collect(),
         })
     }
 
@@ -214,9 +213,11 @@ impl Scheduler {
         let body = self.shared.objects.get(&object_key).await?;
         let format = row_format(&job.spec.method);
         let (file_id, method) = (id.to_string(), job.spec.method.name());
+        let data = job.spec.training(base.context_length).data;
         let stop = self.shared.draining.clone();
         let checking = tokio::task::spawn_blocking(move || {
-            check(body, format, &model, &stop).map(|found| found.judge(role, &file_id, method))
+            check(body, format, &model, &data, &stop)
+                .map(|found| found.judge(role, &file_id, method, &data))
         });
         let failed = |reason: String| NoVerdict::Read {
             file: id.clone(),

@@ -2,6 +2,7 @@
 //! examples go through the same rendering, so what is trained is what is served.
 
 mod end_of_turn;
+mod fit;
 mod folder;
 mod rendering;
 mod turns;
@@ -18,6 +19,7 @@ use crate::formats::{ChatExample, TrainingExample};
 use crate::mask::{Labels, label_turn};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
+pub use self::fit::Fitted;
 pub use self::folder::LoadError;
 use self::rendering::Rendering;
 
@@ -40,20 +42,20 @@ pub enum RenderError {
         "the chat template does not write what message {0} says: it may want a list of parts, which is not supported"
     )]
     NotWritten(usize),
+    #[error("has {n_tokens} tokens, more than max_length {max_length}")]
+    TooLong { n_tokens: usize, max_length: usize },
     #[error("nothing is left to train on after cutting the example at {0} tokens")]
     NothingLeft(usize),
     #[error("rows in the {0} format have no conversation to render")]
     WrongFormat(&'static str),
 }
 
-/// Token ids and which of them are labels. Invariant: both are equally long and not longer than the context.
+/// Token ids and which of them are labels. Invariant: both are equally long.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenizedExample {
     pub tokens: Vec<u32>,
     /// `mask[i]`: token `i` is learned.
     pub mask: Vec<bool>,
-    /// The example was longer than the context and its end was cut off.
-    pub is_truncated: bool,
 }
 
 /// What a model reads and how it is written.
@@ -123,9 +125,9 @@ impl ChatModel {
         Ok(rendering.unmarked(&rendering.until(messages.len())?))
     }
 
-    /// The tokens of a training example. Labels are what the model would write itself: each trained assistant turn
-    /// with its end-of-turn token. Where that is what opens the next message and none follows, it is added.
-    /// What exceeds the context is cut off at the end, as OpenAI does.
+    /// The tokens of a whole training example, however long it is. Labels are what the model would write itself: each
+    /// trained assistant turn with its end-of-turn token. Where that is what opens the next message and none follows, it
+    /// is added.
     pub fn example(&self, example: &TrainingExample) -> Result<TokenizedExample, RenderError> {
         match example {
             TrainingExample::Chat(chat) => self.chat_example(chat),
@@ -164,18 +166,7 @@ impl ChatModel {
             tokens.push(opener);
             mask.push(true);
         }
-        let is_truncated = tokens.len() > self.context_length;
-        tokens.truncate(self.context_length);
-        mask.truncate(self.context_length);
-        // the first token is nobody's next token, so it cannot be learned
-        if !mask.iter().skip(1).any(|is_label| *is_label) {
-            return Err(RenderError::NothingLeft(self.context_length));
-        }
-        Ok(TokenizedExample {
-            tokens,
-            mask,
-            is_truncated,
-        })
+        Ok(TokenizedExample { tokens, mask })
     }
 
     fn rendering(&self, messages: &[ChatMessage], tools: &[Value]) -> Rendering<'_> {

@@ -12,7 +12,8 @@ use serde_json::Value;
 use store::{ApplyError, InsertLimits, MetadataFilter, StoreError};
 
 use super::repeat::{Repeat, Request, fingerprint};
-use super::{models, store_error};
+use super::store_error;
+use super::x_training::{Ground, settle};
 use crate::auth::Caller;
 use crate::error::{ApiError, Kind};
 use crate::state::State;
@@ -94,7 +95,8 @@ async fn replayed(state: &State, request: &Request<'_>) -> Result<Option<Created
 }
 
 async fn checked(state: &State, project: &Project, order: JobOrder) -> Result<JobSpec, ApiError> {
-    check_model(state, project, &order.model).await?;
+    let Ground { base, x_training } =
+        settle(state, project, &order.model, order.x_training).await?;
     let training_file = check_file(state, project, "training_file", &order.training_file).await?;
     let validation_file = match &order.validation_file {
         Some(text) => Some(check_file(state, project, "validation_file", text).await?),
@@ -102,37 +104,15 @@ async fn checked(state: &State, project: &Project, order: JobOrder) -> Result<Jo
     };
     let drawn = u32::from_le_bytes(state.entropy()[..4].try_into().expect("four of 24 bytes")) >> 1;
     Ok(JobSpec {
-        model: order.model,
+        model: base.name,
         training_file,
         validation_file,
         suffix: order.suffix,
         seed: order.seed.unwrap_or(drawn),
         method: order.method,
         metadata: order.metadata,
+        x_training: Some(x_training),
     })
-}
-
-async fn check_model(state: &State, project: &Project, name: &str) -> Result<(), ApiError> {
-    if models::find_tuned(state, project, name).await?.is_some() {
-        let message = "Training on from a fine-tuned model is not supported with this service yet. Name a base model.";
-        return Err(ApiError::unsupported("model", message));
-    }
-    match state
-        .store
-        .base_models()
-        .find(name)
-        .await
-        .map_err(store_error)?
-    {
-        Some(_) => Ok(()),
-        None => {
-            let message = format!(
-                "Model {} is not available for fine-tuning or does not exist.",
-                echo(name)
-            );
-            Err(ApiError::invalid("model", "model_not_available", message))
-        }
-    }
 }
 
 async fn check_file(

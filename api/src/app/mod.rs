@@ -10,6 +10,7 @@ pub mod repeat;
 pub mod upload;
 pub mod workers;
 
+pub mod x_training;
 use domain::page::{Order, PageRequest};
 use platform::objects::ObjectsError;
 use store::StoreError;

@@ -94,11 +94,6 @@ impl Fields {
         Ok(())
     }
 
-    /// Whether the field is there at all.
-    pub fn has(&self, key: &str) -> bool {
-        self.map.contains_key(key)
-    }
-
     /// Nothing else may be there.
     pub fn finish(self) -> Result<(), ApiError> {
         match self.map.keys().next() {
@@ -224,6 +219,16 @@ impl At {
         match self.value.as_f64() {
             Some(value) if value <= min => {
                 Err(self.out_of_bounds("decimal_below_min_value", "below minimum", ">", min))
+            }
+            _ => self.decimal(min, max),
+        }
+    }
+
+    /// A number from `min` to below `max`.
+    pub fn decimal_below(self, min: f64, max: f64) -> Result<f64, ApiError> {
+        match self.value.as_f64() {
+            Some(value) if value >= max => {
+                Err(self.out_of_bounds("decimal_above_max_value", "above maximum", "<", max))
             }
             _ => self.decimal(min, max),
         }
@@ -423,6 +428,12 @@ mod tests {
             |at| at.decimal_above(0.0, 2.0).map(drop),
             "decimal_below_min_value",
             "Invalid 'p': decimal below minimum value. Expected a value > 0, but got 0 instead.",
+        );
+        check(
+            json!(1.0),
+            |at| at.decimal_below(0.0, 1.0).map(drop),
+            "decimal_above_max_value",
+            "Invalid 'p': decimal above maximum value. Expected a value < 1, but got 1.0 instead.",
         );
         check(
             json!([]),

@@ -8,13 +8,14 @@ use serde_json::Value;
 
 use super::decode::{At, Fields, metadata};
 use super::number_or_auto::NumberOrAuto;
+use super::x_training::{XTrainingOrder, XTrainingRequest, x_training};
 use crate::body::Decode;
 use crate::error::ApiError;
 
 /// The body of `POST /v1/fine_tuning/jobs`.
 #[derive(Debug, Clone, PartialEq, Object)]
 pub struct CreateFineTuningJobRequest {
-    /// A base model of `GET /v1/models`.
+    /// A model of `GET /v1/models`: a base model, or a tuned one to go on from.
     pub model: String,
     /// A file with purpose `fine-tune`: JSONL, one conversation a line, at least ten.
     pub training_file: String,
@@ -31,6 +32,7 @@ pub struct CreateFineTuningJobRequest {
     pub metadata: Option<std::collections::BTreeMap<String, String>>,
     /// Must be empty or absent: none is supported yet.
     pub integrations: Option<Vec<Value>>,
+    pub x_training: Option<XTrainingRequest>,
 }
 
 /// How to train.
@@ -83,6 +85,7 @@ pub struct JobOrder {
     pub seed: Option<u32>,
     pub method: Method,
     pub metadata: Option<Vec<(String, String)>>,
+    pub x_training: Option<XTrainingOrder>,
 }
 
 impl Decode for JobOrder {
@@ -97,9 +100,9 @@ impl Decode for JobOrder {
             seed: body.take("seed").map(seed).transpose()?,
             method: method(&mut body)?,
             metadata: body.take("metadata").map(metadata).transpose()?,
+            x_training: body.take("x_training").map(x_training).transpose()?,
         };
         refuse_integrations(&mut body)?;
-        refuse_extensions(&body)?;
         body.finish()?;
         Ok(order)
     }
@@ -233,19 +236,6 @@ fn refuse_integrations(body: &mut Fields) -> Result<(), ApiError> {
         "unsupported_parameter",
         message,
     ))
-}
-
-/// An option that is silently ignored would be a wrong result.
-fn refuse_extensions(body: &Fields) -> Result<(), ApiError> {
-    if body.has("x_training") {
-        let message = "Unsupported parameter: 'x_training'. This version trains LoRA adapters on all linear layers only.";
-        return Err(ApiError::invalid(
-            "x_training",
-            "unsupported_parameter",
-            message,
-        ));
-    }
-    Ok(())
 }
 
 /// A file id of the request, or OpenAI's refusal of it.

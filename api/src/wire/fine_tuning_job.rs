@@ -4,7 +4,7 @@ use domain::checkpoint::Checkpoint;
 use domain::error::JobError;
 use domain::event::{Event, EventType, Level};
 use domain::hyperparameters::{Auto, Hyperparameters, ResolvedHyperparameters};
-use domain::job::FineTuningJob;
+use domain::job::{FineTuningJob, JobSpec};
 use domain::method::Method;
 use domain::metrics::StepMetrics;
 use serde_json::Value;
@@ -13,6 +13,7 @@ use super::list::Listed;
 use super::nullable::Nullable;
 use super::number_or_auto::NumberOrAuto;
 use super::reply::reply;
+use super::x_training::shown;
 
 reply! {
     /// A fine-tuning job.
@@ -20,7 +21,7 @@ reply! {
         id: String,
         /// `fine_tuning.job`.
         object: &'static str,
-        /// The base model.
+        /// The base model, or the tuned one that was named to go on from.
         model: String,
         /// Unix seconds.
         created_at: i64,
@@ -53,6 +54,8 @@ reply! {
         /// Where the job stands exactly: `validating`, `queued`, `dispatched`, `running`, `finalizing`, `pausing`,
         /// `paused`, `cancelling`, `succeeded`, `failed`, `cancelled`.
         x_status: &'static str,
+        /// The options beyond OpenAI's as they were asked for, and under `resolved` what every one became.
+        x_training: Option<Value>,
     }
 
     /// What the job trains with: what was asked for until the files are validated, then numbers.
@@ -104,7 +107,7 @@ impl From<FineTuningJob> for JobObject {
         Self {
             id: job.id.to_string(),
             object: "fine_tuning.job",
-            model: job.spec.model.clone(),
+            model: named_model(&job.spec),
             created_at: job.created_at.unix_s(),
             finished_at: Nullable(p.finished_at.map(|at| at.unix_s())),
             fine_tuned_model: Nullable(result.map(|r| r.fine_tuned_model.clone())),
@@ -126,8 +129,17 @@ impl From<FineTuningJob> for JobObject {
             method,
             metadata: Nullable(job.spec.metadata.clone().map(pairs)),
             x_status: p.state.as_str(),
+            x_training: job.spec.x_training.as_ref().map(shown),
         }
     }
+}
+
+fn named_model(spec: &JobSpec) -> String {
+    let tuned = spec
+        .x_training
+        .as_ref()
+        .and_then(|x| x.named_model.as_ref());
+    tuned.unwrap_or(&spec.model).clone()
 }
 
 impl Listed for JobObject {

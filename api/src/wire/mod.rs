@@ -13,3 +13,4 @@ pub mod models;
 pub mod nullable;
 pub mod number_or_auto;
 pub mod reply;
+pub mod x_training;

@@ -47,6 +47,7 @@ impl App {
             JobEvent::Validated {
                 hyperparameters,
                 total_steps: 6,
+                details: Vec::new(),
             },
         )
         .await;
@@ -142,7 +143,7 @@ impl App {
                 .await
                 .unwrap()
         };
-        put("adapter_config.json", b"{\"peft_type\": \"LORA\"}".to_vec()).await;
+        put("adapter_config.json", ADAPTER_CONFIG.into()).await;
         let stored = put("adapter_model.safetensors", weights()).await;
         AdapterRef {
             object_prefix: object_prefix.clone(),
@@ -174,6 +175,10 @@ impl App {
         }
     }
 }
+
+/// What a tuned model's adapter says of itself.
+pub const ADAPTER_CONFIG: &str =
+    r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}"#;
 
 fn step(step: u64) -> StepMetrics {
     StepMetrics {

@@ -40,6 +40,7 @@ pub fn job() -> (FineTuningJob, Vec<NewEvent>) {
             hyperparameters: Hyperparameters::default(),
         },
         metadata: None,
+        x_training: None,
     };
     FineTuningJob::create(
         JobId::mint(entropy(2)),
@@ -73,6 +74,7 @@ pub fn validated() -> JobEvent {
             learning_rate: 1.25e-3,
         },
         total_steps: TOTAL_STEPS,
+        details: Vec::new(),
     }
 }
 

@@ -53,6 +53,14 @@ impl Adapter {
         &self.config
     }
 
+    /// The same adapter, to be trained on with another dropout.
+    /// Errors: `BadDropout`, `PissaWithDropout`.
+    pub fn with_lora_dropout(mut self, lora_dropout: f32) -> Result<Self, AdapterError> {
+        self.config.lora_dropout = lora_dropout;
+        self.config.check()?;
+        Ok(self)
+    }
+
     /// The number of trained values.
     pub fn n_parameters(&self) -> u64 {
         let trained = self.layout.trained();

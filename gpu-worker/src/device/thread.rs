@@ -9,12 +9,14 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
 use engine::generate::Limits;
+use engine::lora::Adapter;
 use engine::pool::Pool;
-use engine::train::{TrainError, Trainer};
+use engine::train::{RunShape, TrainError, Trainer};
 
 use super::loaded_base::{LoadedBase, Waiting};
 use super::{
-    BaseFolder, Command, DeviceError, Load, MAX_WAITING, Reply, Snapshot, TrainingStart, Work,
+    BaseFolder, Command, DeviceError, FirstAdapter, Load, MAX_WAITING, Reply, Snapshot,
+    TrainingStart, Work, memory,
 };
 
 struct Training {
@@ -192,10 +194,24 @@ impl Thread {
         let TrainingStart {
             base,
             adapter,
-            config,
+            mut config,
+            memory,
+            longest,
             state,
         } = start;
         let model = Arc::clone(&self.loaded(&base)?.model);
+        let adapter = match adapter {
+            FirstAdapter::Given(adapter) => adapter,
+            FirstAdapter::Fresh { config, seed } => {
+                Adapter::init_from(&model, &config, seed, &self.pool)
+                    .map_err(|error| DeviceError::BadAdapter(error.to_string()))?
+            }
+        };
+        let shape = RunShape {
+            precision: config.precision,
+            longest,
+        };
+        config.memory = memory.unwrap_or_else(|| memory::level(&model, &adapter, shape));
         let mut trainer = Trainer::new(model, adapter, config, self.pool.clone());
         if let Some(state) = state {
             trainer.load_state(&state)?;

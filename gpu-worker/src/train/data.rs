@@ -1,5 +1,5 @@
-//! The rows of an attempt: fetched, parsed by the parser that validated them, tokenised, cut to the context, and laid
-//! out in steps. A step's batch is a function of (data, seed, step) alone.
+//! The rows of an attempt: fetched, parsed by the parser that validated them, tokenised and fitted as validation did
+//! it, and laid out in steps. A step's batch is a function of (data, seed, step) alone.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use domain::hyperparameters::ResolvedHyperparameters;
 use domain::message::DatasetRef;
+use domain::x_training::Data;
 use engine::batch::{Example, epoch_order};
+use text::chat_model::TokenizedExample;
 use text::dataset::DatasetReader;
 use text::formats::{NumberedExample, RowFormat};
 
@@ -25,6 +27,7 @@ pub(super) async fn load(
     worker: &Worker,
     base: &Arc<Base>,
     dataset: &DatasetRef,
+    data: &Data,
     param: &'static str,
 ) -> Result<Vec<Example>, Failure> {
     let file = Scratch(
@@ -36,8 +39,8 @@ pub(super) async fn load(
         .objects
         .fetch_file(&dataset.object_key, &file.0, Some(&dataset.sha256))
         .await?;
-    let base = Arc::clone(base);
-    let read = tokio::task::spawn_blocking(move || read(&base, &file.0, param)).await;
+    let (base, data) = (Arc::clone(base), data.clone());
+    let read = tokio::task::spawn_blocking(move || read(&base, &file.0, &data, param)).await;
     read.expect("reading a dataset does not panic — a bug in text")
 }
 
@@ -51,26 +54,25 @@ impl Drop for Scratch {
     }
 }
 
-fn read(base: &Base, file: &Path, param: &'static str) -> Result<Vec<Example>, Failure> {
+fn read(
+    base: &Base,
+    file: &Path,
+    data: &Data,
+    param: &'static str,
+) -> Result<Vec<Example>, Failure> {
     let opened =
         File::open(file).map_err(|error| Failure::infra(format!("{}: {error}", file.display())))?;
-    let context_length = base.context_length();
     let mut examples = Vec::new();
     for row in DatasetReader::new(BufReader::new(opened), RowFormat::Chat) {
         let row = row.map_err(|error| Failure::infra(format!("{param}: {error}")))?;
         let NumberedExample { line, example } =
             row.map_err(|error| Failure::bad_data(param, error.to_string()))?;
-        let tokenized = base.chat.example(&example);
-        let tokenized =
-            tokenized.map_err(|error| Failure::bad_data(param, format!("line {line}: {error}")))?;
-        let mut example = Example {
-            tokens: tokenized.tokens,
-            mask: tokenized.mask,
-        };
-        // As at OpenAI: a row beyond the context is cut at its end, not refused.
-        example.tokens.truncate(context_length);
-        example.mask.truncate(context_length);
-        examples.push(example);
+        let fitted = base.chat.fit(&example, data);
+        let fitted =
+            fitted.map_err(|error| Failure::bad_data(param, format!("line {line}: {error}")))?;
+        let tokenized = fitted.into_example();
+        examples
+            .extend(tokenized.map(|TokenizedExample { tokens, mask }| Example { tokens, mask }));
     }
     if examples.is_empty() {
         return Err(Failure::bad_data(

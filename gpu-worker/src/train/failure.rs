@@ -41,6 +41,18 @@ impl Failure {
         }
     }
 
+    /// An option of the job does not go with its base model.
+    pub(super) fn bad_option(param: &str, reason: String) -> Self {
+        Self {
+            class: FailureClass::User,
+            error: JobError {
+                code: "invalid_x_training".into(),
+                message: format!("Invalid '{param}': {reason}."),
+                param: Some(param.into()),
+            },
+        }
+    }
+
     /// The batch does not fit onto the device.
     pub(super) fn batch_too_large(batch_size: usize, longest: usize) -> Self {
         let message = format!(

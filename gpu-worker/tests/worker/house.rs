@@ -173,6 +173,8 @@ impl House {
             seed: 42,
             resume: None,
             lease_ttl_s: 30,
+            training: None,
+            start: None,
         }
     }
 

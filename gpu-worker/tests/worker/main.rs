@@ -3,6 +3,7 @@
 mod door;
 mod generate;
 mod house;
+mod options;
 mod queue;
 mod tiny_model;
 mod train;

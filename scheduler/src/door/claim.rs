@@ -168,6 +168,7 @@ impl Scheduler {
         resume: Option<ResumePoint>,
     ) -> Assignment {
         let progress = job.progress();
+        let x_training = job.spec.x_training.as_ref();
         let validated = "a job is queued only once validated — a bug in FineTuningJob::apply";
         Assignment {
             attempt: progress.attempt,
@@ -179,6 +180,8 @@ impl Scheduler {
             total_steps: progress.total_steps.expect(validated),
             seed: job.spec.seed,
             resume,
+            training: x_training.map(|x| x.resolved.clone()),
+            start: x_training.and_then(|x| x.start.clone()),
             lease_ttl_s: u32::try_from(seconds(self.shared.config.lease_ttl_s)).unwrap_or(u32::MAX),
             job_id: job.id,
         }

@@ -4,10 +4,11 @@ use std::io::{self, BufRead, Read};
 
 use bytes::{Buf, Bytes};
 use domain::error::JobError;
-use domain::event::NewEvent;
+use domain::event::{Level, NewEvent};
+use domain::x_training::Data;
 use futures::StreamExt;
 use platform::objects::ByteStream;
-use text::chat_model::ChatModel;
+use text::chat_model::{ChatModel, Fitted, RenderError, TokenizedExample};
 use text::dataset::DatasetReader;
 use text::formats::{LineError, LineErrorKind, NumberedExample, RowFormat, TrainingExample};
 use text::report::{DatasetReport, FileRole};
@@ -20,7 +21,8 @@ pub(super) struct Found {
     report: DatasetReport,
     n_tokens: u64,
     longest: u64,
-    n_truncated: u64,
+    n_cut: u64,
+    n_dropped: u64,
 }
 
 /// A file with its verdict.
@@ -31,12 +33,12 @@ pub(super) struct Checked {
     pub n_tokens: u64,
     /// Tokens of the longest example.
     pub longest: u64,
-    /// Examples longer than the context: trained without their ends.
-    pub n_truncated: u64,
     /// Why the job must fail.
     pub error: Option<JobError>,
     /// One for each bad line.
     pub events: Vec<NewEvent>,
+    /// What is trained otherwise than it stands in the file.
+    pub notices: Vec<NewEvent>,
 }
 
 /// Reads `body` to its end and tokenizes every row as training will. Blocks: it computes, and it
@@ -45,6 +47,7 @@ pub(super) fn check(
     body: ByteStream,
     format: RowFormat,
     model: &ChatModel,
+    data: &Data,
     stop: &CancellationToken,
 ) -> io::Result<Found> {
     let reader = Blocking {
@@ -60,7 +63,7 @@ pub(super) fn check(
         let row = row?;
         found.report.add(&row);
         if let Ok(row) = row {
-            found.tokenize(&row, example, model);
+            found.tokenize(&row, example, model, data);
         }
     }
     Ok(found)
@@ -68,34 +71,62 @@ pub(super) fn check(
 
 impl Found {
     /// Only conversations have one text that is trained on; the others are not trained yet.
-    fn tokenize(&mut self, row: &NumberedExample, example: u64, model: &ChatModel) {
+    fn tokenize(&mut self, row: &NumberedExample, example: u64, model: &ChatModel, data: &Data) {
         if !matches!(row.example, TrainingExample::Chat(_)) {
             return;
         }
-        match model.example(&row.example) {
-            Ok(tokenized) => {
-                let n_tokens = tokenized.tokens.len() as u64;
-                self.n_tokens += n_tokens;
-                self.longest = self.longest.max(n_tokens);
-                self.n_truncated += u64::from(tokenized.is_truncated);
+        match model.fit(&row.example, data) {
+            Ok(Fitted::Whole(tokenized)) => self.count(&tokenized),
+            Ok(Fitted::Cut(tokenized)) => {
+                self.count(&tokenized);
+                self.n_cut += 1;
+            }
+            Ok(Fitted::Dropped) => {
+                self.report.n_examples -= 1;
+                self.n_dropped += 1;
             }
             Err(error) => self.report.add_late_error(LineError {
                 line: row.line,
                 example,
                 byte_offset: 0,
                 pointer: "/messages".to_owned(),
-                reason: format!("cannot be trained on: {error}"),
+                reason: match error {
+                    RenderError::TooLong { .. } => error.to_string(),
+                    _ => format!("cannot be trained on: {error}"),
+                },
                 kind: LineErrorKind::InvalidValue,
             }),
         }
     }
 
-    pub(super) fn judge(self, role: FileRole, file_id: &str, method: &str) -> Checked {
+    fn count(&mut self, tokenized: &TokenizedExample) {
+        let n_tokens = tokenized.tokens.len() as u64;
+        self.n_tokens += n_tokens;
+        self.longest = self.longest.max(n_tokens);
+    }
+
+    /// Nobody should find out from a result that their data was shortened.
+    fn notices(&self, role: FileRole, data: &Data) -> Vec<NewEvent> {
+        let notice = |n: u64, what: &str| {
+            let (param, max_length) = (role.param(), data.max_length);
+            let message = format!(
+                "{n} example(s) of the {param} with more than {max_length} tokens were {what}"
+            );
+            (n > 0).then(|| NewEvent::message(Level::Warn, message))
+        };
+        let notices = [
+            notice(self.n_cut, "cut"),
+            notice(self.n_dropped, "left out"),
+        ];
+        notices.into_iter().flatten().collect()
+    }
+
+    pub(super) fn judge(self, role: FileRole, file_id: &str, method: &str, data: &Data) -> Checked {
         Checked {
+            notices: self.notices(role, data),
             n_examples: self.report.n_examples,
             n_tokens: self.n_tokens,
             longest: self.longest,
-            n_truncated: self.n_truncated,
             error: self.report.job_error(role, file_id, method),
             events: self.report.events(role),
         }

@@ -336,6 +336,7 @@ pub fn spec(training_file: FileId) -> JobSpec {
         seed: 7,
         method: Method::Supervised { hyperparameters },
         metadata: None,
+        x_training: None,
     }
 }
 

@@ -5,6 +5,7 @@ mod datasets;
 mod door;
 mod house;
 mod leases;
+mod lengths;
 mod lossy_queue;
 mod offers;
 mod running;

@@ -169,6 +169,7 @@ mod tests {
                 hyperparameters: Hyperparameters::default(),
             },
             metadata: None,
+            x_training: None,
         };
         let id = JobId::mint([4; 24]);
         FineTuningJob::create(
@@ -187,6 +188,7 @@ mod tests {
         JobEvent::Validated {
             hyperparameters,
             total_steps: 6,
+            details: Vec::new(),
         }
     }
 

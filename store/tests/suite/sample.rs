@@ -96,6 +96,7 @@ pub fn spec(training_file: &FileId) -> JobSpec {
             hyperparameters: Hyperparameters::default(),
         },
         metadata: None,
+        x_training: None,
     }
 }
 
@@ -141,6 +142,7 @@ pub fn validated() -> JobEvent {
             learning_rate: 1.25e-3,
         },
         total_steps: 6,
+        details: Vec::new(),
     }
 }
 

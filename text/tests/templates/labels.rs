@@ -1,8 +1,9 @@
 //! What is masked, with templates of many shapes.
 
 use domain::generation::{ChatMessage, Role};
+use domain::x_training::{Data, Packing, Truncation};
 use serde_json::json;
-use text::chat_model::{ChatModel, RenderError, TokenizedExample};
+use text::chat_model::{ChatModel, Fitted, RenderError, TokenizedExample};
 use text::formats::{ChatExample, RowFormat, TrainingExample, parse_row};
 
 use Role::{Assistant, System, User};
@@ -207,19 +208,46 @@ fn tool_calls_are_learned_whether_the_template_knows_them_or_not() {
 }
 
 #[test]
-fn an_example_is_cut_at_the_context_and_refused_if_nothing_is_left() {
+fn a_long_example_is_cut_or_left_out_as_asked_and_refused_if_nothing_is_left() {
     let config = json!({"eos_token_id": [511, 509], "max_position_embeddings": 24});
     let (_dir, model) = folder(CHATML, config);
     let model = model.unwrap();
     assert_eq!(model.context_length(), 24);
     assert_eq!(model.stop_token_ids(), [511, 509]);
+    let data = |max_length, truncation| Data {
+        max_length,
+        truncation,
+        packing: Packing::Greedy,
+    };
     let long = all_trained(vec![say(User, "hi"), say(Assistant, &"ho ".repeat(50))]);
-    let example = model.example(&long).unwrap();
-    assert_eq!((example.tokens.len(), example.mask.len()), (24, 24));
-    assert!(example.is_truncated && example.mask[23]);
+    let whole = model.example(&long).unwrap();
+    let n = whole.tokens.len();
+    let cut = |range: std::ops::Range<usize>| {
+        Fitted::Cut(TokenizedExample {
+            tokens: whole.tokens[range.clone()].to_vec(),
+            mask: whole.mask[range].to_vec(),
+        })
+    };
+    let fitted = |max_length, truncation| model.fit(&long, &data(max_length, truncation)).unwrap();
+    assert_eq!(fitted(9999, Truncation::Right), cut(0..24));
+    assert_eq!(fitted(20, Truncation::Right), cut(0..20));
+    assert_eq!(fitted(20, Truncation::Left), cut(n - 20..n));
+    assert_eq!(fitted(20, Truncation::Drop), Fitted::Dropped);
+    let refused = model.fit(&long, &data(20, Truncation::Error)).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        format!("has {n} tokens, more than max_length 20")
+    );
+    let short = all_trained(vec![say(User, "hi"), say(Assistant, "ho")]);
+    let fitted = model.fit(&short, &data(24, Truncation::Error)).unwrap();
+    assert_eq!(fitted, Fitted::Whole(model.example(&short).unwrap()));
     let late = all_trained(vec![say(User, &"hi ".repeat(50)), say(Assistant, "ho")]);
     assert!(matches!(
-        model.example(&late),
+        model.fit(&late, &data(24, Truncation::Right)),
         Err(RenderError::NothingLeft(24))
+    ));
+    assert!(matches!(
+        model.fit(&late, &data(24, Truncation::Left)),
+        Ok(Fitted::Cut(_))
     ));
 }

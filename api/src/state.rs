@@ -1,5 +1,6 @@
 //! What every handler works with.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -22,6 +23,8 @@ pub struct State {
     /// Speaks to the workers.
     pub http: reqwest::Client,
     pub max_file_bytes: u64,
+    /// Where a request may keep files while it runs.
+    pub scratch_dir: PathBuf,
 }
 
 /// Handlers share the state.

@@ -215,7 +215,12 @@ pub enum GenerateError {
     ModelNotInstalled { model: String },
     /// The adapter cannot be had or is damaged; the base model is never used in its place.
     #[error("the adapter cannot be loaded: {reason}")]
-    AdapterUnavailable { reason: String },
+    AdapterUnavailable {
+        reason: String,
+        /// Its tensors are not those of the base model: no worker can ever load it.
+        #[serde(default)]
+        is_unfit: bool,
+    },
     #[error("the worker is busy")]
     Busy,
     #[error("the worker failed: {reason}")]

@@ -337,7 +337,10 @@ fn the_reasons_for_no_answer() {
         ),
         (
             "adapter",
-            GenerateError::AdapterUnavailable { reason: reason() },
+            GenerateError::AdapterUnavailable {
+                reason: reason(),
+                is_unfit: false,
+            },
         ),
         ("busy", GenerateError::Busy),
         ("internal", GenerateError::Internal { reason: reason() }),
@@ -352,14 +355,14 @@ fn what_an_earlier_version_left_out_has_a_default() {
         serde_json::from_str(r#"{"worker_id": "worker_1", "base_models": [], "offer": null}"#)
             .unwrap();
     assert_eq!(claim.wait_s, 0);
-    let delta: GenerateEvent =
-        serde_json::from_str(r#"{"type": "delta", "index": 0, "text": "a"}"#).unwrap();
-    assert_eq!(
     let mut earlier = serde_json::to_value(assignment()).unwrap();
     let object = earlier.as_object_mut().unwrap();
     assert!(object.remove("training").is_some() && object.remove("start").is_some());
     let read: Assignment = serde_json::from_value(earlier).unwrap();
     assert_eq!((read.training, read.start), (None, None));
+    let delta: GenerateEvent =
+        serde_json::from_str(r#"{"type": "delta", "index": 0, "text": "a"}"#).unwrap();
+    assert_eq!(
         delta,
         GenerateEvent::Delta {
             index: 0,

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use domain::adapter_file::{CONFIG_FILE, WEIGHTS_FILE};
 use domain::model::AdapterRef;
 use engine::lora::Adapter;
 use platform::objects::{Objects, ObjectsError};
@@ -16,10 +17,6 @@ use crate::base_models::Base;
 const CAPACITY_BYTES: u64 = 4 << 30;
 /// How long a request waits for another one's load of the same adapter.
 const LOAD_WAIT: Duration = Duration::from_secs(10);
-
-/// File names inside an adapter's folder, as PEFT writes them.
-pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
-pub(crate) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
 /// Why an adapter cannot be had.
 #[derive(Debug, thiserror::Error)]

@@ -17,6 +17,7 @@ use poem::{Body, IntoResponse, Request, Response, Route, handler};
 use tokio::sync::mpsc;
 
 use self::answer::{Answer, Piece};
+use crate::adapters::AdapterError;
 use crate::base_models::{Base, BaseError};
 use crate::device::{Ask, DeviceError, Generation, Output};
 use crate::worker::Worker;
@@ -105,7 +106,10 @@ async fn begin(worker: Arc<Worker>, asked: GenerateRequest) -> Result<Body, Gene
     let adapter = match &asked.model.adapter {
         Some(reference) => Some(worker.adapters.get(reference, &base).await.map_err(|error| {
             tracing::warn!(sha256 = reference.sha256, %error, "an adapter cannot be loaded");
-            GenerateError::AdapterUnavailable { reason: error.to_string() }
+            GenerateError::AdapterUnavailable {
+                reason: error.to_string(),
+                is_unfit: matches!(error, AdapterError::Unfit(_)),
+            }
         })?),
         None => None,
     };

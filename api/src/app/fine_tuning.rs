@@ -22,7 +22,7 @@ use crate::wire::fine_tuning::{JobOrder, file_id, unknown_file};
 
 const CREATE: &str = "POST /fine_tuning/jobs";
 /// Characters of the last part of a tuned model's name.
-const NONCE_CHARS: usize = 8;
+pub(super) const NONCE_CHARS: usize = 8;
 
 /// A job, and whether an earlier request made it.
 pub struct Created {

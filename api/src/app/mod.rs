@@ -1,6 +1,7 @@
 //! What each operation does, without HTTP: it takes the caller's project and plain values, and answers with the
 //! domain's nouns.
 
+pub mod adapters;
 pub mod chat;
 pub mod export;
 pub mod files;
@@ -9,8 +10,8 @@ pub mod models;
 pub mod repeat;
 pub mod upload;
 pub mod workers;
-
 pub mod x_training;
+
 use domain::page::{Order, PageRequest};
 use platform::objects::ObjectsError;
 use store::StoreError;

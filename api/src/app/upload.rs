@@ -155,7 +155,7 @@ where
     }
 }
 
-async fn text<S>(multipart: &mut Multipart<S>, name: &str) -> Result<String, ApiError>
+pub(super) async fn text<S>(multipart: &mut Multipart<S>, name: &str) -> Result<String, ApiError>
 where
     S: Stream<Item = std::io::Result<Bytes>> + Send + Unpin,
 {
@@ -310,7 +310,7 @@ fn display_name(name: &str) -> String {
     }
 }
 
-fn no_form(error: MultipartError) -> ApiError {
+pub(super) fn no_form(error: MultipartError) -> ApiError {
     match error {
         MultipartError::Read(error) => unread(error),
         MultipartError::ContentType => ApiError::new(

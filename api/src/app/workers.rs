@@ -20,6 +20,8 @@ const ALIVE_S: i64 = 30;
 const TOKEN_TTL: Duration = Duration::from_secs(60);
 /// A worker that is busy training begins an answer within seconds; one that is stopped never does.
 const FIRST_EVENT: Duration = Duration::from_secs(60);
+/// The code of an adapter that is not one of its base model's.
+pub const ADAPTER_UNFIT: &str = "adapter_unfit";
 /// A line holds one piece of text. Bytes.
 const MAX_LINE: usize = 4 * 1024 * 1024;
 
@@ -141,9 +143,9 @@ async fn refused(response: reqwest::Response) -> Refused {
 fn mapped(error: GenerateError) -> Refused {
     let shown = api_error(&error);
     match error {
-        GenerateError::ContextLengthExceeded { .. } | GenerateError::Unrenderable { .. } => {
-            Refused::Final(shown)
-        }
+        GenerateError::ContextLengthExceeded { .. }
+        | GenerateError::Unrenderable { .. }
+        | GenerateError::AdapterUnavailable { is_unfit: true, .. } => Refused::Final(shown),
         _ => Refused::Next(shown),
     }
 }
@@ -170,7 +172,15 @@ pub fn api_error(error: &GenerateError) -> ApiError {
         GenerateError::Busy => {
             ApiError::overloaded("All workers are busy. Please try again shortly.")
         }
-        GenerateError::AdapterUnavailable { reason } => ApiError::new(
+        GenerateError::AdapterUnavailable {
+            reason,
+            is_unfit: true,
+        } => ApiError::invalid(
+            "model",
+            ADAPTER_UNFIT,
+            format!("The adapter cannot be used on its base model: {reason}."),
+        ),
+        GenerateError::AdapterUnavailable { reason, .. } => ApiError::new(
             Kind::Unavailable,
             "The weights of this model cannot be loaded at the moment. Please try again shortly.",
         )

@@ -1,5 +1,6 @@
 //! Paths and parameters, nothing else: each method reads its request, calls one function of `app` and answers.
 
+pub mod adapters;
 pub mod chat;
 pub mod export;
 pub mod files;
@@ -31,6 +32,7 @@ pub type Api = (
     files::FilesApi,
     fine_tuning::FineTuningApi,
     chat::ChatApi,
+    adapters::AdaptersApi,
     export::ExportApi,
     health::HealthApi,
 );
@@ -42,6 +44,7 @@ pub fn service() -> OpenApiService<Api, ()> {
         files::FilesApi,
         fine_tuning::FineTuningApi,
         chat::ChatApi,
+        adapters::AdaptersApi,
         export::ExportApi,
         health::HealthApi,
     );

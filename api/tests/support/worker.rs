@@ -25,6 +25,8 @@ pub struct FakeWorker {
 struct Shared {
     key: ServiceKey,
     asked: Mutex<Vec<GenerateRequest>>,
+    /// Said instead of any answer with an adapter.
+    refusal: Mutex<Option<(u16, GenerateError)>>,
     /// An endless answer was dropped.
     dropped: Arc<Notify>,
 }
@@ -34,6 +36,7 @@ impl FakeWorker {
         let shared = Arc::new(Shared {
             key: ServiceKey::new(&key),
             asked: Mutex::new(Vec::new()),
+            refusal: Mutex::new(None),
             dropped: Arc::new(Notify::new()),
         });
         let acceptor = TcpListener::bind("127.0.0.1:0")
@@ -61,6 +64,11 @@ impl FakeWorker {
             max_live: 8,
             device: "fake".to_owned(),
         }
+    }
+
+    /// From now on nothing is answered with an adapter but this.
+    pub fn refuse_adapters(&self, status: u16, error: GenerateError) {
+        *self.shared.refusal.lock().unwrap() = Some((status, error));
     }
 
     /// What was asked last.
@@ -92,6 +100,11 @@ async fn generate(shared: Data<&Arc<Shared>>, request: &Request, body: Body) -> 
     }
     let asked: GenerateRequest = serde_json::from_slice(&body.into_bytes().await.unwrap()).unwrap();
     shared.asked.lock().unwrap().push(asked.clone());
+    if let (Some((status, error)), Some(_)) =
+        (&*shared.refusal.lock().unwrap(), &asked.model.adapter)
+    {
+        return refusal(*status, error);
+    }
     match asked
         .messages
         .last()
@@ -118,6 +131,7 @@ async fn generate(shared: Data<&Arc<Shared>>, request: &Request, body: Body) -> 
             503,
             &GenerateError::AdapterUnavailable {
                 reason: "secret path".to_owned(),
+                is_unfit: false,
             },
         ),
         "broken" => refusal(

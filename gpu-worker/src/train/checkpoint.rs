@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use domain::adapter_file::{CONFIG_FILE, WEIGHTS_FILE};
 use domain::checkpoint::StateRef;
 use domain::message::Assignment;
 use domain::model::AdapterRef;
@@ -12,7 +13,6 @@ use platform::objects::{ObjectsError, Stored};
 use serde::Serialize;
 
 use super::failure::Failure;
-use crate::adapters::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::device::Snapshot;
 use crate::worker::Worker;
 

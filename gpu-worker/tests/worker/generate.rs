@@ -179,6 +179,7 @@ async fn what_cannot_be_answered_is_refused_with_its_reason() {
             503,
             GenerateError::AdapterUnavailable {
                 reason: "object nowhere/adapter_config.json does not exist".into(),
+                is_unfit: false,
             },
         ),
     ] {

@@ -25,7 +25,7 @@ pub struct TunedModel {
 pub struct AdapterRef {
     /// Folder with `adapter_config.json` and `adapter_model.safetensors`.
     pub object_prefix: String,
-    /// Of `adapter_model.safetensors`: the adapter's identity wherever it is cached.
+    /// Of `adapter_model.safetensors`. Another folder may hold the same weights under another configuration.
     pub sha256: String,
     pub size_bytes: u64,
 }

@@ -1,5 +1,5 @@
-//! Adapters in memory, by the hash of their weights: fetched from the bucket, verified, checked against the base's
-//! shapes, and dropped in the order of last use. The base model never answers in place of one that cannot be had.
+//! Adapters in memory, by their folders in the bucket: fetched, verified, checked against the base's shapes, and dropped
+//! in the order of last use. Two folders may hold the same weights under configurations that make them two adapters. The base model never answers in place of one that cannot be had.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -49,6 +49,8 @@ struct Cache {
 
 struct Entry {
     adapter: Arc<Adapter>,
+    /// Of its weights.
+    sha256: String,
     /// The base its shapes were checked against.
     base_sha256: String,
     size_bytes: u64,
@@ -71,7 +73,7 @@ impl Adapters {
         entries.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.last_use));
         entries
             .into_iter()
-            .map(|(sha256, _)| sha256.clone())
+            .map(|(_, entry)| entry.sha256.clone())
             .collect()
     }
 
@@ -81,41 +83,39 @@ impl Adapters {
         reference: &AdapterRef,
         base: &Base,
     ) -> Result<Arc<Adapter>, AdapterError> {
-        if let Some(adapter) = self.find(&reference.sha256, base) {
+        if let Some(adapter) = self.find(reference, base) {
             return Ok(adapter);
         }
-        let lock = Arc::clone(self.loading().entry(reference.sha256.clone()).or_default());
+        let lock = Arc::clone(
+            self.loading()
+                .entry(reference.object_prefix.clone())
+                .or_default(),
+        );
         let turn = tokio::time::timeout(LOAD_WAIT, lock.lock())
             .await
             .map_err(|_| AdapterError::StillLoading)?;
-        let loaded = match self.find(&reference.sha256, base) {
+        let loaded = match self.find(reference, base) {
             Some(adapter) => Ok(adapter),
             None => self.load(reference, base).await,
         };
         drop(turn);
         // Whoever still waits holds the lock's Arc; a newcomer finds the adapter or starts over.
-        self.loading().remove(&reference.sha256);
+        self.loading().remove(&reference.object_prefix);
         loaded
     }
 
     /// Reads an adapter from bytes and keeps it: how a fresh one gets here without the bucket.
     pub(crate) fn read(
         &self,
-        sha256: &str,
+        reference: &AdapterRef,
         config_json: &str,
         weights: &[u8],
         base: &Base,
     ) -> Result<Arc<Adapter>, AdapterError> {
         let adapter = Adapter::from_peft(config_json, weights, &base.config);
         let adapter = Arc::new(adapter.map_err(|error| AdapterError::Unfit(error.to_string()))?);
-        let size_bytes = weights.len() as u64;
-        self.cache().insert(
-            sha256,
-            &adapter,
-            &base.model.sha256,
-            size_bytes,
-            CAPACITY_BYTES,
-        );
+        self.cache()
+            .insert(reference, &adapter, &base.model.sha256, CAPACITY_BYTES);
         Ok(adapter)
     }
 
@@ -142,16 +142,11 @@ impl Adapters {
                 found,
             });
         }
-        self.read(
-            &reference.sha256,
-            &String::from_utf8_lossy(&config),
-            &weights,
-            base,
-        )
+        self.read(reference, &String::from_utf8_lossy(&config), &weights, base)
     }
 
-    fn find(&self, sha256: &str, base: &Base) -> Option<Arc<Adapter>> {
-        self.cache().touch(sha256, &base.model.sha256)
+    fn find(&self, reference: &AdapterRef, base: &Base) -> Option<Arc<Adapter>> {
+        self.cache().touch(reference, &base.model.sha256)
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache> {
@@ -168,11 +163,14 @@ impl Adapters {
 }
 
 impl Cache {
-    fn touch(&mut self, sha256: &str, base_sha256: &str) -> Option<Arc<Adapter>> {
+    fn touch(&mut self, reference: &AdapterRef, base_sha256: &str) -> Option<Arc<Adapter>> {
+        let is_same = |entry: &&mut Entry| {
+            entry.base_sha256 == base_sha256 && entry.sha256 == reference.sha256
+        };
         let entry = self
             .entries
-            .get_mut(sha256)
-            .filter(|entry| entry.base_sha256 == base_sha256)?;
+            .get_mut(&reference.object_prefix)
+            .filter(is_same)?;
         self.uses += 1;
         entry.last_use = self.uses;
         Some(Arc::clone(&entry.adapter))
@@ -180,17 +178,17 @@ impl Cache {
 
     fn insert(
         &mut self,
-        sha256: &str,
+        reference: &AdapterRef,
         adapter: &Arc<Adapter>,
         base_sha256: &str,
-        size_bytes: u64,
         capacity_bytes: u64,
     ) {
-        self.remove(sha256);
+        let size_bytes = reference.size_bytes;
+        self.remove(&reference.object_prefix);
         // What is in use lives on through its Arc; here it only stops being found.
         while self.size_bytes + size_bytes > capacity_bytes {
             let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.last_use);
-            let Some(oldest) = oldest.map(|(sha256, _)| sha256.clone()) else {
+            let Some(oldest) = oldest.map(|(prefix, _)| prefix.clone()) else {
                 break;
             };
             self.remove(&oldest);
@@ -199,15 +197,16 @@ impl Cache {
         self.size_bytes += size_bytes;
         let entry = Entry {
             adapter: Arc::clone(adapter),
+            sha256: reference.sha256.clone(),
             base_sha256: base_sha256.to_owned(),
             size_bytes,
             last_use: self.uses,
         };
-        self.entries.insert(sha256.to_owned(), entry);
+        self.entries.insert(reference.object_prefix.clone(), entry);
     }
 
-    fn remove(&mut self, sha256: &str) {
-        if let Some(entry) = self.entries.remove(sha256) {
+    fn remove(&mut self, object_prefix: &str) {
+        if let Some(entry) = self.entries.remove(object_prefix) {
             self.size_bytes -= entry.size_bytes;
         }
     }
@@ -237,21 +236,35 @@ mod tests {
         Arc::new(Adapter::init(&config.unwrap(), &LoraConfig::all_linear(2, 4.0), 1).unwrap())
     }
 
+    fn reference(name: &str, size_bytes: u64) -> AdapterRef {
+        AdapterRef {
+            object_prefix: name.to_owned(),
+            sha256: format!("hash of {name}"),
+            size_bytes,
+        }
+    }
+
     #[test]
     fn the_adapter_that_was_not_used_for_longest_makes_room() {
         let (mut cache, adapter) = (Cache::default(), adapter());
-        for sha256 in ["a", "b", "c"] {
-            cache.insert(sha256, &adapter, "base", 30, 100);
+        for name in ["a", "b", "c"] {
+            cache.insert(&reference(name, 30), &adapter, "base", 100);
         }
-        assert!(cache.touch("a", "base").is_some());
-        cache.insert("d", &adapter, "base", 40, 100);
-        let held = ["a", "b", "c", "d"].map(|sha256| cache.touch(sha256, "base").is_some());
+        assert!(cache.touch(&reference("a", 30), "base").is_some());
+        cache.insert(&reference("d", 40), &adapter, "base", 100);
+        let held =
+            ["a", "b", "c", "d"].map(|name| cache.touch(&reference(name, 30), "base").is_some());
         assert_eq!((held, cache.size_bytes), ([true, false, true, true], 100));
         assert!(
-            cache.touch("a", "other base").is_none(),
+            cache.touch(&reference("a", 30), "other base").is_none(),
             "shapes were checked against one base"
         );
-        cache.insert("a", &adapter, "base", 10, 100);
+        let other_weights = AdapterRef {
+            sha256: "other".to_owned(),
+            ..reference("a", 30)
+        };
+        assert!(cache.touch(&other_weights, "base").is_none());
+        cache.insert(&reference("a", 10), &adapter, "base", 100);
         assert_eq!(
             cache.size_bytes, 80,
             "an adapter that comes again counts once"

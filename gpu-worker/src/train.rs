@@ -387,7 +387,7 @@ impl Attempt<'_> {
         self.heart.flush().await?;
         self.heart.hear(self.door.finalizing().await).await?;
         let adapter = self.worker.adapters.read(
-            &saved.adapter.sha256,
+            &saved.adapter,
             &saved.adapter_config,
             &saved.adapter_weights,
             &session.base,

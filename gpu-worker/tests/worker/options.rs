@@ -1,14 +1,15 @@
 //! What a job's own options do to its attempt: the adapter's form, the examples' lengths, where training begins.
 
 use domain::error::FailureClass;
-use domain::message::{Assignment, FailRequest, FinishRequest};
+use domain::message::{Assignment, FailRequest, FinishRequest, GenerateError};
 use domain::metrics::StepMetrics;
+use domain::model::AdapterRef;
 use domain::x_training::{
     AskedAdapter, AskedTraining, BaseWeights, TargetModules, Training, Truncation,
 };
 use serde_json::{Value, json};
 
-use crate::house::House;
+use crate::house::{House, ask, with_adapter};
 use crate::tiny_model::CONTEXT;
 
 fn resolved(asked: AskedTraining) -> Option<Training> {
@@ -200,6 +201,44 @@ async fn an_adapter_of_another_base_is_the_client_s_fault_and_a_lost_one_is_not(
     house.objects.delete(&config).await.unwrap();
     let fail = run(&house, "c", &second).await.0.unwrap_err();
     assert_eq!(fail.class, FailureClass::Infra);
+}
+
+#[tokio::test]
+async fn the_same_weights_under_another_configuration_are_another_adapter() {
+    let house = House::new().await;
+    let assignment = house.assignment(1).await;
+    let adapter = run(&house, "a", &assignment).await.0.unwrap().adapter;
+    let other = AdapterRef {
+        object_prefix: "projects/p/adapters/adapter-1".into(),
+        ..adapter.clone()
+    };
+    let read = async |file: &str| {
+        let key = format!("{}/{file}", adapter.object_prefix);
+        house.objects.get_bytes(&key).await.unwrap()
+    };
+    let mut config: Value = serde_json::from_slice(&read("adapter_config.json").await).unwrap();
+    config["r"] = json!(5);
+    let weights = read("adapter_model.safetensors").await;
+    for (file, bytes) in [
+        ("adapter_config.json", config.to_string().into()),
+        ("adapter_model.safetensors", weights),
+    ] {
+        let key = format!("{}/{file}", other.object_prefix);
+        house.objects.put_bytes(&key, bytes).await.unwrap();
+    }
+    let worker = house.worker("b", |_| {}).await;
+    let first = house
+        .post(&worker, &with_adapter(ask("Hi", 1), &adapter))
+        .await;
+    assert_eq!(first.status(), 200);
+    let second = house
+        .post(&worker, &with_adapter(ask("Hi", 1), &other))
+        .await;
+    assert!(matches!(
+        second.json().await.unwrap(),
+        GenerateError::AdapterUnavailable { is_unfit: true, .. }
+    ));
+    worker.stop().await.unwrap();
 }
 
 #[tokio::test]

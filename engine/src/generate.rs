@@ -12,6 +12,7 @@ use crate::kv_cache::{KvCache, Span, attend};
 use crate::lora::{Adapter, PackedLora};
 use crate::model::{Decoder, Keep};
 use crate::nn::attention::Heads;
+use crate::nn::rope::Position;
 pub use crate::sampling::Sampling;
 use crate::sampling::choose;
 use crate::weights::BaseModel;
@@ -358,20 +359,25 @@ fn run(
     tokens: &[u32],
     spans: &mut [Span<'_>],
 ) -> Result<(), OutOfMemory> {
-    let heads = Heads::new(base.config());
-    let positions: Vec<usize> = spans
+    let positions: Vec<Position> = spans
         .iter()
-        .flat_map(|span| (0..span.rows.len()).map(|i| span.cache.n_cached + i))
+        .flat_map(|Span { rows, cache }| {
+            (0..rows.len()).map(|i| Position {
+                at: cache.n_cached + i,
+                n_tokens: cache.n_tokens,
+            })
+        })
         .collect();
     decoder.forward_with(
         pool,
         base,
         loras,
         tokens,
-        positions.into_iter(),
+        positions.iter().copied(),
         Keep::Nothing,
         None,
         |layer, qkv, out, _| {
+            let heads = Heads::new(base.config(), layer);
             attend(pool, heads, layer, spans, qkv, out);
             Ok(())
         },

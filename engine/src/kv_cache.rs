@@ -13,6 +13,8 @@ pub(crate) struct KvCache {
     /// For each (block, kv head): panels of keys (C, capacity), then panels of values (capacity, C).
     words: Buffer<u32>,
     capacity: usize,
+    /// What the sequence can come to.
+    pub n_tokens: usize,
     heads: Heads,
     pub n_cached: usize,
 }
@@ -21,11 +23,12 @@ impl KvCache {
     /// Room for `n_tokens`.
     /// Errors: `OutOfMemory`.
     pub fn new(config: &ModelConfig, n_tokens: usize) -> Result<Self, OutOfMemory> {
-        let (heads, capacity) = (Heads::new(config), n_tokens.next_multiple_of(PANEL));
+        let (heads, capacity) = (Heads::new(config, 0), n_tokens.next_multiple_of(PANEL));
         let len = config.num_hidden_layers * heads.n_kv_heads * pair_len(capacity, heads.head_dim);
         Ok(Self {
             words: Buffer::zeroed(len)?,
             capacity,
+            n_tokens,
             heads,
             n_cached: 0,
         })
@@ -61,7 +64,8 @@ struct Piece {
     head: usize,
 }
 
-/// Appends the keys and values of every span to its cache, then attends from every row to all of its own sequence.
+/// Appends the keys and values of every span to its cache, then attends from every row to what its own sequence has
+/// within the layer's window.
 /// Shapes: `qkv` (T, (H+2K)·C) rotated, `out` (T, H·C).
 pub(crate) fn attend(
     pool: &Pool,
@@ -95,6 +99,7 @@ pub(crate) fn attend(
         let queries = Queries {
             q: Left::rows(&qkv[row * width + column..], stride),
             rows: if single { heads.group() } else { n },
+            scores: heads.scores,
             first_seen: cache.n_cached + start + 1,
             seen_step: usize::from(!single),
             keys: Right::panels(&cache.words[keys], head_dim),

@@ -3,11 +3,13 @@
 mod common;
 
 use std::process::Command;
+use std::sync::Arc;
 
 use common::{LLAMA, QWEN2, Tiny, adapter, example};
 use engine::lora::LoraConfig;
 use engine::pool::Pool;
 use engine::train::{Packing, TrainConfig, Trainer};
+use engine::weights::BaseModel;
 use engine::{Isa, MemoryLevel, Precision};
 
 const PRECISIONS: [Precision; 2] = [Precision::Fp32, Precision::Bf16];
@@ -197,5 +199,56 @@ fn narrower_instruction_sets_train_the_same() {
     for [name, exact, rounded] in &levels {
         assert!(*exact == native[1], "f32 at {name}");
         assert!(*rounded == levels[0][2], "bf16 at {name}");
+    }
+}
+
+/// One model of each family with something that the decoder does in a way of its own.
+const FAMILIES: [&str; 8] = [
+    "tiny_mistral",
+    "tiny_qwen3",
+    "tiny_gemma2",
+    "tiny_gemma3",
+    "tiny_phi3",
+    "tiny_olmo2",
+    "tiny_smollm3",
+    "tiny_glm4",
+];
+
+#[test]
+fn every_family_trains_at_every_level_and_in_bf16() {
+    for name in FAMILIES {
+        let pool = Pool::new(2);
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        let base = Arc::new(BaseModel::load(&folder.join(name), &pool).unwrap());
+        // 128 tokens are the longest these models take: two blocks of queries.
+        let vocab = base.config().vocab_size;
+        let batch = [128, 33, 2].map(|n| example(vocab, n, n as u64));
+        let run = |precision, memory| {
+            let adapter = adapter(&base, &LoraConfig::all_linear(5, 8.0), 3);
+            let config = TrainConfig {
+                memory,
+                ..config(precision)
+            };
+            let mut trainer = Trainer::new(base.clone(), adapter, config, pool.clone());
+            let steps = (0..2).map(|_| trainer.step(&batch).unwrap());
+            let losses: Vec<_> = steps.map(|step| (step.loss, step.grad_norm)).collect();
+            (losses, trainer.save_state())
+        };
+        let [exact, rounded] = PRECISIONS.map(|precision| {
+            let [all, dropped, inputs] = LEVELS.map(|memory| run(precision, memory));
+            assert!(all == dropped && all == inputs, "{precision:?} of {name}");
+            all.0
+        });
+        for ((loss, norm), (rounded_loss, rounded_norm)) in exact.iter().zip(&rounded) {
+            assert!(
+                (loss - rounded_loss).abs() < 2e-2 * loss,
+                "{name}: {loss} {rounded_loss}"
+            );
+            assert!(
+                (norm - rounded_norm).abs() < 5e-2 * norm,
+                "{name}: {norm} {rounded_norm}"
+            );
+        }
+        assert_ne!(exact, rounded, "bf16 must be computed as such");
     }
 }

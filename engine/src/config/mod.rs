@@ -64,8 +64,8 @@ pub struct ModelConfig {
     pub attn_logit_softcapping: Option<f32>,
     /// Logits become cap(z, c), in training and generation alike.
     pub final_logit_softcapping: Option<f32>,
-    /// Factor of the embedding's rows, not of a tied head: √D or 1. It is rounded to the weights' dtype where that is
-    /// not f32, as the reference does.
+    /// Factor of the embedding's rows, not of a tied head: √D or 1. It stays f32: the
+    /// reference rounds it to the dtype it computes in, but a model must be served with the factor it was trained with.
     pub embedding_scale: f32,
     /// Base of the layers with [`LayerRope::Model`].
     pub rope_theta: f32,

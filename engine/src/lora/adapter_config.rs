@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use crate::lora::{AdapterError, Bias, Init, LoraConfig, Module, TargetModules};
+use crate::lora::{AdapterError, Bias, Init, LoraConfig, TargetModules};
 
 /// The version of PEFT whose file is written.
 const PEFT_VERSION: &str = "0.21.2";
@@ -55,8 +55,13 @@ const READ: [&str; 13] = [
     "use_rslora",
 ];
 
-/// The file's text, keys in order.
-pub(crate) fn write(config: &LoraConfig, base_model_name_or_path: &str) -> String {
+/// The file's text, keys in order; `linears` are those of the model that "all-linear" means.
+pub(crate) fn write(
+    config: &LoraConfig,
+    linears: &[&str],
+    base_model_name_or_path: &str,
+) -> String {
+    let write_modules = |modules| write_modules(modules, linears);
     let mut file = defaults();
     file["base_model_name_or_path"] = json!(base_model_name_or_path);
     file["peft_version"] = json!(PEFT_VERSION);
@@ -216,14 +221,14 @@ fn read_modules(value: &Value) -> Option<TargetModules> {
     }
 }
 
-fn write_modules(modules: &TargetModules) -> Value {
+fn write_modules(modules: &TargetModules, linears: &[&str]) -> Value {
     let sorted = |mut names: Vec<String>| {
         names.sort();
         names.dedup();
         json!(names)
     };
     match modules {
-        TargetModules::AllLinear => sorted(Module::ALL.map(|m| m.name().to_owned()).to_vec()),
+        TargetModules::AllLinear => sorted(linears.iter().map(|&name| name.to_owned()).collect()),
         TargetModules::List(names) => sorted(names.clone()),
         TargetModules::Regex(pattern) => json!(pattern),
     }

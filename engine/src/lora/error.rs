@@ -3,10 +3,8 @@
 /// Why an adapter cannot be made or read.
 #[derive(Debug, thiserror::Error)]
 pub enum AdapterError {
-    #[error(
-        "target module {name:?} is no linear of a block; known are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
-    )]
-    UnknownModule { name: String },
+    #[error("target module {name:?} is no linear of a block; known are {known}")]
+    UnknownModule { name: String, known: String },
     #[error("layers_to_transform names block {layer}, but the model has {n_layers}")]
     UnknownLayer { layer: usize, n_layers: usize },
     #[error(

@@ -10,22 +10,28 @@ use crate::lora::{AdapterError, Bias, Init, LoraConfig};
 /// The linears of a decoder block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Module {
+    /// q, k and v in models that keep them as one.
+    Qkv,
     Q,
     K,
     V,
     O,
+    /// gate and up in models that keep them as one.
+    GateUp,
     Gate,
     Up,
     Down,
 }
 
 impl Module {
-    /// In the order of the block.
-    pub const ALL: [Module; 7] = [
+    /// In the order of the block, those of all models.
+    pub const ALL: [Module; 9] = [
+        Module::Qkv,
         Module::Q,
         Module::K,
         Module::V,
         Module::O,
+        Module::GateUp,
         Module::Gate,
         Module::Up,
         Module::Down,
@@ -34,10 +40,12 @@ impl Module {
     /// The name in Hugging Face's models.
     pub fn name(self) -> &'static str {
         match self {
+            Module::Qkv => "qkv_proj",
             Module::Q => "q_proj",
             Module::K => "k_proj",
             Module::V => "v_proj",
             Module::O => "o_proj",
+            Module::GateUp => "gate_up_proj",
             Module::Gate => "gate_proj",
             Module::Up => "up_proj",
             Module::Down => "down_proj",
@@ -54,11 +62,25 @@ impl Module {
         format!("{parent}.{}", self.name())
     }
 
+    /// Those that a block of `model` has outside of experts, in order.
+    pub(crate) fn of(model: &ModelConfig, layer: usize) -> impl Iterator<Item = Module> {
+        let (fused_qkv, fused_gate_up) = (model.fused_qkv, model.fused_gate_up);
+        let is_sparse = model.layers.get(layer).is_some_and(|layer| layer.sparse);
+        Module::ALL.into_iter().filter(move |module| match module {
+            Module::Qkv => fused_qkv,
+            Module::Q | Module::K | Module::V => !fused_qkv,
+            Module::O => true,
+            Module::GateUp => fused_gate_up && !is_sparse,
+            Module::Gate | Module::Up => !fused_gate_up && !is_sparse,
+            Module::Down => !is_sparse,
+        })
+    }
+
     pub(crate) fn fused(self) -> Fused {
         match self {
-            Module::Q | Module::K | Module::V => Fused::Qkv,
+            Module::Qkv | Module::Q | Module::K | Module::V => Fused::Qkv,
             Module::O => Fused::O,
-            Module::Gate | Module::Up => Fused::GateUp,
+            Module::GateUp | Module::Gate | Module::Up => Fused::GateUp,
             Module::Down => Fused::Down,
         }
     }
@@ -67,9 +89,11 @@ impl Module {
     pub(crate) fn sizes(self, model: &ModelConfig) -> (usize, usize) {
         let (hidden, inner) = (model.hidden_size, model.intermediate_size);
         match self {
+            Module::Qkv => (hidden, model.query_size() + 2 * model.key_value_size()),
             Module::Q => (hidden, model.query_size()),
             Module::K | Module::V => (hidden, model.key_value_size()),
             Module::O => (model.query_size(), hidden),
+            Module::GateUp => (hidden, 2 * inner),
             Module::Gate | Module::Up => (hidden, inner),
             Module::Down => (inner, hidden),
         }
@@ -78,17 +102,21 @@ impl Module {
     /// Whether models of this shape have a bias here.
     fn has_bias(self, model: &ModelConfig) -> bool {
         match self {
-            Module::Q | Module::K | Module::V => model.qkv_bias,
+            Module::Qkv | Module::Q | Module::K | Module::V => model.qkv_bias,
             Module::O => model.o_bias,
-            Module::Gate | Module::Up | Module::Down => model.mlp_bias,
+            Module::GateUp | Module::Gate | Module::Up | Module::Down => model.mlp_bias,
         }
     }
 
     /// First column of its output within the fused linear's.
     pub(super) fn column(self, model: &ModelConfig) -> usize {
-        let before = Module::ALL.into_iter().take_while(|&module| module != self);
-        let beside = before.filter(|module| module.fused() == self.fused());
-        beside.map(|module| module.sizes(model).1).sum()
+        let (q, kv) = (model.query_size(), model.key_value_size());
+        match self {
+            Module::K => q,
+            Module::V => q + kv,
+            Module::Up => model.intermediate_size,
+            _ => 0,
+        }
     }
 }
 
@@ -128,10 +156,10 @@ impl Layout {
     pub fn new(model: &ModelConfig, config: &LoraConfig) -> Result<Self, AdapterError> {
         config.check()?;
         let targets = Targets::new(config)?;
-        targets.check(model.num_hidden_layers)?;
+        targets.check(model)?;
         let (mut slots, mut biases) = (Vec::new(), Vec::new());
         for layer in 0..model.num_hidden_layers {
-            for module in Module::ALL {
+            for module in Module::of(model, layer) {
                 let path = path(layer, module);
                 let is_changed = targets.contains(layer, &path);
                 if is_changed {
@@ -170,10 +198,12 @@ impl Layout {
             saved_shape: [model.vocab_size, model.hidden_size],
             tensors: Vec::new(),
             n_values: 0,
-            n_outs: Fused::ALL.map(|fused| {
-                let modules = Module::ALL.into_iter().filter(|m| m.fused() == fused);
-                modules.map(|module| module.sizes(model).1).sum()
-            }),
+            n_outs: [
+                Module::Qkv.sizes(model).1,
+                Module::O.sizes(model).1,
+                Module::GateUp.sizes(model).1,
+                Module::Down.sizes(model).1,
+            ],
         }
         .placed())
     }
@@ -198,7 +228,8 @@ impl Layout {
             && (self.saved.is_empty() || self.saved_shape == [model.vocab_size, model.hidden_size])
             && self.biases.iter().all(|b| b.module.has_bias(model))
             && self.slots.iter().all(|slot| {
-                (slot.n_in, slot.n_out) == slot.module.sizes(model)
+                Module::of(model, slot.layer).any(|module| module == slot.module)
+                    && (slot.n_in, slot.n_out) == slot.module.sizes(model)
                     && slot.column == slot.module.column(model)
             })
     }

@@ -25,7 +25,9 @@ impl Adapter {
 
     /// `adapter_config.json` of [`Self::to_plain`], with every key that PEFT writes.
     pub fn config_json(&self, base_model_name_or_path: &str) -> String {
-        adapter_config::write(self.to_plain().config(), base_model_name_or_path)
+        let slots = self.layout().slots().iter();
+        let linears: Vec<&str> = slots.map(|slot| slot.module.name()).collect();
+        adapter_config::write(self.to_plain().config(), &linears, base_model_name_or_path)
     }
 
     /// Reads an adapter that PEFT, or this engine, has written; lower precisions are widened to f32.

@@ -3,11 +3,12 @@
 
 use regex::Regex;
 
+use crate::config::ModelConfig;
 use crate::lora::layout::Module;
 use crate::lora::{AdapterError, LoraConfig, TargetModules};
 
 /// The paths of a decoder that are no linear of a block. `*` stands for the block's number.
-const NO_TARGETS: [&str; 11] = [
+const NO_TARGETS: [&str; 17] = [
     "model",
     "model.embed_tokens",
     "model.layers",
@@ -16,6 +17,12 @@ const NO_TARGETS: [&str; 11] = [
     "model.layers.*.mlp",
     "model.layers.*.input_layernorm",
     "model.layers.*.post_attention_layernorm",
+    "model.layers.*.pre_feedforward_layernorm",
+    "model.layers.*.post_feedforward_layernorm",
+    "model.layers.*.post_self_attn_layernorm",
+    "model.layers.*.post_mlp_layernorm",
+    "model.layers.*.self_attn.q_norm",
+    "model.layers.*.self_attn.k_norm",
     "model.norm",
     "model.rotary_emb",
     "lm_head",
@@ -61,16 +68,17 @@ impl<'a> Targets<'a> {
         })
     }
 
-    /// Refuses choices that reach beyond the linears of `n_layers` blocks, where PEFT would change something else, or
+    /// Refuses choices that reach beyond the linears of the model's blocks, where PEFT would change something else, or
     /// that reach nothing. Errors: `UnknownModule`, `UnknownLayer`.
-    pub fn check(&self, n_layers: usize) -> Result<(), AdapterError> {
-        let linears = paths_of_linears(n_layers);
+    pub fn check(&self, model: &ModelConfig) -> Result<(), AdapterError> {
+        let n_layers = model.num_hidden_layers;
+        let linears = paths_of_linears(model);
         match &self.included {
             Matcher::Everything => {}
             Matcher::Suffixes(names) => {
                 let reaches = |name: &&String| linears.iter().any(|path| is_suffix(path, name));
                 if let Some(name) = names.iter().find(|name| !reaches(name)) {
-                    return Err(AdapterError::UnknownModule { name: name.clone() });
+                    return Err(unknown(name.clone(), model));
                 }
             }
             Matcher::Whole(regex) => {
@@ -78,7 +86,7 @@ impl<'a> Targets<'a> {
                     .iter()
                     .flat_map(|path| (0..n_layers).map(|i| path.replace('*', &i.to_string())));
                 if let Some(name) = others.into_iter().find(|path| regex.is_match(path)) {
-                    return Err(AdapterError::UnknownModule { name });
+                    return Err(unknown(name, model));
                 }
             }
         }
@@ -153,10 +161,18 @@ pub(crate) fn path(layer: usize, module: Module) -> String {
     format!("model.layers.{layer}.{}", module.path())
 }
 
-fn paths_of_linears(n_layers: usize) -> Vec<String> {
-    (0..n_layers)
-        .flat_map(|layer| Module::ALL.map(|module| path(layer, module)))
-        .collect()
+fn paths_of_linears(model: &ModelConfig) -> Vec<String> {
+    let paths = |layer| Module::of(model, layer).map(move |module| path(layer, module));
+    (0..model.num_hidden_layers).flat_map(paths).collect()
+}
+
+fn unknown(name: String, model: &ModelConfig) -> AdapterError {
+    let is_known = |module: &Module| {
+        (0..model.num_hidden_layers).any(|i| Module::of(model, i).any(|known| known == *module))
+    };
+    let known = Module::ALL.into_iter().filter(is_known).map(Module::name);
+    let known = known.collect::<Vec<_>>().join(", ");
+    AdapterError::UnknownModule { name, known }
 }
 
 fn is_suffix(path: &str, name: &str) -> bool {

@@ -421,14 +421,14 @@ fn every_field_survives_the_config_file() {
         ..full.clone()
     };
     for config in [full, some_layers, config(&["q_proj"])] {
-        let text = adapter_config::write(&config, "base");
+        let text = adapter_config::write(&config, &[], "base");
         assert_eq!(adapter_config::read(&text).unwrap(), config, "{text}");
     }
 }
 
 #[test]
 fn what_the_config_file_says_beside_is_known_or_refused() {
-    let json = adapter_config::write(&config(&["q_proj"]), "base");
+    let json = adapter_config::write(&config(&["q_proj"]), &[], "base");
     let with = |key: &str, value: &str| {
         let mut file: serde_json::Value = serde_json::from_str(&json).unwrap();
         file[key] = serde_json::from_str(value).unwrap();

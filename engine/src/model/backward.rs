@@ -5,15 +5,14 @@ use std::ops::ControlFlow;
 use crate::cpu::buffer::{Buffer, OutOfMemory};
 use crate::cpu::element::Element;
 use crate::cpu::pool::Pool;
-use crate::cpu::simd::vectorized;
 use crate::lora::{Fused, Layout, PackedLora, Saved};
-use crate::model::block::{Activations, Block, Scratch};
+use crate::model::block::{Activations, Block, Branch, Scratch};
 use crate::model::decoder::{Batch, Decoder, Keep, MemoryLevel};
 use crate::nn::attention::{self, Heads};
-use crate::nn::cross_entropy::{self, RowLosses};
+use crate::nn::cross_entropy::{self, Head, RowLosses};
 use crate::nn::linear::{self, Backward};
 use crate::nn::rope::{self, Angles, Turn};
-use crate::nn::{rms_norm, swiglu};
+use crate::nn::{glu, qk_norm, rms_norm, rounding};
 use crate::weights::BaseModel;
 
 /// Gradients of activations; every block uses the same memory.
@@ -68,7 +67,7 @@ impl<E: Element> Decoder<E> {
         };
         let losses = cross_entropy::losses_and_gradient(
             pool,
-            trained.packed.head(base),
+            Head::new(trained.packed.head(base), config),
             &self.last_normed,
             &batch.labels,
             scale,
@@ -91,7 +90,7 @@ impl<E: Element> Decoder<E> {
             g.stream[row * width..(row + 1) * width].copy_from_slice(from);
         }
         g.rounded.ensure(rows * width)?;
-        g.qkv.ensure(rows * Heads::new(config).qkv_size())?;
+        g.qkv.ensure(rows * Heads::new(config, 0).qkv_size())?;
         let lowest = trained.layout.lowest();
         let lowest_layer = lowest.map_or(0, |(layer, _)| layer);
         for index in (lowest_layer..base.layers.len()).rev() {
@@ -114,7 +113,7 @@ impl<E: Element> Decoder<E> {
                 trained,
                 saved,
                 scratch: &mut self.scratch,
-                angles: &self.angles,
+                angles: base.ropes.of_layer(index).map(|i| &self.angles[i]),
                 g: &mut self.gradients,
             };
             let done = block
@@ -129,7 +128,8 @@ impl<E: Element> Decoder<E> {
             let (d_embed, stream) = (&mut trained.grads[place], &self.gradients.stream);
             for (&token, from) in batch.tokens.iter().zip(stream.chunks_exact(width)) {
                 let to = &mut d_embed[token as usize * width..][..width];
-                to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+                let pairs = to.iter_mut().zip(from);
+                pairs.for_each(|(to, from)| *to += from * config.embedding_scale);
             }
         }
         Ok(losses)
@@ -147,7 +147,8 @@ struct BlockBackward<'a, 'b, E> {
     trained: &'a mut Trained<'b, E>,
     saved: &'a mut Activations<E>,
     scratch: &'a mut Scratch<E>,
-    angles: &'a Angles,
+    /// `None`: positions turn nothing here.
+    angles: Option<&'a Angles>,
     g: &'a mut Gradients<E>,
 }
 
@@ -171,7 +172,7 @@ impl<E: Element> BlockBackward<'_, '_, E> {
             loras: &loras,
             dropout: self.batch.dropout.as_ref(),
         };
-        let heads = Heads::new(block.config);
+        let heads = Heads::new(block.config, self.index);
         let (pool, documents) = (self.pool, &self.batch.documents);
         if level == MemoryLevel::LayerInputs {
             block.attention(x, self.angles, self.saved, self.scratch, |qkv, out, lse| {
@@ -181,14 +182,9 @@ impl<E: Element> BlockBackward<'_, '_, E> {
         if level != MemoryLevel::KeepAll {
             block.gate_up(self.saved, self.scratch)?;
         }
-        swiglu::forward(
-            pool,
-            &self.saved.gate_up,
-            &mut self.scratch.inner,
-            block.config.intermediate_size,
-        );
+        block.inner(&self.saved.gate_up, self.scratch);
         if level == MemoryLevel::LayerInputs {
-            block.low_rank_of_down(self.saved, self.scratch)?;
+            block.restore_down(self.saved, self.scratch)?;
         }
         Ok(())
     }
@@ -201,13 +197,26 @@ impl<E: Element> BlockBackward<'_, '_, E> {
         Ok(())
     }
 
+    /// `g.rounded` becomes the gradient of what the last linear of a branch gives.
+    fn enter_branch(
+        &mut self,
+        norm_after: Option<&[f32]>,
+        branch: impl Fn(&Activations<E>) -> &Branch<E>,
+    ) {
+        let (pool, width, g) = (self.pool, self.base.config().hidden_size, &mut *self.g);
+        rounding::round(pool, width, &g.stream, &mut g.rounded);
+        if let Some(weight) = norm_after {
+            let Branch { out, rstd } = branch(self.saved);
+            rms_norm::backward_in_place(pool, out, weight, rstd, &mut g.rounded);
+        }
+    }
+
     fn feed_forward(&mut self) -> Result<Done, OutOfMemory> {
         let (pool, layer) = (self.pool, &self.base.layers[self.index]);
         let inner = self.base.config().intermediate_size;
         let (rows, width) = (self.batch.tokens.len(), self.base.config().hidden_size);
-        let weight = &layer.post_attention_layernorm;
+        self.enter_branch(layer.after_mlp.as_deref(), |saved| &saved.after_mlp);
         let g = &mut *self.g;
-        round(pool, width, &g.stream, &mut g.rounded);
         let room = &mut self.scratch.linear;
         let (batch, dh) = (self.batch, &mut g.low_rank);
         let mut down = linear(self.trained, self.index, Fused::Down, batch, dh, room);
@@ -218,10 +227,12 @@ impl<E: Element> BlockBackward<'_, '_, E> {
         }
         g.input.ensure(rows * inner)?;
         down.input(pool, &layer.down, &g.rounded, &mut g.input)?;
-        swiglu::backward(pool, &g.input, &mut self.saved.gate_up, inner);
+        let act = self.base.config().hidden_act;
+        glu::backward(pool, act, &g.input, &mut self.saved.gate_up, inner);
 
         let (middle, rstd) = (&self.saved.middle, &self.saved.middle_rstd);
-        rms_norm::recompute(pool, middle, weight, rstd, &mut self.scratch.normed);
+        let norm = layer.before_mlp.as_deref();
+        renorm(pool, norm, width, middle, rstd, &mut self.scratch.normed);
         let (h, d_gate_up) = (
             &self.saved.low_rank[Fused::GateUp as usize],
             &self.saved.gate_up,
@@ -235,7 +246,7 @@ impl<E: Element> BlockBackward<'_, '_, E> {
         }
         g.input.ensure(rows * width)?;
         gate_up.input(pool, &layer.gate_up, d_gate_up, &mut g.input)?;
-        rms_norm::backward(pool, &g.input, middle, weight, rstd, &mut g.stream);
+        leave_branch(pool, norm, width, &g.input, middle, rstd, &mut g.stream);
         Ok(Done::Continue(()))
     }
 
@@ -243,8 +254,10 @@ impl<E: Element> BlockBackward<'_, '_, E> {
         let (pool, layer) = (self.pool, &self.base.layers[self.index]);
         let config = self.base.config();
         let (rows, width) = (self.batch.tokens.len(), config.hidden_size);
+        self.enter_branch(layer.after_attention.as_deref(), |saved| {
+            &saved.after_attention
+        });
         let (low_rank, g) = (&self.saved.low_rank, &mut *self.g);
-        round(pool, width, &g.stream, &mut g.rounded);
         let room = &mut self.scratch.linear;
         let (batch, dh) = (self.batch, &mut g.low_rank);
         let mut o = linear(self.trained, self.index, Fused::O, batch, dh, room);
@@ -256,7 +269,7 @@ impl<E: Element> BlockBackward<'_, '_, E> {
         g.input.ensure(rows * config.query_size())?;
         o.input(pool, &layer.o, &g.rounded, &mut g.input)?;
 
-        let heads = Heads::new(config);
+        let heads = Heads::new(config, self.index);
         let saved = attention::Saved {
             qkv: &self.saved.qkv,
             attended: &self.saved.attended,
@@ -273,17 +286,16 @@ impl<E: Element> BlockBackward<'_, '_, E> {
             &mut g.qkv,
         )?;
         let (n_rotated, qkv_size) = (heads.n_heads + heads.n_kv_heads, heads.qkv_size());
-        rope::rotate(
-            pool,
-            self.angles,
-            n_rotated,
-            &mut g.qkv,
-            qkv_size,
-            Turn::Back,
-        );
+        if let Some(angles) = self.angles {
+            rope::rotate(pool, angles, n_rotated, &mut g.qkv, qkv_size, Turn::Back);
+        }
+        if let Some(weights) = &layer.qk_norm {
+            let (raw, rstd) = (&self.saved.qk, &self.saved.qk_rstd);
+            qk_norm::backward(pool, weights, raw, rstd, (&mut g.qkv, qkv_size));
+        }
 
-        let (weight, rstd) = (&layer.input_layernorm, &self.saved.input_rstd);
-        rms_norm::recompute(pool, x, weight, rstd, &mut self.scratch.normed);
+        let (norm, rstd) = (layer.before_attention.as_deref(), &self.saved.input_rstd);
+        renorm(pool, norm, width, x, rstd, &mut self.scratch.normed);
         let room = &mut self.scratch.linear;
         let dh = &mut g.low_rank;
         let mut qkv = linear(self.trained, self.index, Fused::Qkv, batch, dh, room);
@@ -294,7 +306,7 @@ impl<E: Element> BlockBackward<'_, '_, E> {
         }
         g.input.ensure(rows * width)?;
         qkv.input(pool, &layer.qkv, &g.qkv, &mut g.input)?;
-        rms_norm::backward(pool, &g.input, x, weight, rstd, &mut g.stream);
+        leave_branch(pool, norm, width, &g.input, x, rstd, &mut g.stream);
         Ok(Done::Continue(()))
     }
 }
@@ -317,17 +329,33 @@ fn linear<'a, E: Element>(
     }
 }
 
-/// `x` (T, `width`) in the numbers that linears read.
-fn round<E: Element>(pool: &Pool, width: usize, x: &[f32], to: &mut [E]) {
-    pool.for_rows(x.len() / width, (to, width), |rows, to| {
-        round_all(&x[rows.start * width..rows.end * width], to);
-    });
+/// What the first linear of a branch read of the stream `x`, again.
+fn renorm<E: Element>(
+    pool: &Pool,
+    norm: Option<&[f32]>,
+    width: usize,
+    x: &[f32],
+    rstd: &[f32],
+    to: &mut [E],
+) {
+    match norm {
+        Some(weight) => rms_norm::recompute(pool, x, weight, rstd, to),
+        None => rounding::round(pool, width, x, to),
+    }
 }
 
-vectorized! {
-    fn round_all[E](x: &[f32], to: &mut [E]) {
-        for (to, x) in to.iter_mut().zip(x) {
-            *to = E::from_f32(*x);
-        }
+/// Adds the gradient `d` of what a branch's first linear read to that of the stream.
+fn leave_branch<E: Element>(
+    pool: &Pool,
+    norm: Option<&[f32]>,
+    width: usize,
+    d: &[E],
+    x: &[f32],
+    rstd: &[f32],
+    stream: &mut [f32],
+) {
+    match norm {
+        Some(weight) => rms_norm::backward(pool, d, x, weight, rstd, stream),
+        None => rounding::add(pool, width, d, stream),
     }
 }

@@ -9,10 +9,10 @@ use crate::cpu::pool::Pool;
 use crate::lora::PackedLora;
 use crate::model::block::{Activations, Block, Loras, Scratch};
 use crate::nn::attention::{self, Heads, PackedKeyValues};
-use crate::nn::cross_entropy::{self, ChunkScratch, RowLosses};
+use crate::nn::cross_entropy::{self, ChunkScratch, Head, RowLosses};
 use crate::nn::dropout::Dropout;
 use crate::nn::rms_norm;
-use crate::nn::rope::Angles;
+use crate::nn::rope::{Angles, Position};
 use crate::weights::BaseModel;
 
 /// What a training forward keeps for its backward; the rest is computed again, to the same bits.
@@ -69,7 +69,8 @@ pub(crate) struct Decoder<E> {
     /// Gate and up of the block at hand, where blocks do not keep their own.
     pub(super) gate_up: Buffer<E>,
     pub(super) scratch: Scratch<E>,
-    pub(super) angles: Angles,
+    /// One for each rotation of the model.
+    pub(super) angles: Vec<Angles>,
     pub(super) packed: PackedKeyValues,
     /// Rows that reach the head: the stream, its normed form and the factor of the norm.
     pub(super) last: Buffer,
@@ -90,12 +91,11 @@ impl<E: Element> Decoder<E> {
         batch: &Batch,
         keep: Keep,
     ) -> Result<(), OutOfMemory> {
-        let heads = Heads::new(base.config());
         let mut packed = std::mem::take(&mut self.packed);
-        let positions = batch
-            .documents
-            .iter()
-            .flat_map(|document| 0..document.len());
+        let positions = batch.documents.iter().flat_map(|document| {
+            let n_tokens = document.len();
+            (0..n_tokens).map(move |at| Position { at, n_tokens })
+        });
         let result = self.forward_with(
             pool,
             base,
@@ -104,7 +104,8 @@ impl<E: Element> Decoder<E> {
             positions,
             keep,
             batch.dropout.as_ref(),
-            |_, qkv, out, lse| {
+            |layer, qkv, out, lse| {
+                let heads = Heads::new(base.config(), layer);
                 attention::forward(pool, heads, &batch.documents, qkv, &mut packed, out, lse)
             },
         );
@@ -121,13 +122,13 @@ impl<E: Element> Decoder<E> {
         base: &BaseModel,
         loras: &Loras<'_, E>,
         tokens: &[u32],
-        positions: impl Iterator<Item = usize>,
+        positions: impl Iterator<Item = Position> + Clone,
         keep: Keep,
         dropout: Option<&Dropout>,
         mut attend: impl FnMut(usize, &[E], &mut [E], &mut [f32]) -> Result<(), OutOfMemory>,
     ) -> Result<(), OutOfMemory> {
         self.ensure(base, tokens.len(), keep)?;
-        base.rope.angles(positions, &mut self.angles);
+        base.ropes.angles(positions, &mut self.angles);
         embed(pool, base, loras, tokens, &mut self.streams[0]);
         for (index, layer) in base.layers.iter().enumerate() {
             let (from, to) = if keep == Keep::Nothing {
@@ -149,7 +150,8 @@ impl<E: Element> Decoder<E> {
                 dropout,
             };
             let scratch = &mut self.scratch;
-            block.attention(x, &self.angles, saved, scratch, |qkv, out, lse| {
+            let angles = base.ropes.of_layer(index).map(|i| &self.angles[i]);
+            block.attention(x, angles, saved, scratch, |qkv, out, lse| {
                 attend(index, qkv, out, lse)
             })?;
             let lends_gate_up = keep == Keep::For(MemoryLevel::DropGateUp);
@@ -185,6 +187,7 @@ impl<E: Element> Decoder<E> {
     ) -> Result<RowLosses, OutOfMemory> {
         self.gather(pool, base, rows, Keep::Nothing)?;
         let (x, chunk) = (&self.last_normed, &mut self.chunk);
+        let head = Head::new(head, base.config());
         cross_entropy::losses(pool, head, x, targets, chunk)
     }
 
@@ -201,7 +204,8 @@ impl<E: Element> Decoder<E> {
         self.gather(pool, base, rows, Keep::Nothing)?;
         let head_of = |row| lora_of(loras, row).map_or(base.head(), |lora| lora.head(base));
         let heads = rows.iter().map(|&row| head_of(row));
-        cross_entropy::logits(pool, heads, &self.last_normed, &mut self.chunk)
+        let cap = base.config().final_logit_softcapping;
+        cross_entropy::logits(pool, heads, cap, &self.last_normed, &mut self.chunk)
     }
 
     /// Copies `rows` of the last stream and applies the last norm to them.
@@ -266,13 +270,16 @@ fn embed<E: Element>(
     tokens: &[u32],
     x: &mut [f32],
 ) {
-    let width = base.config().hidden_size;
+    let (width, scale) = (base.config().hidden_size, base.config().embedding_scale);
     pool.for_rows(tokens.len(), (x, width), |rows, x| {
         for (row, x) in rows.zip(x.chunks_exact_mut(width)) {
             let token = tokens[row] as usize;
             match lora_of(loras, row).and_then(PackedLora::embed_tokens) {
                 Some(own) => x.copy_from_slice(&own[token * width..(token + 1) * width]),
                 None => base.embed_tokens.copy_row(token, x),
+            }
+            if scale != 1.0 {
+                x.iter_mut().for_each(|x| *x *= scale);
             }
         }
     });

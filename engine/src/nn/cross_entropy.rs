@@ -1,13 +1,34 @@
 //! The head and the cross entropy as one operation, a chunk of rows at a time: the logits of a batch never exist at once.
 
+use crate::config::ModelConfig;
 use crate::cpu::buffer::{Buffer, OutOfMemory};
 use crate::cpu::element::Element;
 use crate::cpu::gemm::{Left, Out, Shape, Side, Weight, add_outer, linear};
 use crate::cpu::pool::Pool;
 use crate::cpu::simd::{exp, max, sum, vectorized};
+use crate::nn::softcap;
 
 /// Logits that exist at once: 32 MiB, which a last-level cache can hold.
 pub(crate) const CHUNK_VALUES: usize = 8 << 20;
+
+/// What makes logits of the last stream.
+#[derive(Clone, Copy)]
+pub(crate) struct Head<'a> {
+    /// (V, D)
+    pub weight: &'a Weight,
+    /// Logits z become c·tanh(z/c).
+    pub cap: Option<f32>,
+}
+
+impl<'a> Head<'a> {
+    /// The head that a model, or its adapter, has.
+    pub fn new(weight: &'a Weight, config: &ModelConfig) -> Self {
+        Self {
+            weight,
+            cap: config.final_logit_softcapping,
+        }
+    }
+}
 
 /// What each row says of its target.
 #[derive(Default)]
@@ -22,26 +43,29 @@ pub(crate) struct RowLosses {
 #[derive(Default)]
 pub(crate) struct ChunkScratch<E> {
     logits: Buffer<f32>,
-    /// Their gradient.
+    /// What a cap does to a small change of each logit; empty without one.
+    slopes: Buffer<f32>,
+    /// The gradient of the logits.
     d_logits: Buffer<E>,
 }
 
-/// Scores `targets[i]` by row i of `x`. Shapes: `x` (rows, D), `head` (V, D).
+/// Scores `targets[i]` by row i of `x`. Shape: `x` (rows, D).
 /// Errors: `OutOfMemory`.
 pub(crate) fn losses<E: Element>(
     pool: &Pool,
-    head: &Weight,
+    head: Head<'_>,
     x: &[E],
     targets: &[u32],
     scratch: &mut ChunkScratch<E>,
 ) -> Result<RowLosses, OutOfMemory> {
+    let ChunkScratch { logits, slopes, .. } = scratch;
     chunks(
         pool,
         head,
         x,
         targets,
-        &mut scratch.logits,
-        |_, _, _| Ok(()),
+        (logits, slopes),
+        |_, _, _, _| Ok(()),
     )
 }
 
@@ -57,59 +81,74 @@ pub(crate) struct Into<'a> {
 /// Errors: `OutOfMemory`.
 pub(crate) fn losses_and_gradient<E: Element>(
     pool: &Pool,
-    head: &Weight,
+    head: Head<'_>,
     x: &[E],
     targets: &[u32],
     scale: f32,
     scratch: &mut ChunkScratch<E>,
     into: Into<'_>,
 ) -> Result<RowLosses, OutOfMemory> {
-    let (depth, vocab) = (head.n_in(), head.n_out());
+    let (depth, vocab) = (head.weight.n_in(), head.weight.n_out());
     let stride = vocab.next_multiple_of(E::PER_WORD);
-    let ChunkScratch { logits, d_logits } = scratch;
+    let ChunkScratch {
+        logits,
+        slopes,
+        d_logits,
+    } = scratch;
     let Into { dx, mut d_head } = into;
-    chunks(pool, head, x, targets, logits, |first, weights, sums| {
-        let n_rows = sums.len();
-        d_logits.ensure(n_rows * stride)?;
-        pool.for_rows(n_rows, (&mut *d_logits, stride), |rows, d_logits| {
-            for (row, d_logits) in rows.zip(d_logits.chunks_exact_mut(stride)) {
-                let weights = &weights[row * vocab..(row + 1) * vocab];
-                let factor = scale / sums[row].total;
-                scale_row(weights, factor, d_logits);
-                let target = targets[first + row] as usize;
-                d_logits[target] = E::from_f32(weights[target] * factor - scale);
-                d_logits[vocab..].fill(E::default());
+    let logits = (logits, slopes);
+    chunks(
+        pool,
+        head,
+        x,
+        targets,
+        logits,
+        |first, weights, slopes, sums| {
+            let n_rows = sums.len();
+            d_logits.ensure(n_rows * stride)?;
+            pool.for_rows(n_rows, (&mut *d_logits, stride), |rows, d_logits| {
+                for (row, d_logits) in rows.zip(d_logits.chunks_exact_mut(stride)) {
+                    let weights = &weights[row * vocab..(row + 1) * vocab];
+                    let factor = scale / sums[row].total;
+                    scale_row(weights, factor, d_logits);
+                    let target = targets[first + row] as usize;
+                    d_logits[target] = E::from_f32(weights[target] * factor - scale);
+                    if head.cap.is_some() {
+                        softcap::uncap_gradient(&slopes[row * vocab..(row + 1) * vocab], d_logits);
+                    }
+                    d_logits[vocab..].fill(E::default());
+                }
+            });
+            if let Some(d_head) = &mut d_head {
+                let shape = Shape {
+                    rows: vocab,
+                    columns: depth,
+                    depth: n_rows,
+                };
+                add_outer(
+                    pool,
+                    shape,
+                    d_logits,
+                    stride,
+                    &x[first * depth..],
+                    depth,
+                    d_head,
+                );
             }
-        });
-        if let Some(d_head) = &mut d_head {
-            let shape = Shape {
-                rows: vocab,
-                columns: depth,
-                depth: n_rows,
-            };
-            add_outer(
+            let dx = &mut dx[first * depth..(first + n_rows) * depth];
+            let d_logits = Left::rows(d_logits, stride);
+            linear(
                 pool,
-                shape,
+                n_rows,
                 d_logits,
-                stride,
-                &x[first * depth..],
-                depth,
-                d_head,
+                (head.weight, Side::Turned),
+                None,
+                &[],
+                Out::SetSums(dx),
             );
-        }
-        let dx = &mut dx[first * depth..(first + n_rows) * depth];
-        let d_logits = Left::rows(d_logits, stride);
-        linear(
-            pool,
-            n_rows,
-            d_logits,
-            (head, Side::Turned),
-            None,
-            &[],
-            Out::SetSums(dx),
-        );
-        Ok(())
-    })
+            Ok(())
+        },
+    )
 }
 
 /// The logits of every row at once, (rows, V), each by its head: for the few rows of a decoding step. Shape: `x` (rows, D).
@@ -117,6 +156,7 @@ pub(crate) fn losses_and_gradient<E: Element>(
 pub(crate) fn logits<'a, 'b, E: Element>(
     pool: &Pool,
     heads: impl Iterator<Item = &'b Weight>,
+    cap: Option<f32>,
     x: &[E],
     scratch: &'a mut ChunkScratch<E>,
 ) -> Result<&'a mut [f32], OutOfMemory> {
@@ -138,6 +178,12 @@ pub(crate) fn logits<'a, 'b, E: Element>(
         );
         first = rows.end;
     }
+    if let Some(cap) = cap {
+        let n_rows = heads.len();
+        pool.for_rows(n_rows, (&mut scratch.logits, vocab), |_, logits| {
+            softcap::cap(logits, 1.0, cap);
+        });
+    }
     Ok(&mut scratch.logits)
 }
 
@@ -151,18 +197,20 @@ struct RowSums {
     total: f32,
 }
 
-/// Calls `then` with (first row, e^(logit − largest of its row), the sums of each row) for every chunk.
+/// Calls `then` with (first row, e^(logit − largest of its row), the slopes of a cap, the sums of each row) for every
+/// chunk.
 fn chunks<E: Element>(
     pool: &Pool,
-    head: &Weight,
+    head: Head<'_>,
     x: &[E],
     targets: &[u32],
-    logits: &mut Buffer<f32>,
-    mut then: impl FnMut(usize, &[f32], &[RowSums]) -> Result<(), OutOfMemory>,
+    (logits, slopes): (&mut Buffer<f32>, &mut Buffer<f32>),
+    mut then: impl FnMut(usize, &[f32], &[f32], &[RowSums]) -> Result<(), OutOfMemory>,
 ) -> Result<RowLosses, OutOfMemory> {
-    let (depth, vocab) = (head.n_in(), head.n_out());
+    let (depth, vocab) = (head.weight.n_in(), head.weight.n_out());
     let rows_per_chunk = (CHUNK_VALUES / vocab).clamp(1, targets.len().max(1));
     logits.ensure(rows_per_chunk * vocab)?;
+    slopes.ensure(head.cap.map_or(0, |_| rows_per_chunk * vocab))?;
     let mut result = RowLosses::default();
     let mut sums = vec![RowSums::default(); rows_per_chunk];
     for first in (0..targets.len()).step_by(rows_per_chunk) {
@@ -173,12 +221,18 @@ fn chunks<E: Element>(
             pool,
             n,
             x,
-            (head, Side::Forward),
+            (head.weight, Side::Forward),
             None,
             &[],
             Out::SetSums(logits),
         );
         let logits = &mut logits[..n * vocab];
+        if let Some(cap) = head.cap {
+            let (logits, slopes) = ((&mut *logits, vocab), (&mut **slopes, vocab));
+            pool.for_rows_of_two(n, logits, slopes, |_, logits, slopes| {
+                softcap::cap_with_slopes(logits, cap, slopes);
+            });
+        }
         pool.for_rows_of_two(
             n,
             (&mut *logits, vocab),
@@ -198,7 +252,7 @@ fn chunks<E: Element>(
         let sums = &sums[..n];
         result.logprobs.extend(sums.iter().map(|row| row.logprob));
         result.n_correct += sums.iter().filter(|row| row.is_correct).count() as u64;
-        then(first, logits, sums)?;
+        then(first, logits, slopes, sums)?;
     }
     Ok(result)
 }

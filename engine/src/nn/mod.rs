@@ -5,7 +5,10 @@
 pub(crate) mod attention;
 pub(crate) mod cross_entropy;
 pub(crate) mod dropout;
+pub(crate) mod glu;
 pub(crate) mod linear;
+pub(crate) mod qk_norm;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
-pub(crate) mod swiglu;
+pub(crate) mod rounding;
+pub(crate) mod softcap;

@@ -18,7 +18,7 @@ pub(crate) fn forward<E: Element>(
     pool.for_rows_of_two(rstd.len(), (y, width), (rstd, 1), |rows, y, rstd| {
         for ((row, y), rstd) in rows.zip(y.chunks_exact_mut(width)).zip(rstd) {
             let x = &x[row * width..(row + 1) * width];
-            *rstd = 1.0 / (mean_square(x) + eps).sqrt();
+            *rstd = factor(x, eps);
             scale_row(x, weight, *rstd, y);
         }
     });
@@ -40,16 +40,54 @@ pub(crate) fn recompute<E: Element>(
     });
 }
 
+/// The factor of each row of `x`, (T).
+pub(crate) fn factors<E: Element>(pool: &Pool, width: usize, x: &[E], eps: f32, rstd: &mut [f32]) {
+    pool.for_rows(rstd.len(), (rstd, 1), |rows, rstd| {
+        for (row, rstd) in rows.zip(rstd) {
+            *rstd = factor(&x[row * width..(row + 1) * width], eps);
+        }
+    });
+}
+
+/// Adds the normed `x`, whose factors are known, to `onto`: the norm after a branch.
+pub(crate) fn add<E: Element>(
+    pool: &Pool,
+    x: &[E],
+    weight: &[f32],
+    rstd: &[f32],
+    onto: &mut [f32],
+) {
+    let width = weight.len();
+    pool.for_rows(rstd.len(), (onto, width), |rows, onto| {
+        for (row, onto) in rows.zip(onto.chunks_exact_mut(width)) {
+            add_row(&x[row * width..(row + 1) * width], weight, rstd[row], onto);
+        }
+    });
+}
+
+/// 1/√(mean(x²) + ε)
+pub(super) fn factor<E: Element>(x: &[E], eps: f32) -> f32 {
+    1.0 / (mean_square(x) + eps).sqrt()
+}
+
 vectorized! {
-    fn mean_square(x: &[f32]) -> f32 {
-        sum(x, |x| x * x) / x.len() as f32
+    fn mean_square[E](x: &[E]) -> f32 {
+        sum(x, |x| x.to_f32() * x.to_f32()) / x.len() as f32
     }
 }
 
 vectorized! {
-    fn scale_row[E](x: &[f32], weight: &[f32], rstd: f32, y: &mut [E]) {
+    pub(super) fn scale_row[X, E](x: &[X], weight: &[f32], rstd: f32, y: &mut [E]) {
         for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
-            *y = E::from_f32(x * rstd * w);
+            *y = E::from_f32(x.to_f32() * rstd * w);
+        }
+    }
+}
+
+vectorized! {
+    fn add_row[E](x: &[E], weight: &[f32], rstd: f32, y: &mut [f32]) {
+        for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
+            *y += x.to_f32() * rstd * w;
         }
     }
 }
@@ -73,13 +111,45 @@ pub(crate) fn backward<E: Element>(
     });
 }
 
+/// As [`backward`], with the gradient of the result in `d`, which becomes that of the input.
+pub(crate) fn backward_in_place<E: Element>(
+    pool: &Pool,
+    x: &[E],
+    weight: &[f32],
+    rstd: &[f32],
+    d: &mut [E],
+) {
+    let width = weight.len();
+    pool.for_rows(rstd.len(), (d, width), |rows, d| {
+        for (row, d) in rows.zip(d.chunks_exact_mut(width)) {
+            backward_row_in_place(&x[row * width..(row + 1) * width], weight, rstd[row], d);
+        }
+    });
+}
+
+/// rstd³·mean(dy ∘ weight ∘ x)
+#[inline(always)]
+fn share_of_x<D: Element, X: Element>(dy: &[D], x: &[X], weight: &[f32], r: f32) -> f32 {
+    let total = sum_of_three(dy, weight, x, |dy, w, x| dy.to_f32() * w * x.to_f32());
+    total * r * r * r / weight.len() as f32
+}
+
 vectorized! {
     fn backward_row[E](dy: &[E], x: &[f32], weight: &[f32], r: f32, dx: &mut [f32]) {
         let width = weight.len();
         let (dy, x) = (&dy[..width], &x[..width]);
-        let c = sum_of_three(dy, weight, x, |dy, w, x| dy.to_f32() * w * x) * r * r * r / width as f32;
+        let c = share_of_x(dy, x, weight, r);
         for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(weight) {
             *dx += r * dy.to_f32() * w - c * x;
+        }
+    }
+}
+
+vectorized! {
+    pub(super) fn backward_row_in_place[E](x: &[E], weight: &[f32], r: f32, d: &mut [E]) {
+        let c = share_of_x(d, x, weight, r);
+        for ((d, x), w) in d.iter_mut().zip(x).zip(weight) {
+            *d = E::from_f32(r * d.to_f32() * w - c * x.to_f32());
         }
     }
 }

@@ -12,11 +12,19 @@ use serde::Deserialize;
 
 use crate::support::*;
 
-const MODELS: [&str; 4] = [
+const MODELS: [&str; 12] = [
     "tiny_llama_tied",
     "tiny_llama_untied",
     "tiny_llama3",
     "tiny_qwen2",
+    "tiny_mistral",
+    "tiny_qwen3",
+    "tiny_gemma2",
+    "tiny_gemma3",
+    "tiny_phi3",
+    "tiny_olmo2",
+    "tiny_smollm3",
+    "tiny_glm4",
 ];
 
 #[derive(Deserialize)]

@@ -145,6 +145,22 @@ impl<'a, E: Element> Right<'a, E> {
         }
     }
 
+    /// Without the first `n` columns, a multiple of sixteen.
+    pub fn skip_columns(self, n: usize) -> Self {
+        Self {
+            words: &self.words[n / PANEL * self.panel..],
+            ..self
+        }
+    }
+
+    /// Without the first `n` numbers of each column, a multiple of sixteen.
+    pub fn skip_depth(self, n: usize) -> Self {
+        Self {
+            words: &self.words[n / E::PER_WORD * PANEL..],
+            ..self
+        }
+    }
+
     fn check(&self, columns: usize, depth: usize) {
         if columns == 0 || depth == 0 {
             return;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{BLOCK, Heads, PackedHeads, Packing, SCRATCH, Scratch, numbers, whole_words};
+use super::{BLOCK, Heads, PackedHeads, Packing, SCRATCH, Scores, Scratch, numbers, whole_words};
 use crate::cpu::buffer::{Buffer, OutOfMemory};
 use crate::cpu::element::Element;
 use crate::cpu::gemm::{
@@ -192,7 +192,8 @@ impl<E: Element> HeadBackward<'_, E> {
         SCRATCH.with_borrow_mut(|scratch| {
             for start in (0..self.rows.len()).step_by(BLOCK) {
                 let n = BLOCK.min(self.rows.len() - start);
-                let (n_keys, row) = (start + n, self.rows.start + start);
+                let skipped = self.heads.scores.skipped(start + 1);
+                let (n_keys, row) = (start + n - skipped, self.rows.start + start);
                 let stride = whole_words::<E>(n_keys);
                 self.probabilities(start, scratch);
                 let Scratch {
@@ -211,7 +212,8 @@ impl<E: Element> HeadBackward<'_, E> {
                 // SAFETY: promised by the caller.
                 unsafe {
                     let dq = d_queries.skip(row * width + column);
-                    matmul_at(to_queries, Left::rows(ds, stride), self.key_rows, dq, width);
+                    let key_rows = self.key_rows.skip_depth(skipped);
+                    matmul_at(to_queries, Left::rows(ds, stride), key_rows, dq, width);
                 }
                 let to_keys = Shape {
                     rows: n_keys,
@@ -229,6 +231,7 @@ impl<E: Element> HeadBackward<'_, E> {
                     pack_left::<E, E>(scores, stride, n, n_keys, turned);
                     pack_rows_into::<E, E>(from, from_stride, n, head_dim, panels);
                     let (a, b) = (Left::<E>::packed(turned, n), Right::panels(panels, n));
+                    let to = &mut to[skipped * head_dim..];
                     matmul_here(to_keys, a, b, to, head_dim, Write::Add);
                 }
             }
@@ -243,7 +246,9 @@ impl<E: Element> HeadBackward<'_, E> {
             self.heads.query_size(),
         );
         let n = BLOCK.min(self.rows.len() - start);
-        let (row, n_keys, column) = (self.rows.start + start, start + n, self.head * head_dim);
+        let skipped = self.heads.scores.skipped(start + 1);
+        let n_keys = start + n - skipped;
+        let (row, column) = (self.rows.start + start, self.head * head_dim);
         let q = Left::rows(&self.saved.qkv[row * width + column..], width);
         let d_out = Left::rows(&self.d_out[row * query_size + column..], query_size);
         let shape = Shape {
@@ -263,11 +268,13 @@ impl<E: Element> HeadBackward<'_, E> {
                 .ensure(n * n_keys)
                 .expect("memory for a block of scores");
         }
-        matmul_here(shape, q, self.keys, scores, n_keys, Write::Set);
-        matmul_here(shape, d_out, self.values, d_scores, n_keys, Write::Set);
+        let (keys, values) = (self.keys, self.values);
+        let (keys, values) = (keys.skip_columns(skipped), values.skip_columns(skipped));
+        matmul_here(shape, q, keys, scores, n_keys, Write::Set);
+        matmul_here(shape, d_out, values, d_scores, n_keys, Write::Set);
+        self.heads.scores.capped(scores);
         let stride = whole_words::<E>(n_keys);
         let (p, ds) = (numbers::<E>(p, n * stride), numbers::<E>(ds, n * stride));
-        let scale = self.heads.scale();
         for i in 0..n {
             let at = (row + i) * query_size + column;
             let mean = dot(
@@ -275,22 +282,33 @@ impl<E: Element> HeadBackward<'_, E> {
                 &self.d_out[at..][..head_dim],
             );
             let lse = self.saved.lse[self.head * self.n_rows + row + i];
-            let (seen, from) = (start + i + 1, i * n_keys);
+            let (n_seen, from) = (start + i + 1, i * n_keys);
+            let seen = self.heads.scores.first_key(n_seen) - skipped..n_seen - skipped;
+            let in_row = from + seen.start..from + seen.end;
             let (p, ds) = (
                 &mut p[i * stride..][..stride],
                 &mut ds[i * stride..][..stride],
             );
-            score_gradients(
-                &scores[from..][..seen],
-                &d_scores[from..][..seen],
-                mean,
-                lse,
-                scale,
-                p,
-                ds,
-            );
-            p[seen..].fill(E::default());
-            ds[seen..].fill(E::default());
+            for unseen in [0..seen.start, seen.end..stride] {
+                p[unseen.clone()].fill(E::default());
+                ds[unseen].fill(E::default());
+            }
+            let (scores, d_p) = (&scores[in_row.clone()], &d_scores[in_row]);
+            let (p, ds) = (&mut p[seen.clone()], &mut ds[seen]);
+            match self.heads.scores {
+                Scores {
+                    scale, cap: None, ..
+                } => {
+                    score_gradients(scores, d_p, mean, lse, scale, p, ds);
+                }
+                Scores {
+                    scale,
+                    cap: Some(cap),
+                    ..
+                } => {
+                    capped_score_gradients(scores, d_p, mean, lse, (scale, 1.0 / cap), p, ds);
+                }
+            }
         }
     }
 }
@@ -308,6 +326,21 @@ vectorized! {
             let probability = exp(score.mul_add(scale, -lse));
             *p = E::from_f32(probability);
             *ds = E::from_f32(probability * (d_p - mean) * scale);
+        }
+    }
+}
+
+vectorized! {
+    /// As [`score_gradients`] for scores s that a cap has been put on: its slope is 1 − (s/cap)². `slope` is (scale, 1/cap).
+    fn capped_score_gradients[E](
+        scores: &[f32], d_p: &[f32], mean: f32, lse: f32, slope: (f32, f32), p: &mut [E], ds: &mut [E],
+    ) {
+        let (scale, inverse_cap) = slope;
+        for (((score, d_p), p), ds) in scores.iter().zip(d_p).zip(p).zip(ds) {
+            let probability = exp(score - lse);
+            let share = score * inverse_cap;
+            *p = E::from_f32(probability);
+            *ds = E::from_f32(probability * (d_p - mean) * scale * (1.0 - share * share));
         }
     }
 }

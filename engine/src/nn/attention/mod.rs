@@ -15,12 +15,46 @@ use crate::cpu::gemm::{
 };
 use crate::cpu::pool::{Pool, SharedMut};
 use crate::cpu::simd::{exp, max, sum, vectorized};
+use crate::nn::softcap;
 pub(crate) use backward::{BackwardScratch, Saved, backward};
 
 /// Query rows that are scored together: (rows, keys) of scores are all that ever exists.
 pub(crate) const BLOCK: usize = 64;
 
-/// The heads of a model; a row of `qkv` is H·C queries, K·C keys, K·C values.
+/// What a layer makes of q·k before the softmax.
+#[derive(Clone, Copy)]
+pub(crate) struct Scores {
+    scale: f32,
+    /// Scaled scores s become c·tanh(s/c).
+    cap: Option<f32>,
+    /// Keys that a query sees at most, its own and those before.
+    window: usize,
+}
+
+impl Scores {
+    /// Scores become what the softmax is of but for a factor, which is returned.
+    fn capped(self, scores: &mut [f32]) -> f32 {
+        match self.cap {
+            None => self.scale,
+            Some(cap) => {
+                softcap::cap(scores, self.scale, cap);
+                1.0
+            }
+        }
+    }
+
+    /// The first key that the last of `n_seen` keys' query sees.
+    fn first_key(self, n_seen: usize) -> usize {
+        n_seen.saturating_sub(self.window)
+    }
+
+    /// Keys, in whole panels, that a block of queries whose first sees up to key `first_seen` does not see.
+    fn skipped(self, first_seen: usize) -> usize {
+        self.first_key(first_seen) / PANEL * PANEL
+    }
+}
+
+/// The heads of a layer; a row of `qkv` is H·C queries, K·C keys, K·C values.
 #[derive(Clone, Copy)]
 pub(crate) struct Heads {
     /// H
@@ -29,14 +63,20 @@ pub(crate) struct Heads {
     pub n_kv_heads: usize,
     /// C
     pub head_dim: usize,
+    pub scores: Scores,
 }
 
 impl Heads {
-    pub fn new(config: &ModelConfig) -> Self {
+    pub fn new(config: &ModelConfig, layer: usize) -> Self {
         Self {
             n_heads: config.num_attention_heads,
             n_kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
+            scores: Scores {
+                scale: config.attention_scale,
+                cap: config.attn_logit_softcapping,
+                window: config.layers[layer].sliding_window.unwrap_or(usize::MAX),
+            },
         }
     }
 
@@ -64,15 +104,6 @@ impl Heads {
     pub fn value_column(self, kv: usize) -> usize {
         (self.n_heads + self.n_kv_heads + kv) * self.head_dim
     }
-
-    fn scale(self) -> f32 {
-        score_scale(self.head_dim)
-    }
-}
-
-/// What scores are multiplied with before the softmax.
-fn score_scale(head_dim: usize) -> f32 {
-    1.0 / (head_dim as f32).sqrt()
 }
 
 /// Memory for a block of queries.
@@ -112,9 +143,10 @@ pub(crate) struct Queries<'a, E> {
     /// (rows, C)
     pub q: Left<'a, E>,
     pub rows: usize,
-    /// Keys that the first row sees, itself included.
+    pub scores: Scores,
+    /// Keys up to the first row's own.
     pub first_seen: usize,
-    /// Keys that each further row sees more: 1 for rows at consecutive positions, 0 for heads at one position.
+    /// By how many keys each further row's reaches on: 1 for rows at consecutive positions, 0 for heads at one position.
     pub seen_step: usize,
     /// (C, keys)
     pub keys: Right<'a, E>,
@@ -123,11 +155,7 @@ pub(crate) struct Queries<'a, E> {
 }
 
 impl<E: Element> Queries<'_, E> {
-    fn n_keys(&self) -> usize {
-        self.first_seen + (self.rows - 1) * self.seen_step
-    }
-
-    /// softmax(Q·Kᵀ·scale)·V for these rows; `lse` receives the log-sum-exp of each row.
+    /// softmax(cap(Q·Kᵀ·scale))·V for these rows; `lse` receives the log-sum-exp of each row.
     ///
     /// # Safety
     /// `out` must hold (rows, C) with rows `stride` apart, which nobody else uses.
@@ -138,8 +166,8 @@ impl<E: Element> Queries<'_, E> {
         stride: usize,
         lse: &mut [f32],
     ) {
-        let n_keys = self.n_keys();
-        let scale = score_scale(head_dim);
+        let skipped = self.scores.skipped(self.first_seen);
+        let n_keys = self.first_seen + (self.rows - 1) * self.seen_step - skipped;
         SCRATCH.with_borrow_mut(|Scratch { scores, p, .. }| {
             scores
                 .ensure(self.rows * n_keys)
@@ -149,7 +177,9 @@ impl<E: Element> Queries<'_, E> {
                 columns: n_keys,
                 depth: head_dim,
             };
-            matmul_here(shape, self.q, self.keys, scores, n_keys, Write::Set);
+            let keys = self.keys.skip_columns(skipped);
+            matmul_here(shape, self.q, keys, scores, n_keys, Write::Set);
+            let scale = self.scores.capped(scores);
             let p_stride = whole_words::<E>(n_keys);
             let p = numbers::<E>(p, self.rows * p_stride);
             for (i, (row, p)) in scores
@@ -158,16 +188,19 @@ impl<E: Element> Queries<'_, E> {
                 .enumerate()
             {
                 let n_seen = self.first_seen + i * self.seen_step;
-                lse[i] = softmax_row(&mut row[..n_seen], scale, &mut p[..n_seen]);
-                p[n_seen..].fill(E::default());
+                let seen = self.scores.first_key(n_seen) - skipped..n_seen - skipped;
+                lse[i] = softmax_row(&mut row[seen.clone()], scale, &mut p[seen.clone()]);
+                p[..seen.start].fill(E::default());
+                p[seen.end..].fill(E::default());
             }
             let shape = Shape {
                 rows: self.rows,
                 columns: head_dim,
                 depth: n_keys,
             };
+            let values = self.values.skip_depth(skipped);
             // SAFETY: promised by the caller.
-            unsafe { matmul_at(shape, Left::rows(p, p_stride), self.values, out, stride) };
+            unsafe { matmul_at(shape, Left::rows(p, p_stride), values, out, stride) };
         });
     }
 }
@@ -299,6 +332,7 @@ pub(crate) fn forward<E: Element>(
         let queries = Queries {
             q: Left::rows(&qkv[row * width + head * head_dim..], width),
             rows: n,
+            scores: heads.scores,
             first_seen: start + 1,
             seen_step: 1,
             keys: Right::panels(keys.words(document, kv), head_dim),

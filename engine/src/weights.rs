@@ -1,5 +1,7 @@
 //! Owns a base model's weights in memory, read from a Hugging Face folder; knows no adapter.
 
+mod layers;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -8,14 +10,13 @@ use half::bf16;
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
-use crate::config::{ConfigError, ModelConfig, NormWeight, QkNorm};
+use crate::config::{ConfigError, ModelConfig};
 use crate::cpu::buffer::OutOfMemory;
 use crate::cpu::gemm::{PANEL, Panels, Weight};
 use crate::cpu::pool::Pool;
-use crate::lora::Fused;
-use crate::nn::qk_norm;
 use crate::nn::rope::Ropes;
 use crate::quant::{Kind, QuantError, Quantized};
+pub(crate) use layers::{Dense, Experts, Layer, Mlp};
 
 /// Why a model folder cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -69,27 +70,17 @@ pub struct BaseModel {
     pub(crate) ropes: Ropes,
 }
 
-/// The weights of one decoder block; linears that read the same input are one matrix.
-pub(crate) struct Layer {
-    /// Norms of the model's kind: what is multiplied with, whatever the file adds 1 to. (D) each.
-    pub before_attention: Option<Vec<f32>>,
-    /// q, k and v below each other.
-    pub qkv: Linear,
-    pub qk_norm: Option<qk_norm::Weights>,
-    pub o: Linear,
-    pub after_attention: Option<Vec<f32>>,
-    pub before_mlp: Option<Vec<f32>>,
-    /// gate and up below each other.
-    pub gate_up: Linear,
-    pub down: Linear,
-    pub after_mlp: Option<Vec<f32>>,
-}
-
 /// A frozen linear: y = x·Wᵀ + bias, W (N, K).
 pub(crate) struct Linear {
     pub weight: Weight,
     /// (N), and zeros up to whole panels.
     pub bias: Option<Vec<f32>>,
+}
+
+impl Linear {
+    fn n_parameters(&self) -> usize {
+        self.weight.n_values() + self.bias.as_ref().map_or(0, |_| self.weight.n_out())
+    }
 }
 
 impl BaseModel {
@@ -162,43 +153,6 @@ impl BaseModel {
     }
 }
 
-impl Layer {
-    pub(crate) fn linear(&self, fused: Fused) -> &Linear {
-        match fused {
-            Fused::Qkv => &self.qkv,
-            Fused::O => &self.o,
-            Fused::GateUp => &self.gate_up,
-            Fused::Down => &self.down,
-        }
-    }
-
-    /// The norm after the branch that ends with a linear.
-    pub(crate) fn norm_after(&self, fused: Fused) -> Option<&[f32]> {
-        match fused {
-            Fused::O => self.after_attention.as_deref(),
-            Fused::Down => self.after_mlp.as_deref(),
-            Fused::Qkv | Fused::GateUp => None,
-        }
-    }
-
-    fn n_parameters(&self) -> u64 {
-        let norms = [
-            &self.before_attention,
-            &self.after_attention,
-            &self.before_mlp,
-            &self.after_mlp,
-        ];
-        let norms: usize = norms.into_iter().flatten().map(Vec::len).sum();
-        let qk_norm = self.qk_norm.as_ref().map_or(0, |w| w.q.len() + w.k.len());
-        let linears = [&self.qkv, &self.o, &self.gate_up, &self.down];
-        let in_linears: usize = linears
-            .map(|l| l.weight.n_values() + l.bias.as_ref().map_or(0, |_| l.weight.n_out()))
-            .iter()
-            .sum();
-        (norms + qk_norm + in_linears) as u64
-    }
-}
-
 /// Reads named tensors into the engine's layout.
 struct Reader<'a> {
     tensors: &'a Tensors<'a>,
@@ -207,72 +161,6 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn layer(&self, config: &ModelConfig, i: usize) -> Result<Layer, LoadError> {
-        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let (q, kv) = (config.query_size(), config.key_value_size());
-        let name = |module: &str| format!("model.layers.{i}.{module}");
-        let modules = |parent: &str, modules: &[(&str, usize)]| -> Vec<_> {
-            let path = |m: &str| name(&format!("{parent}.{m}"));
-            modules.iter().map(|&(m, n)| (path(m), n)).collect()
-        };
-        let qkv = match config.fused_qkv {
-            true => modules("self_attn", &[("qkv_proj", q + 2 * kv)]),
-            false => modules(
-                "self_attn",
-                &[("q_proj", q), ("k_proj", kv), ("v_proj", kv)],
-            ),
-        };
-        let gate_up = match config.fused_gate_up {
-            true => modules("mlp", &[("gate_up_proj", 2 * inner)]),
-            false => modules("mlp", &[("gate_proj", inner), ("up_proj", inner)]),
-        };
-        let norm = |place: Option<&str>| {
-            place
-                .map(|module| self.norm(config, &name(&format!("{module}.weight")), hidden))
-                .transpose()
-        };
-        let norms = config.norms;
-        Ok(Layer {
-            before_attention: norm(norms.before_attention)?,
-            qkv: self.linear(&qkv, hidden)?,
-            qk_norm: self.qk_norm(config, &name("self_attn"))?,
-            o: self.linear(&[(name("self_attn.o_proj"), hidden)], q)?,
-            after_attention: norm(norms.after_attention)?,
-            before_mlp: norm(norms.before_mlp)?,
-            gate_up: self.linear(&gate_up, hidden)?,
-            down: self.linear(&[(name("mlp.down_proj"), hidden)], inner)?,
-            after_mlp: norm(norms.after_mlp)?,
-        })
-    }
-
-    /// A norm's weight as what is multiplied with.
-    fn norm(&self, config: &ModelConfig, name: &str, n: usize) -> Result<Vec<f32>, LoadError> {
-        let mut weight = self.vector(name, n)?;
-        if config.norm_weight == NormWeight::PlusOne {
-            weight.iter_mut().for_each(|w| *w += 1.0);
-        }
-        Ok(weight)
-    }
-
-    fn qk_norm(
-        &self,
-        config: &ModelConfig,
-        block: &str,
-    ) -> Result<Option<qk_norm::Weights>, LoadError> {
-        let (query_size, key_size) = (config.query_size(), config.key_value_size());
-        let (n_q, n_k) = match config.qk_norm {
-            QkNorm::None => return Ok(None),
-            QkNorm::PerHead => (config.head_dim, config.head_dim),
-            QkNorm::Projection => (query_size, key_size),
-        };
-        Ok(Some(qk_norm::Weights {
-            q: self.norm(config, &format!("{block}.q_norm.weight"), n_q)?,
-            k: self.norm(config, &format!("{block}.k_norm.weight"), n_k)?,
-            query_size,
-            key_size,
-        }))
-    }
-
     /// Linears with a common input as one; a bias is there if any of them has one.
     fn linear(&self, modules: &[(String, usize)], depth: usize) -> Result<Linear, LoadError> {
         let weights: Vec<_> = modules

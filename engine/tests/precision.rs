@@ -203,7 +203,7 @@ fn narrower_instruction_sets_train_the_same() {
 }
 
 /// One model of each family with something that the decoder does in a way of its own.
-const FAMILIES: [&str; 8] = [
+const FAMILIES: [&str; 10] = [
     "tiny_mistral",
     "tiny_qwen3",
     "tiny_gemma2",
@@ -212,6 +212,8 @@ const FAMILIES: [&str; 8] = [
     "tiny_olmo2",
     "tiny_smollm3",
     "tiny_glm4",
+    "tiny_qwen3_moe",
+    "tiny_mixtral",
 ];
 
 #[test]

@@ -19,9 +19,13 @@ impl ModelConfig {
 
     fn not_computed(&self) -> Vec<Option<String>> {
         let when = |is_set: bool, what: &str| is_set.then(|| what.to_owned());
+        let has_experts = self.experts.is_some();
         vec![
             when(self.mlp_bias, "mlp_bias = true"),
-            self.experts.map(|e| format!("{} experts", e.num_experts)),
+            when(
+                has_experts && self.norms.after_mlp.is_some(),
+                "a norm after experts",
+            ),
         ]
     }
 }

@@ -2,18 +2,20 @@
 
 use std::ops::ControlFlow;
 
+use crate::config::Experts;
 use crate::cpu::buffer::{Buffer, OutOfMemory};
 use crate::cpu::element::Element;
 use crate::cpu::pool::Pool;
 use crate::lora::{Fused, Layout, PackedLora, Saved};
 use crate::model::block::{Activations, Block, Branch, Scratch};
 use crate::model::decoder::{Batch, Decoder, Keep, MemoryLevel};
+use crate::model::experts::Mixture;
 use crate::nn::attention::{self, Heads};
 use crate::nn::cross_entropy::{self, Head, RowLosses};
 use crate::nn::linear::{self, Backward};
 use crate::nn::rope::{self, Angles, Turn};
 use crate::nn::{glu, qk_norm, rms_norm, rounding};
-use crate::weights::BaseModel;
+use crate::weights::{self, BaseModel, Mlp};
 
 /// Gradients of activations; every block uses the same memory.
 #[derive(Default)]
@@ -182,7 +184,7 @@ impl<E: Element> BlockBackward<'_, '_, E> {
         if level != MemoryLevel::KeepAll {
             block.gate_up(self.saved, self.scratch)?;
         }
-        block.inner(&self.saved.gate_up, self.scratch);
+        block.inner(&self.saved.gate_up, self.scratch)?;
         if level == MemoryLevel::LayerInputs {
             block.restore_down(self.saved, self.scratch)?;
         }
@@ -212,21 +214,64 @@ impl<E: Element> BlockBackward<'_, '_, E> {
     }
 
     fn feed_forward(&mut self) -> Result<Done, OutOfMemory> {
+        let layer = &self.base.layers[self.index];
+        self.enter_branch(layer.after_mlp.as_deref(), |saved| &saved.after_mlp);
+        let done = match (&self.base.config().experts, &layer.mlp) {
+            (Some(config), Mlp::Experts(weights)) => self.experts(config, weights)?,
+            _ => self.dense()?,
+        };
+        if done.is_continue() {
+            let width = self.base.config().hidden_size;
+            let (norm, d) = (layer.before_mlp.as_deref(), &self.g.input);
+            let (middle, rstd) = (&self.saved.middle, &self.saved.middle_rstd);
+            leave_branch(self.pool, norm, width, d, middle, rstd, &mut self.g.stream);
+        }
+        Ok(done)
+    }
+
+    /// From `g.rounded` to `g.input`.
+    fn experts(
+        &mut self,
+        config: &Experts,
+        weights: &weights::Experts,
+    ) -> Result<Done, OutOfMemory> {
+        let mixture = Mixture {
+            pool: self.pool,
+            config,
+            act: self.base.config().hidden_act,
+            weights,
+        };
+        let (saved, scratch, g) = (&mut *self.saved, &mut *self.scratch, &mut *self.g);
+        g.input.ensure(g.rounded.len())?;
+        mixture.backward(
+            &g.rounded,
+            &saved.routing,
+            &mut saved.gate_up,
+            &scratch.inner,
+            &mut scratch.experts,
+            &mut g.input,
+        )?;
+        Ok(Done::Continue(()))
+    }
+
+    /// From `g.rounded` to `g.input`.
+    fn dense(&mut self) -> Result<Done, OutOfMemory> {
         let (pool, layer) = (self.pool, &self.base.layers[self.index]);
         let inner = self.base.config().intermediate_size;
         let (rows, width) = (self.batch.tokens.len(), self.base.config().hidden_size);
-        self.enter_branch(layer.after_mlp.as_deref(), |saved| &saved.after_mlp);
+        let (linear_down, linear_gate_up) =
+            (layer.linear(Fused::Down), layer.linear(Fused::GateUp));
         let g = &mut *self.g;
         let room = &mut self.scratch.linear;
         let (batch, dh) = (self.batch, &mut g.low_rank);
         let mut down = linear(self.trained, self.index, Fused::Down, batch, dh, room);
         let h = &self.saved.low_rank[Fused::Down as usize];
-        down.adapter(pool, &layer.down, &self.scratch.inner, h, &g.rounded)?;
+        down.adapter(pool, linear_down, &self.scratch.inner, h, &g.rounded)?;
         if self.lowest == Some(Fused::Down) {
             return Ok(Done::Break(()));
         }
         g.input.ensure(rows * inner)?;
-        down.input(pool, &layer.down, &g.rounded, &mut g.input)?;
+        down.input(pool, linear_down, &g.rounded, &mut g.input)?;
         let act = self.base.config().hidden_act;
         glu::backward(pool, act, &g.input, &mut self.saved.gate_up, inner);
 
@@ -240,13 +285,12 @@ impl<E: Element> BlockBackward<'_, '_, E> {
         let room = &mut self.scratch.linear;
         let dh = &mut g.low_rank;
         let mut gate_up = linear(self.trained, self.index, Fused::GateUp, batch, dh, room);
-        gate_up.adapter(pool, &layer.gate_up, &self.scratch.normed, h, d_gate_up)?;
+        gate_up.adapter(pool, linear_gate_up, &self.scratch.normed, h, d_gate_up)?;
         if self.lowest == Some(Fused::GateUp) {
             return Ok(Done::Break(()));
         }
         g.input.ensure(rows * width)?;
-        gate_up.input(pool, &layer.gate_up, d_gate_up, &mut g.input)?;
-        leave_branch(pool, norm, width, &g.input, middle, rstd, &mut g.stream);
+        gate_up.input(pool, linear_gate_up, d_gate_up, &mut g.input)?;
         Ok(Done::Continue(()))
     }
 

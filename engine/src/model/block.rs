@@ -10,11 +10,12 @@ use crate::cpu::element::Element;
 use crate::cpu::gemm::Out;
 use crate::cpu::pool::Pool;
 use crate::lora::{Fused, PackedLora};
+use crate::model::experts::{self, Mixture, Routing};
 use crate::nn::dropout::{Dropout, Mask};
 use crate::nn::linear::LoraRows;
 use crate::nn::rope::{Angles, Turn};
 use crate::nn::{glu, linear, qk_norm, rms_norm, rope, rounding};
-use crate::weights::Layer;
+use crate::weights::{Layer, Mlp};
 
 /// Which adapter changes which rows; rows that are in no range run the base.
 pub(crate) type Loras<'a, E> = [(Range<usize>, &'a PackedLora<E>)];
@@ -38,7 +39,9 @@ pub(crate) struct Activations<E> {
     pub middle: Buffer,
     /// Factor of the second norm, (T).
     pub middle_rstd: Buffer,
-    /// (T, 2F)
+    /// What the router of experts decided.
+    pub routing: Routing,
+    /// (T, 2F), or that of the experts of every row.
     pub gate_up: Buffer<E>,
     pub after_mlp: Branch<E>,
     /// x·s·Aᵀ of the four fused linears, (T, R) each.
@@ -59,8 +62,9 @@ pub(crate) struct Branch<E> {
 pub(crate) struct Scratch<E> {
     /// (T, D)
     pub normed: Buffer<E>,
-    /// (T, F)
+    /// (T, F), or that of the experts of every row.
     pub inner: Buffer<E>,
+    pub experts: experts::Scratch<E>,
     pub linear: linear::Scratch<E>,
 }
 
@@ -80,8 +84,7 @@ impl<E: Element> Activations<E> {
 impl<E: Element> Scratch<E> {
     /// Errors: `OutOfMemory`.
     pub fn ensure(&mut self, config: &ModelConfig, rows: usize) -> Result<(), OutOfMemory> {
-        self.normed.ensure(rows * config.hidden_size)?;
-        self.inner.ensure(rows * config.intermediate_size)
+        self.normed.ensure(rows * config.hidden_size)
     }
 }
 
@@ -142,13 +145,17 @@ impl<E: Element> Block<'_, E> {
         saved: &mut Activations<E>,
         scratch: &mut Scratch<E>,
     ) -> Result<(), OutOfMemory> {
+        let (middle, rstd) = (&saved.middle, &mut saved.middle_rstd);
+        let norm = self.layer.before_mlp.as_deref();
+        self.norm(norm, middle, &mut scratch.normed, rstd);
+        if let Some(mixture) = self.mixture() {
+            let (normed, room) = (&scratch.normed, &mut scratch.experts);
+            return mixture.gate_up(normed, &mut saved.routing, room, &mut saved.gate_up);
+        }
         let rows = saved.middle.len() / self.config.hidden_size;
         saved
             .gate_up
             .ensure(rows * 2 * self.config.intermediate_size)?;
-        let (middle, rstd) = (&saved.middle, &mut saved.middle_rstd);
-        let norm = self.layer.before_mlp.as_deref();
-        self.norm(norm, middle, &mut scratch.normed, rstd);
         let h = &mut saved.low_rank[Fused::GateUp as usize];
         let (normed, room) = (&scratch.normed, &mut scratch.linear);
         let out = Out::Set(&mut saved.gate_up);
@@ -163,16 +170,39 @@ impl<E: Element> Block<'_, E> {
         saved: &mut Activations<E>,
         scratch: &mut Scratch<E>,
     ) -> Result<(), OutOfMemory> {
-        self.inner(&saved.gate_up, scratch);
+        self.inner(&saved.gate_up, scratch)?;
+        if let Some(mixture) = self.mixture() {
+            out.copy_from_slice(&saved.middle);
+            return mixture.down(&scratch.inner, &saved.routing, &mut scratch.experts, out);
+        }
         let (h, x) = (&mut saved.low_rank[Fused::Down as usize], &saved.middle);
         let (input, room) = (&scratch.inner, &mut scratch.linear);
         self.add_branch(Fused::Down, input, room, h, x, &mut saved.after_mlp, out)
     }
 
     /// What down reads, `scratch.inner`.
-    pub fn inner(self, gate_up: &[E], scratch: &mut Scratch<E>) {
+    /// Errors: `OutOfMemory`.
+    pub fn inner(self, gate_up: &[E], scratch: &mut Scratch<E>) -> Result<(), OutOfMemory> {
+        if let Some(mixture) = self.mixture() {
+            return mixture.inner(gate_up, &mut scratch.inner);
+        }
         let (act, inner) = (self.config.hidden_act, self.config.intermediate_size);
+        scratch.inner.ensure(gate_up.len() / 2)?;
         glu::forward(self.pool, act, gate_up, &mut scratch.inner, inner);
+        Ok(())
+    }
+
+    /// The experts of a block that has them.
+    pub fn mixture(&self) -> Option<Mixture<'_>> {
+        match (&self.config.experts, &self.layer.mlp) {
+            (Some(config), Mlp::Experts(weights)) => Some(Mixture {
+                pool: self.pool,
+                config,
+                act: self.config.hidden_act,
+                weights,
+            }),
+            _ => None,
+        }
     }
 
     /// What the backward of down needs, again: x·s·Aᵀ of `scratch.inner`, and before a norm down's result.
@@ -182,13 +212,16 @@ impl<E: Element> Block<'_, E> {
         saved: &mut Activations<E>,
         scratch: &mut Scratch<E>,
     ) -> Result<(), OutOfMemory> {
+        if self.mixture().is_some() {
+            return Ok(());
+        }
         let (inner, room) = (&scratch.inner, &mut scratch.linear);
         let h = &mut saved.low_rank[Fused::Down as usize];
         if self.layer.after_mlp.is_some() {
             return self.branch(Fused::Down, inner, room, h, &mut saved.after_mlp);
         }
         let (pool, changes) = (self.pool, self.changes(Fused::Down));
-        let n_in = self.layer.down.weight.n_in();
+        let n_in = self.layer.linear(Fused::Down).weight.n_in();
         linear::low_rank_of_kept(pool, n_in, &changes, self.mask(Fused::Down), inner, room, h)
     }
 

@@ -3,6 +3,7 @@
 mod backward;
 mod block;
 mod decoder;
+mod experts;
 
 pub(crate) use backward::Trained;
 pub use decoder::MemoryLevel;

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::support::*;
 
-const MODELS: [&str; 12] = [
+const MODELS: [&str; 14] = [
     "tiny_llama_tied",
     "tiny_llama_untied",
     "tiny_llama3",
@@ -25,6 +25,8 @@ const MODELS: [&str; 12] = [
     "tiny_olmo2",
     "tiny_smollm3",
     "tiny_glm4",
+    "tiny_qwen3_moe",
+    "tiny_mixtral",
 ];
 
 #[derive(Deserialize)]

@@ -94,7 +94,6 @@ impl BaseModel {
     /// Errors: as [`LoadError`] says; nothing is kept.
     pub fn load_as(dir: &Path, weights: BaseWeights, pool: &Pool) -> Result<Self, LoadError> {
         let config = ModelConfig::from_dir(dir)?;
-        config.check_computable()?;
         let files = map_files(dir)?;
         let tensors = Tensors::parse(&files)?;
         Self::from_tensors(config, &tensors, weights, pool)

@@ -63,6 +63,7 @@ TINY = {
     "tiny_llama3": _family(21, LlamaConfig(
         **SMALL, head_dim=16, rope_parameters=_rope(10000.0, rope_type="llama3", factor=8.0, low_freq_factor=1.0,
                                                     high_freq_factor=4.0, original_max_position_embeddings=32))),
+    "tiny_llama_bias": _family(33, LlamaConfig(**SMALL, head_dim=16, attention_bias=True, mlp_bias=True)),
     "tiny_mistral": _family(22, MistralConfig(**SMALL, head_dim=16, sliding_window=12)),
     "tiny_qwen3": _family(23, Qwen3Config(**SMALL, head_dim=16, use_sliding_window=True, sliding_window=10, max_window_layers=1,
                                           tie_word_embeddings=True, rope_parameters=_rope(1000000.0))),

@@ -13,7 +13,6 @@
 //! logits = cap(lm_head(norm(x)), final_logit_softcapping)      cap(s, c) = c·tanh(s/c)
 //! ```
 
-mod computable;
 mod describe;
 mod families;
 mod file;
@@ -229,11 +228,6 @@ pub enum ConfigError {
         key: &'static str,
         value: String,
         reason: &'static str,
-    },
-    #[error("{architecture} cannot be computed with {}", switches.join(", "))]
-    NotComputable {
-        architecture: &'static str,
-        switches: Vec<String>,
     },
 }
 

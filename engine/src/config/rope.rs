@@ -23,8 +23,9 @@ pub enum RopeScaling {
 /// Frequencies divided by a factor each, of which there are two sets. Source: LongRoPE (arXiv:2402.13753), Phi-3.
 ///
 /// Frequency j is 1/(factor_j · `rope_theta`^(2j/`rotary_dim`)), with `long_factor` for every position of a document that has
-/// more than `original_max_position_embeddings` tokens, else `short_factor`. A generation that grows past that length
-/// changes set, so all its keys are computed again. Cosine and sine are multiplied by `attention_factor` in both sets.
+/// more than `original_max_position_embeddings` tokens, else `short_factor`. A generation takes the set of the longest that
+/// it can become, prompt and new tokens, from its first token on: the reference changes set when a sequence grows past the
+/// length, and keeps the keys of the other set. Cosine and sine are multiplied by `attention_factor` in both sets.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LongRope {
     /// (`rotary_dim`/2)

@@ -50,6 +50,8 @@ pub(crate) struct Batch {
     pub tokens: Vec<u32>,
     /// The rows of each document; positions restart with each.
     pub documents: Vec<Range<usize>>,
+    /// Tokens of each document, with those behind its rows that are not run.
+    pub lengths: Vec<usize>,
     /// The number of each document in what was asked to be run.
     pub members: Vec<usize>,
     pub dropout: Option<Dropout>,
@@ -92,9 +94,9 @@ impl<E: Element> Decoder<E> {
         keep: Keep,
     ) -> Result<(), OutOfMemory> {
         let mut packed = std::mem::take(&mut self.packed);
-        let positions = batch.documents.iter().flat_map(|document| {
-            let n_tokens = document.len();
-            (0..n_tokens).map(move |at| Position { at, n_tokens })
+        let documents = batch.documents.iter().zip(&batch.lengths);
+        let positions = documents.flat_map(|(document, &n_tokens)| {
+            (0..document.len()).map(move |at| Position { at, n_tokens })
         });
         let result = self.forward_with(
             pool,

@@ -5,7 +5,7 @@
 use crate::config::{self, Activation};
 use crate::cpu::buffer::{Buffer, OutOfMemory};
 use crate::cpu::element::Element;
-use crate::cpu::gemm::{Left, Out, Side, Weight, linear};
+use crate::cpu::gemm::{Left, Out, Side, linear};
 use crate::cpu::pool::Pool;
 use crate::cpu::simd::{exp, max, sum, sum_of_two, vectorized};
 use crate::nn::glu;
@@ -222,14 +222,14 @@ impl Mixture<'_> {
             if first == end {
                 continue;
             }
-            let weight: &Weight = &of(expert).weight;
-            let (n_in, n_out) = match side {
-                Side::Forward => (weight.n_in(), weight.n_out()),
-                Side::Turned => (weight.n_out(), weight.n_in()),
+            let Linear { weight, bias } = of(expert);
+            let (n_in, n_out, bias) = match side {
+                Side::Forward => (weight.n_in(), weight.n_out(), bias.as_deref()),
+                Side::Turned => (weight.n_out(), weight.n_in(), None),
             };
             let x = Left::rows(&x[first * n_in..end * n_in], n_in);
             let y = Out::Set(&mut y[first * n_out..end * n_out]);
-            linear(self.pool, end - first, x, (weight, side), None, &[], y);
+            linear(self.pool, end - first, x, (weight, side), bias, &[], y);
         }
     }
 }

@@ -62,6 +62,7 @@ fn lay_out(examples: &[Example], members: Vec<usize>) -> Batch {
         let (n, first) = (example.n_inputs(), batch.tokens.len());
         batch.tokens.extend(&example.tokens[..n]);
         batch.documents.push(first..first + n);
+        batch.lengths.push(example.tokens.len());
         for i in (1..=n).filter(|&i| example.mask[i]) {
             batch.label_rows.push(first + i - 1);
             batch.labels.push(example.tokens[i]);
@@ -92,6 +93,7 @@ mod tests {
         let batches = micro_batches(&examples, Packing::Greedy);
         assert_eq!(batches.len(), 2);
         assert_eq!(batches[0].documents, [0..599, 599..899]);
+        assert_eq!(batches[0].lengths, [600, 400]);
         assert_eq!(batches[0].label_rows, [598, 600, 898]);
         assert_eq!(batches[0].labels, [599, 2, 300]);
         assert_eq!(

@@ -253,10 +253,10 @@ impl Trainer {
             tokens: tokens.clone(),
             mask,
         }])?;
-        let documents = std::iter::once(0..tokens.len()).collect();
         let batch = Batch {
+            documents: std::iter::once(0..tokens.len()).collect(),
+            lengths: vec![tokens.len()],
             tokens,
-            documents,
             ..Batch::default()
         };
         let on = On {

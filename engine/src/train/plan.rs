@@ -1,7 +1,7 @@
 //! Owns the choice of a memory level: how much a run of a given shape takes, and the fastest level that fits.
 
 use super::micro_batches::MICRO_BATCH_TOKENS;
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, QkNorm};
 use crate::cpu::element::Precision;
 use crate::lora::Adapter;
 use crate::model::MemoryLevel;
@@ -70,7 +70,8 @@ pub fn training_bytes(
         MemoryLevel::LayerInputs => sizes.block + sizes.gate_up,
     };
     let per_token = (layers + 1) * sizes.stream + kept + sizes.in_turn;
-    let chunk = CHUNK_VALUES as u64 * (4 + number);
+    let capped = model.final_logit_softcapping.map_or(0, |_| 4);
+    let chunk = CHUNK_VALUES as u64 * (4 + capped + number);
     // Values, gradients and both moments; the kernels read four packed copies, block-diagonal ones up to three times as large.
     let adapter_bytes = adapter.n_parameters() * (16 + 8 * number);
     tokens * per_token + chunk + adapter_bytes
@@ -89,30 +90,67 @@ struct Sizes {
 
 impl Sizes {
     fn new(model: &ModelConfig, adapter: &Adapter, number: u64) -> Self {
-        let (hidden, inner) = (model.hidden_size as u64, model.intermediate_size as u64);
+        let hidden = model.hidden_size as u64;
+        let (inner, routing, experts) = feed_forward(model, number);
         let (query, heads) = (model.query_size() as u64, model.num_attention_heads as u64);
         let qkv = query + 2 * model.key_value_size() as u64;
         // At most seven linears have ranks of their own.
         let ranks = 7 * adapter.config().r as u64;
         let stream = 4 * hidden;
+        let normed_qk = match model.qk_norm {
+            QkNorm::None => 0,
+            _ => number * (qkv - model.key_value_size() as u64) + 8 * heads,
+        };
+        let norms = model.norms;
+        let after = [norms.after_attention, norms.after_mlp];
+        let normed_branches = after.into_iter().flatten().count() as u64 * (number * hidden + 4);
         let widest = inner.max(query).max(hidden);
         Self {
             stream,
-            block: number * (qkv + query + ranks) + stream + 4 * (heads + 2),
+            block: number * (qkv + query + ranks)
+                + stream
+                + 4 * (heads + 2)
+                + normed_qk
+                + normed_branches
+                + routing,
             gate_up: number * 2 * inner,
             in_turn: number * (2 * hidden + inner + widest + qkv + ranks)
                 + 5 * stream
                 // Gradients of keys and values by query head, and packed keys and values.
                 + 8 * query
-                + 5 * number * qkv,
+                + 5 * number * qkv
+                + experts,
         }
     }
+}
+
+/// For each token: F of the widest feed-forward, over all experts that a token has; bytes of what a router decides, which
+/// blocks keep; and of the scratch of experts, which they use in turn.
+fn feed_forward(model: &ModelConfig, number: u64) -> (u64, u64, u64) {
+    let dense = match model.layers.iter().all(|layer| layer.sparse) {
+        true => 0,
+        false => model.intermediate_size as u64,
+    };
+    let Some(experts) = model.experts else {
+        return (dense, 0, 0);
+    };
+    let (n, k) = (
+        experts.num_experts as u64,
+        experts.num_experts_per_tok as u64,
+    );
+    let (hidden, inner) = (
+        model.hidden_size as u64,
+        k * experts.intermediate_size as u64,
+    );
+    let routing = 4 * n + 28 * k;
+    let scratch = number * (k * hidden + inner + n + 1) + 4 * (k + hidden);
+    (dense.max(inner), routing, scratch)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lora::LoraConfig;
+    use crate::lora::{LoraConfig, TargetModules};
 
     const SMOLLM2: &str = r#"{"architectures":["LlamaForCausalLM"],"hidden_size":576,"intermediate_size":1536,
         "num_hidden_layers":30,"num_attention_heads":9,"num_key_value_heads":3,"vocab_size":49152,"rms_norm_eps":1e-5,
@@ -142,6 +180,36 @@ mod tests {
         }
         let error = plan_memory(&model, &adapter, run, bytes(MemoryLevel::LayerInputs) - 1);
         assert_eq!(error.unwrap_err().tokens, 4096);
+    }
+
+    #[test]
+    fn norms_of_q_and_k_and_experts_are_counted() {
+        let bytes = |changes: &[(&str, &str)]| {
+            let text = changes.iter().fold(SMOLLM2.to_owned(), |text, (from, to)| {
+                text.replace(from, to)
+            });
+            let model = ModelConfig::from_json(&text).unwrap();
+            let none = LoraConfig {
+                target_modules: TargetModules::List(vec!["q_proj".to_owned()]),
+                ..LoraConfig::all_linear(16, 32.0)
+            };
+            let adapter = Adapter::init(&model, &none, 0).unwrap();
+            let run = RunShape {
+                precision: Precision::Bf16,
+                longest: 4096,
+            };
+            training_bytes(&model, &adapter, run, MemoryLevel::KeepAll)
+        };
+        let llama = bytes(&[]);
+        let qwen3 = ("Llama", "Qwen3");
+        let head_dim = ("\"vocab_size\"", "\"head_dim\":64,\"vocab_size\"");
+        // Queries and keys before their norms in bf16, and a factor for each head.
+        let kept = 30 * 4096 * (2 * (576 + 192) + 8 * 9);
+        assert_eq!(bytes(&[qwen3, head_dim]) - llama, kept);
+        let experts = "\"num_local_experts\":8,\"num_experts_per_tok\":2,\"vocab_size\"";
+        let mixtral = bytes(&[("Llama", "Mixtral"), ("\"vocab_size\"", experts)]);
+        // Gate and up of two experts for each token in place of one feed-forward.
+        assert!(mixtral - llama > 30 * 4096 * 2 * 1536 * 2);
     }
 
     #[test]

@@ -12,11 +12,12 @@ use serde::Deserialize;
 
 use crate::support::*;
 
-const MODELS: [&str; 14] = [
+const MODELS: [&str; 15] = [
     "tiny_llama_tied",
     "tiny_llama_untied",
     "tiny_llama3",
     "tiny_qwen2",
+    "tiny_llama_bias",
     "tiny_mistral",
     "tiny_qwen3",
     "tiny_gemma2",

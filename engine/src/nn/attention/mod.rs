@@ -2,6 +2,8 @@
 //! Source: Vaswani et al. 2017, with the backward from saved log-sum-exps of Dao et al. 2022 (arXiv:2205.14135).
 
 mod backward;
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
 use std::ops::Range;

@@ -43,6 +43,10 @@ VARIANTS = {
     "save_head": ("tiny_llama_untied", dict(r=2, lora_alpha=4, target_modules=QV, modules_to_save=["lm_head"]), {}),
     # The head is tied to the embeddings, and stays as it is.
     "save_embeddings": ("tiny_llama_tied", dict(r=2, lora_alpha=4, target_modules=QV, modules_to_save=["embed_tokens"]), {}),
+    # Embeddings that the model scales, under both soft caps.
+    "save_scaled_embeddings": ("tiny_gemma2", dict(r=2, lora_alpha=4, target_modules=QV, modules_to_save=["embed_tokens"]), {}),
+    # Linears that the model keeps as one.
+    "dora_fused": ("tiny_phi3", dict(r=2, lora_alpha=4, target_modules=["qkv_proj", "gate_up_proj"], use_dora=True), {}),
 }
 RUN = dict(learning_rate=1e-3, schedule="constant", warmup_steps=0, max_grad_norm=None, weight_decay=0.1)
 # Of the documents of the base's golden.json, the one whose logits are kept: five tokens.

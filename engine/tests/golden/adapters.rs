@@ -98,7 +98,7 @@ impl Variant {
 }
 
 /// Every folder but `pissa`, which begins with a base that PEFT has changed.
-const KINDS: [&str; 13] = [
+const KINDS: [&str; 15] = [
     "rslora",
     "patterns",
     "regex",
@@ -112,6 +112,8 @@ const KINDS: [&str; 13] = [
     "bias_lora_only",
     "save_head",
     "save_embeddings",
+    "save_scaled_embeddings",
+    "dora_fused",
 ];
 
 #[test]

@@ -68,10 +68,11 @@ impl Layer {
     }
 
     fn dense(&self) -> &Dense {
-        match &self.mlp {
-            Mlp::Dense(dense) => dense,
-            Mlp::Experts(_) => panic!("experts are not one linear — a bug in the caller"),
-        }
+        let dense = match &self.mlp {
+            Mlp::Dense(dense) => Some(dense),
+            Mlp::Experts(_) => None,
+        };
+        dense.expect("experts are not one linear — a bug in the caller")
     }
 
     /// The norm after the branch that ends with a linear.

@@ -15,7 +15,7 @@ use crate::nn::dropout::{Dropout, Mask};
 use crate::nn::linear::LoraRows;
 use crate::nn::rope::{Angles, Turn};
 use crate::nn::{glu, linear, qk_norm, rms_norm, rope, rounding};
-use crate::weights::{Layer, Mlp};
+use crate::weights::Layer;
 
 /// Which adapter changes which rows; rows that are in no range run the base.
 pub(crate) type Loras<'a, E> = [(Range<usize>, &'a PackedLora<E>)];
@@ -193,16 +193,8 @@ impl<E: Element> Block<'_, E> {
     }
 
     /// The experts of a block that has them.
-    pub fn mixture(&self) -> Option<Mixture<'_>> {
-        match (&self.config.experts, &self.layer.mlp) {
-            (Some(config), Mlp::Experts(weights)) => Some(Mixture {
-                pool: self.pool,
-                config,
-                act: self.config.hidden_act,
-                weights,
-            }),
-            _ => None,
-        }
+    fn mixture(&self) -> Option<Mixture<'_>> {
+        Mixture::of(self.pool, self.config, self.layer)
     }
 
     /// What the backward of down needs, again: x·s·Aᵀ of `scratch.inner`, and before a norm down's result.

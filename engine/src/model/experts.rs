@@ -2,14 +2,14 @@
 //! give goes back to the rows by the router's weights. Source: Shazeer et al. 2017 (arXiv:1701.06538) and Mixtral
 //! (arXiv:2401.04088). Nothing here is trained; gradients only pass through.
 
-use crate::config::{self, Activation};
+use crate::config::{self, Activation, ModelConfig};
 use crate::cpu::buffer::{Buffer, OutOfMemory};
 use crate::cpu::element::Element;
 use crate::cpu::gemm::{Left, Out, Side, linear};
 use crate::cpu::pool::Pool;
 use crate::cpu::simd::{exp, max, sum, sum_of_two, vectorized};
 use crate::nn::glu;
-use crate::weights::{Dense, Experts, Linear};
+use crate::weights::{Dense, Experts, Layer, Linear, Mlp};
 
 /// What the router decided. A place is a (row, expert) pair; places of one expert lie together, in the order of rows.
 #[derive(Default)]
@@ -46,13 +46,26 @@ pub(crate) struct Scratch<E> {
 /// The experts of one block.
 #[derive(Clone, Copy)]
 pub(crate) struct Mixture<'a> {
-    pub pool: &'a Pool,
-    pub config: &'a config::Experts,
-    pub act: Activation,
-    pub weights: &'a Experts,
+    pool: &'a Pool,
+    config: &'a config::Experts,
+    act: Activation,
+    weights: &'a Experts,
 }
 
-impl Mixture<'_> {
+impl<'a> Mixture<'a> {
+    /// `None` where the layer's feed-forward is dense.
+    pub fn of(pool: &'a Pool, config: &'a ModelConfig, layer: &'a Layer) -> Option<Self> {
+        match (&config.experts, &layer.mlp) {
+            (Some(experts), Mlp::Experts(weights)) => Some(Self {
+                pool,
+                config: experts,
+                act: config.hidden_act,
+                weights,
+            }),
+            _ => None,
+        }
+    }
+
     /// Routes the rows of `x` (T, D) and gives gate and up of each place, (T·k, 2F).
     /// Errors: `OutOfMemory`.
     pub fn gate_up<E: Element>(

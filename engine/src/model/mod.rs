@@ -2,6 +2,7 @@
 
 mod backward;
 mod block;
+mod block_backward;
 mod decoder;
 mod experts;
 

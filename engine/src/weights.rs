@@ -316,7 +316,8 @@ struct Index {
     weight_map: HashMap<String, String>,
 }
 
-fn map_files(dir: &Path) -> Result<Vec<(PathBuf, Mmap)>, LoadError> {
+/// Every file of weights in a model's folder, mapped.
+pub(crate) fn map_files(dir: &Path) -> Result<Vec<(PathBuf, Mmap)>, LoadError> {
     let index_path = dir.join("model.safetensors.index.json");
     let names = match std::fs::read_to_string(&index_path) {
         Ok(text) => shard_names(&index_path, &text)?,

@@ -274,6 +274,11 @@ impl Layout {
         saved.map(|(_, place)| place.clone())
     }
 
+    /// The shape (V, D) of every matrix that is trained whole.
+    pub(super) fn saved_shape(&self) -> [usize; 2] {
+        self.saved_shape
+    }
+
     /// The lowest place, in the order of the forward, that has something to train: gradients need go no further down.
     /// `None` is below all blocks.
     pub fn lowest(&self) -> Option<(usize, Fused)> {

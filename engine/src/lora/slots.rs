@@ -179,11 +179,16 @@ impl BiasSlot {
 }
 
 impl Saved {
-    pub(super) fn tensor(self, shape: Vec<usize>, place: Range<usize>) -> Tensor {
-        let path = match self {
+    /// The path of the module in Hugging Face's models.
+    pub(super) fn path(self) -> &'static str {
+        match self {
             Saved::EmbedTokens => "model.embed_tokens",
             Saved::LmHead => "lm_head",
-        };
+        }
+    }
+
+    pub(super) fn tensor(self, shape: Vec<usize>, place: Range<usize>) -> Tensor {
+        let path = self.path();
         Tensor {
             kind: Kind::Saved,
             role: Role::Trained,

@@ -230,7 +230,7 @@ fn inverse(d: f32) -> f32 {
 }
 
 /// The largest magnitude becomes 127; halves go away from zero. Codes are counted in the scale before it is rounded.
-fn encode_q8_0(values: &[f32; 32], bytes: &mut Vec<u8>) {
+pub(crate) fn encode_q8_0(values: &[f32; 32], bytes: &mut Vec<u8>) {
     let d = absmax(values) / 127.0;
     let inverse = inverse(d);
     bytes.extend(f16::from_f32(d).to_le_bytes());

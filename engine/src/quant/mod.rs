@@ -35,6 +35,7 @@ use half::bf16;
 use crate::cpu::buffer::OutOfMemory;
 use ggml::Blocks;
 pub use ggml::GgmlType;
+pub(crate) use ggml::encode_q8_0;
 use int8::Int8;
 use nf4::Nf4;
 

@@ -226,3 +226,51 @@ pub enum GenerateError {
     #[error("the worker failed: {reason}")]
     Internal { reason: String },
 }
+
+/// `POST /v1/export` at the worker: a base model and its adapter as one, as bytes: a zip for `merged`, else the file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportRequest {
+    pub model: ServedModel,
+    /// What the model is called in the file that describes it.
+    pub name: String,
+    pub format: ExportFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "format", rename_all = "snake_case")]
+pub enum ExportFormat {
+    /// A Hugging Face folder.
+    Merged,
+    Gguf {
+        #[serde(rename = "type")]
+        file_type: GgufType,
+    },
+}
+
+/// How a GGUF file keeps its weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GgufType {
+    F32,
+    F16,
+    Bf16,
+    #[serde(rename = "q8_0")]
+    Q8_0,
+}
+
+/// Why the worker exports nothing: the body of a 4xx/5xx reply.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "code", rename_all = "snake_case")]
+pub enum ExportError {
+    /// This format cannot hold this model.
+    #[error("{reason}")]
+    Unsupported { reason: String },
+    #[error("the model {model} is not installed on this worker")]
+    ModelNotInstalled { model: String },
+    #[error("the adapter cannot be loaded: {reason}")]
+    AdapterUnavailable { reason: String },
+    #[error("the worker is busy")]
+    Busy,
+    #[error("the worker failed: {reason}")]
+    Internal { reason: String },
+}

@@ -371,3 +371,43 @@ fn what_an_earlier_version_left_out_has_a_default() {
         }
     );
 }
+
+#[test]
+fn a_request_for_an_export() {
+    let request = |format| ExportRequest {
+        model: ServedModel {
+            base_model: "tiny".into(),
+            adapter: Some(adapter(6)),
+        },
+        name: "ft:tiny:org::abcdefgh".into(),
+        format,
+    };
+    check("export_request_merged", &request(ExportFormat::Merged));
+    for (name, file_type) in [
+        ("f32", GgufType::F32),
+        ("f16", GgufType::F16),
+        ("bf16", GgufType::Bf16),
+        ("q8_0", GgufType::Q8_0),
+    ] {
+        let request = request(ExportFormat::Gguf { file_type });
+        check(&format!("export_request_{name}"), &request);
+    }
+}
+
+#[test]
+fn the_reasons_for_no_export() {
+    let reason = || "because".to_string();
+    let model = "tiny".to_string();
+    for (name, error) in [
+        ("unsupported", ExportError::Unsupported { reason: reason() }),
+        ("not_installed", ExportError::ModelNotInstalled { model }),
+        (
+            "adapter",
+            ExportError::AdapterUnavailable { reason: reason() },
+        ),
+        ("busy", ExportError::Busy),
+        ("internal", ExportError::Internal { reason: reason() }),
+    ] {
+        check(&format!("export_error_{name}"), &error);
+    }
+}

@@ -1,5 +1,5 @@
-//! The worker's HTTP door: `POST /v1/generate` streams one conversation's answers as lines of JSON, `GET /healthz`
-//! says that the process lives. It turns messages into tokens and tokens into text; the device computes.
+//! The worker's HTTP door: `POST /v1/generate` streams one conversation's answers as lines of JSON, `POST /v1/export` is
+//! `export`'s, `GET /healthz` says that the process lives. It turns messages into tokens and tokens into text; the device computes.
 
 mod answer;
 mod stop;
@@ -32,10 +32,12 @@ const MAX_BODY_BYTES: usize = 32 << 20;
 /// The routes, with everything they need.
 pub(crate) fn routes(worker: Arc<Worker>, key: ServiceKey) -> impl poem::Endpoint {
     use poem::EndpointExt;
-    let answers = poem::post(generate).data(worker).data(key);
     Route::new()
-        .at("/v1/generate", answers)
+        .at("/v1/generate", poem::post(generate))
+        .at("/v1/export", poem::post(crate::export::export))
         .at("/healthz", poem::get(healthz))
+        .data(worker)
+        .data(key)
 }
 
 #[handler]
@@ -50,11 +52,7 @@ async fn generate(
     worker: Data<&Arc<Worker>>,
     key: Data<&ServiceKey>,
 ) -> Response {
-    let token = request
-        .header("authorization")
-        .and_then(|value| value.strip_prefix("Bearer "));
-    let verified = token.map(|token| service_token::verify(key.0, AUDIENCE, token));
-    if !matches!(verified, Some(Ok(_))) {
+    if !is_authorised(request, key.0) {
         return StatusCode::UNAUTHORIZED.into_response();
     }
     let bytes = match body.into_bytes_limit(MAX_BODY_BYTES).await {
@@ -75,6 +73,14 @@ async fn generate(
             .body(body),
         Err(error) => Json(&error).with_status(status_of(&error)).into_response(),
     }
+}
+
+/// Whether the caller has a token for a worker.
+pub(crate) fn is_authorised(request: &Request, key: &ServiceKey) -> bool {
+    let token = request
+        .header("authorization")
+        .and_then(|value| value.strip_prefix("Bearer "));
+    token.is_some_and(|token| service_token::verify(key, AUDIENCE, token).is_ok())
 }
 
 fn status_of(error: &GenerateError) -> StatusCode {

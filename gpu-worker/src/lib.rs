@@ -6,6 +6,7 @@ mod base_models;
 mod control;
 mod device;
 mod door_client;
+mod export;
 mod generate;
 mod heart;
 mod train;
@@ -24,7 +25,7 @@ use platform::service_token::ServiceKey;
 use platform::shutdown::Shutdown;
 use poem::listener::TcpAcceptor;
 use tokio::net::TcpListener;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -198,6 +199,7 @@ fn assemble(
         adapters: adapters::Adapters::new(objects.clone()),
         objects,
         draining,
+        exports: Arc::new(Semaphore::new(export::MAX_EXPORTS)),
         current: std::sync::Mutex::default(),
     };
     Ok((Arc::new(worker), ended))

@@ -7,6 +7,7 @@ use std::time::Duration;
 use domain::id::{JobId, WorkerId};
 use domain::worker::WorkerStatus;
 use platform::objects::Objects;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::adapters::Adapters;
@@ -29,6 +30,8 @@ pub(crate) struct Worker {
     pub device: Device,
     pub bases: BaseModels,
     pub adapters: Adapters,
+    /// A place for each export that may run.
+    pub exports: Arc<Semaphore>,
     /// Set when the process is asked to end: nothing new is begun.
     pub draining: CancellationToken,
     /// The attempt that runs now.

@@ -1,6 +1,7 @@
-//! What every process stands on: configuration, objects, the queue, service tokens, telemetry and
-//! shutdown. It knows no job, no row and no HTTP route.
+//! What every process stands on: configuration, objects, archives, the queue, service tokens, telemetry
+//! and shutdown. It knows no job, no row and no HTTP route.
 
+pub mod archive;
 pub mod config;
 pub mod data_dir;
 pub mod objects;

@@ -216,9 +216,9 @@ def finish(client, job_id, limit_s=240):
     return wait_until(f"{job_id} ends", ended, limit_s)
 
 
-def export(service, model):
-    """The bytes of the model's PEFT folder as a zip archive."""
+def export(service, model, query="format=peft"):
+    """The bytes of an export of the model: a zip archive of a folder, or a GGUF file."""
     request = urllib.request.Request(
-        f"{service.base_url}/x/models/{model}/export?format=peft", headers={"Authorization": f"Bearer {service.key}"})
+        f"{service.base_url}/x/models/{model}/export?{query}", headers={"Authorization": f"Bearer {service.key}"})
     with urllib.request.urlopen(request, timeout=60) as reply:
         return reply.read()

@@ -1,8 +1,10 @@
 """The main job through openai-python, in both forms."""
 
 import io
+import json
 import subprocess
 import unittest
+import urllib.error
 import zipfile
 
 import openai
@@ -74,6 +76,32 @@ class MainJob:
     def test_the_adapter_is_exported_as_a_peft_folder(self):
         with zipfile.ZipFile(io.BytesIO(export(self.service, self.job.fine_tuned_model))) as archive:
             self.assertLessEqual({"adapter_config.json", "adapter_model.safetensors"}, set(archive.namelist()))
+
+    def test_the_whole_model_is_exported_and_answers_as_the_tuned_one(self):
+        """Merged and as GGUF, each installed as a base model of its own."""
+        folder = self.service.dir / "merged"
+        with zipfile.ZipFile(io.BytesIO(export(self.service, self.job.fine_tuned_model, "format=merged"))) as archive:
+            self.assertIsNone(archive.testzip())
+            self.assertEqual(set(archive.namelist()), {
+                "README.md", "config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"})
+            archive.extractall(folder)
+        gguf = self.service.dir / "tuned.gguf"
+        gguf.write_bytes(export(self.service, self.job.fine_tuned_model, "format=gguf&type=f32"))
+
+        def answer(model):
+            return self.client.chat.completions.create(model=model, messages=QUESTION, max_tokens=12, temperature=0)
+
+        tuned = answer(self.job.fine_tuned_model).choices[0].message.content
+        for name, path in (("tuned-merged", folder), ("tuned-gguf", gguf)):
+            self.service.luthier("model", "add", name, path, *self.service.place)
+            installed = wait_until(f"{name} answers", lambda: answer(name))
+            self.assertEqual(installed.choices[0].message.content, tuned, name)
+
+    def test_an_export_that_cannot_be_made_names_the_parameter(self):
+        for query, param in (("format=onnx", "format"), ("format=gguf&type=q3", "type"), ("format=peft&type=f16", "type")):
+            with self.assertRaises(urllib.error.HTTPError) as caught:
+                export(self.service, self.job.fine_tuned_model, query)
+            self.assertEqual((caught.exception.code, json.load(caught.exception)["error"]["param"]), (400, param))
 
     def test_a_bad_file_fails_the_job_and_names_every_bad_line(self):
         lines = examples(12).splitlines()

@@ -3,7 +3,7 @@
 
 mod end_of_turn;
 mod fit;
-mod folder;
+pub(crate) mod folder;
 mod rendering;
 mod turns;
 

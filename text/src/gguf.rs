@@ -1,4 +1,9 @@
-//! A Hugging Face tokenizer out of the metadata of a GGUF file. The weights are the engine's.
+//! Tokenizers in GGUF files: a Hugging Face tokenizer out of the metadata, and metadata out of a Hugging Face tokenizer.
+//! The weights are the engine's.
+
+mod pre_tokenizer;
+mod sentencepiece;
+mod vocabulary;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -7,6 +12,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::quantized::gguf_file::{Content, Value as Meta};
 use serde_json::{Map, Value, json};
+
+use self::pre_tokenizer::PreTokenizer;
+pub use self::vocabulary::{VocabularyError, vocabulary};
 
 #[derive(Debug, thiserror::Error)]
 pub enum GgufError {
@@ -26,7 +34,9 @@ pub enum GgufError {
     Missing(String),
     #[error("GGUF tokenizer model '{0}' is not supported; known: gpt2")]
     UnknownModel(String),
-    #[error("GGUF pre-tokenizer '{0}' is not supported; known: gpt-2, llama-bpe, qwen2, smollm")]
+    #[error(
+        "GGUF pre-tokenizer '{0}' is not supported; known: gpt-2, llama-bpe, dbrx, qwen2, smollm"
+    )]
     UnknownPreTokenizer(String),
     #[error("GGUF vocabulary has the token '{0}' twice")]
     DuplicateToken(String),
@@ -41,12 +51,6 @@ pub enum GgufError {
 /// Kinds of tokens in `tokenizer.ggml.token_type`.
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
-
-/// Qwen2's pre-tokenizer: contractions, words, single digits, punctuation, line ends, spaces.
-const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-/// Llama 3's: as Qwen2's, with up to three digits together.
-const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Writes `tokenizer.json`, `tokenizer_config.json` (with the chat template) and `special_tokens_map.json` into
 /// `out_dir`, which must exist.
@@ -96,14 +100,6 @@ struct GgufTokenizer {
     adds_bos: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum PreTokenizer {
-    Gpt2,
-    Llama3,
-    Qwen2,
-    SmolLm,
-}
-
 /// One template, or a list of them by name where the file has others besides its usual one.
 fn chat_template(metadata: &HashMap<String, Meta>) -> Option<Value> {
     let usual = text(metadata, "tokenizer.chat_template").ok()?;
@@ -119,47 +115,6 @@ fn chat_template(metadata: &HashMap<String, Meta>) -> Option<Value> {
     others.sort_by_key(|one| one["name"].to_string());
     others.insert(0, named("default", usual));
     Some(others.into())
-}
-
-impl PreTokenizer {
-    fn parse(name: &str) -> Result<Self, GgufError> {
-        match name {
-            "gpt-2" => Ok(PreTokenizer::Gpt2),
-            "llama-bpe" | "llama3" | "llama-v3" => Ok(PreTokenizer::Llama3),
-            "qwen2" => Ok(PreTokenizer::Qwen2),
-            "smollm" => Ok(PreTokenizer::SmolLm),
-            other => Err(GgufError::UnknownPreTokenizer(other.to_owned())),
-        }
-    }
-
-    fn json(self) -> Value {
-        let byte_level = |use_regex: bool| {
-            json!({
-                "type": "ByteLevel",
-                "add_prefix_space": false,
-                "trim_offsets": true,
-                "use_regex": use_regex,
-            })
-        };
-        let split = |pattern: &str| {
-            json!({
-                "type": "Split",
-                "pattern": {"Regex": pattern},
-                "behavior": "Isolated",
-                "invert": false,
-            })
-        };
-        let parts = match self {
-            PreTokenizer::Gpt2 => return byte_level(true),
-            PreTokenizer::Llama3 => [split(LLAMA3_SPLIT), byte_level(false)],
-            PreTokenizer::Qwen2 => [split(QWEN2_SPLIT), byte_level(false)],
-            PreTokenizer::SmolLm => [
-                json!({"type": "Digits", "individual_digits": true}),
-                byte_level(true),
-            ],
-        };
-        json!({"type": "Sequence", "pretokenizers": parts})
-    }
 }
 
 impl GgufTokenizer {
@@ -235,8 +190,7 @@ impl GgufTokenizer {
                 "end_of_word_suffix": null,
                 "fuse_unk": false,
                 "byte_fallback": false,
-                // Llama 3 looks whole words up before it merges
-                "ignore_merges": self.pre == PreTokenizer::Llama3,
+                "ignore_merges": self.pre.ignores_merges(),
                 "vocab": vocab,
                 "merges": self.merges,
             },

@@ -3,10 +3,11 @@
 use std::io::Cursor;
 use std::path::Path;
 
-use serde_json::Value;
+use candle_core::quantized::gguf_file::Value as GgufValue;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use text::chat_model::ChatModel;
-use text::gguf::{GgufError, write_tokenizer};
+use text::gguf::{GgufError, VocabularyError, vocabulary, write_tokenizer};
 
 /// A value of GGUF metadata.
 enum Meta {
@@ -277,4 +278,186 @@ fn what_is_missing_or_wrong_in_the_metadata_is_named() {
         write_tokenizer(&path, dir.path()),
         Err(GgufError::Invalid { .. })
     ));
+}
+
+/// What `vocabulary` says, by key.
+fn vocabulary_of(folder: &Path) -> std::collections::BTreeMap<String, GgufValue> {
+    vocabulary(folder).unwrap().into_iter().collect()
+}
+
+fn texts(value: &GgufValue) -> Vec<String> {
+    let texts = value.to_vec().unwrap().iter();
+    texts
+        .map(|text| text.to_string().unwrap().clone())
+        .collect()
+}
+
+#[test]
+fn a_vocabulary_says_of_smollm2_what_its_own_gguf_says() {
+    let unpacked = unpack();
+    let config = json!({"vocab_size": 49152, "eos_token_id": 2});
+    std::fs::write(unpacked.path().join("config.json"), config.to_string()).unwrap();
+    let ours = vocabulary_of(unpacked.path());
+    for (key, theirs) in smollm2("smollm", unpacked.path()) {
+        match theirs {
+            _ if !key.starts_with("tokenizer.") => {}
+            Meta::Text(text) => assert_eq!(ours[key].to_string().unwrap(), &text, "{key}"),
+            Meta::U32(n) => assert_eq!(ours[key].to_u32().unwrap(), n, "{key}"),
+            Meta::Bool(is) => assert_eq!(ours[key].to_bool().unwrap(), is, "{key}"),
+            Meta::Texts(values) => assert_eq!(texts(&ours[key]), values, "{key}"),
+            Meta::I32s(values) => {
+                let ours = ours[key].to_vec().unwrap().iter();
+                let ours: Vec<i32> = ours.map(|kind| kind.to_i32().unwrap()).collect();
+                assert_eq!(ours, values, "{key}");
+            }
+        }
+    }
+}
+
+/// A folder of SmolLM2's files with `change` made to `tokenizer.json`.
+fn changed(vocab_size: usize, change: impl FnOnce(&mut Value)) -> TempDir {
+    let unpacked = unpack();
+    let path = unpacked.path().join("tokenizer.json");
+    let mut tokenizer = read(&path);
+    change(&mut tokenizer);
+    std::fs::write(&path, tokenizer.to_string()).unwrap();
+    let config = json!({"vocab_size": vocab_size, "eos_token_id": 2});
+    std::fs::write(unpacked.path().join("config.json"), config.to_string()).unwrap();
+    unpacked
+}
+
+#[test]
+fn places_without_a_token_are_unused() {
+    let folder = changed(49160, |_| {});
+    let ours = vocabulary_of(folder.path());
+    let (tokens, kinds) = (
+        texts(&ours["tokenizer.ggml.tokens"]),
+        &ours["tokenizer.ggml.token_type"],
+    );
+    assert_eq!(
+        (tokens.len(), tokens[49159].as_str()),
+        (49160, "[PAD49159]")
+    );
+    assert_eq!(kinds.to_vec().unwrap()[49159].to_i32().unwrap(), 5);
+    let error = vocabulary(changed(49151, |_| {}).path()).unwrap_err();
+    assert!(
+        matches!(error, VocabularyError::BeyondVocabulary { id: 49151, .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn each_pre_tokenizer_is_known_again_and_others_are_refused_by_name() {
+    let unpacked = unpack();
+    for pre in ["gpt-2", "llama-bpe", "dbrx", "qwen2", "smollm"] {
+        let made = convert(&smollm2(pre, unpacked.path())).unwrap();
+        let config = json!({"vocab_size": 49152}).to_string();
+        std::fs::write(made.path().join("config.json"), config).unwrap();
+        let ours = vocabulary_of(made.path());
+        assert_eq!(ours["tokenizer.ggml.pre"].to_string().unwrap(), pre);
+    }
+    type Change = fn(&mut Value);
+    let cases: [(Change, &str); 4] = [
+        (
+            |t| t["pre_tokenizer"] = json!({"type": "Whitespace"}),
+            "tokenizer.json has pre_tokenizer {\"type\":\"Whitespace\"}, ",
+        ),
+        (
+            |t| t["normalizer"] = json!({"type": "Lowercase"}),
+            "tokenizer.json has normalizer {\"type\":\"Lowercase\"}, ",
+        ),
+        (
+            |t| t["model"]["type"] = json!("Unigram"),
+            "tokenizer.json has model.type \"Unigram\", ",
+        ),
+        (
+            |t| t["model"]["ignore_merges"] = json!(true),
+            "tokenizer.json has pre_tokenizer ",
+        ),
+    ];
+    for (change, expected) in cases {
+        let error = vocabulary(changed(49152, change).path())
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with(expected), "{error}");
+    }
+}
+
+/// Llama 2's kind of tokenizer, small.
+fn sentencepiece(tokenizer: &mut Value) {
+    let tokens = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        "<0x0A>",
+        "\u{2581}",
+        "a",
+        "b",
+        "ab",
+        "\u{2581}ab",
+        "ba",
+    ];
+    let vocab: serde_json::Map<String, Value> = tokens
+        .iter()
+        .zip(0..)
+        .map(|(t, id)| ((*t).to_owned(), json!(id)))
+        .collect();
+    let special = |id: usize| json!({"id": id, "content": tokens[id], "special": true});
+    let bos = json!({"SpecialToken": {"id": "<s>", "type_id": 0}});
+    *tokenizer = json!({
+        "added_tokens": [special(0), special(1), special(2)],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "\u{2581}"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"},
+        ]},
+        "pre_tokenizer": null,
+        "post_processor": {"type": "TemplateProcessing", "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}]},
+        "model": {"type": "BPE", "byte_fallback": true, "unk_token": "<unk>", "vocab": vocab, "merges": [
+            ["a", "b"], ["b", "a"], ["\u{2581}", "ab"],
+        ]},
+    });
+}
+
+#[test]
+fn sentencepieces_scores_are_the_order_of_the_merges() {
+    let ours = vocabulary_of(changed(10, sentencepiece).path());
+    assert_eq!(ours["tokenizer.ggml.model"].to_string().unwrap(), "llama");
+    let scores = ours["tokenizer.ggml.scores"].to_vec().unwrap().iter();
+    let scores: Vec<f32> = scores.map(|score| score.to_f32().unwrap()).collect();
+    assert_eq!(scores, [-3., -3., -3., -3., -3., -3., -3., 0., -2., -1.]);
+    let kinds = ours["tokenizer.ggml.token_type"].to_vec().unwrap().iter();
+    let kinds: Vec<i32> = kinds.map(|kind| kind.to_i32().unwrap()).collect();
+    assert_eq!(kinds, [3, 3, 3, 6, 1, 1, 1, 1, 1, 1]);
+    for (key, expected) in [
+        ("add_space_prefix", true),
+        ("add_bos_token", true),
+        ("add_eos_token", false),
+    ] {
+        let key = format!("tokenizer.ggml.{key}");
+        assert_eq!(ours[&key].to_bool().unwrap(), expected, "{key}");
+    }
+}
+
+#[test]
+fn merges_that_sentencepiece_would_not_make_are_refused() {
+    let cases: [fn(&mut Value); 2] = [
+        // "▁ab" could also be made of "▁a" and "b", if that were a pair.
+        |t| t["model"]["vocab"]["\u{2581}a"] = json!(10),
+        // "ab" comes twice, with another token between.
+        |t| {
+            let merges = t["model"]["merges"].as_array_mut().unwrap();
+            merges.push(json!(["a", "b"]));
+        },
+    ];
+    for change in cases {
+        let folder = changed(11, |tokenizer| {
+            sentencepiece(tokenizer);
+            change(tokenizer);
+        });
+        let error = vocabulary(folder.path()).unwrap_err();
+        assert!(
+            matches!(error, VocabularyError::NotSentencePiece { .. }),
+            "{error}"
+        );
+    }
 }

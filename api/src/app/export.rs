@@ -1,46 +1,25 @@
-//! A tuned model as a PEFT folder in one zip, streamed from the bucket.
+//! A tuned model to take away: its adapter as a PEFT folder, streamed from the bucket, or the whole model as one, streamed
+//! from a worker, which has the base's weights.
 
-use std::cell::Cell;
 use std::io::{self, Write};
-use std::rc::Rc;
 
 use bytes::Bytes;
-use domain::model::TunedModel;
+use domain::message::{ExportFormat, ExportRequest};
+use domain::model::{ServedModel, TunedModel};
 use domain::project::Project;
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
+use platform::archive::{self, Archive, Entry};
 use platform::objects::ByteStream;
 use sha2::{Digest, Sha256};
-use tokio::sync::mpsc;
-use zip::write::SimpleFileOptions;
-use zip::{CompressionMethod, ZipWriter};
 
 use super::models::find_tuned;
-use super::objects_error;
+use super::{objects_error, workers};
 use crate::error::ApiError;
 use crate::state::State;
 
-/// Pieces that wait for a slow client: at most so many chunks are in memory.
-const CHUNKS_AHEAD: usize = 4;
-/// Size of a piece. Bytes.
-const CHUNK_BYTES: usize = 256 * 1024;
-/// From this size on an entry needs zip64. Bytes.
-const ZIP64_FROM: u64 = 0xffff_ffff;
-
-/// A file name and its bytes.
-pub struct Archive {
-    pub filename: String,
-    /// Of the whole archive, so that a client sees when it is cut off. `None` when zip64 makes it hard to foretell.
-    pub size_bytes: Option<u64>,
-    pub bytes: ByteStream,
-}
-
-/// `adapter_config.json`, `adapter_model.safetensors` and `README.md`. Errors: 404; 400 for a base model.
+/// `adapter_config.json`, `adapter_model.safetensors` and `README.md` in a zip. Errors: 404; 400 for a base model.
 pub async fn peft(state: &State, project: &Project, name: &str) -> Result<Archive, ApiError> {
-    let Some(model) = find_tuned(state, project, name).await? else {
-        super::models::get(state, project, name).await?;
-        let message = "A base model has no adapter: only tuned models can be exported.";
-        return Err(ApiError::unsupported("model", message));
-    };
+    let model = tuned(state, project, name).await?;
     let prefix = &model.adapter.object_prefix;
     let config = state
         .objects
@@ -52,79 +31,53 @@ pub async fn peft(state: &State, project: &Project, name: &str) -> Result<Archiv
         .get(&format!("{prefix}/adapter_model.safetensors"))
         .await
         .map_err(objects_error)?;
-    Ok(Archive {
-        filename: format!("{}.zip", name.replace(':', "-")),
-        size_bytes: archive_size(&model, &config),
-        bytes: zipped(model, config, weights).boxed(),
-    })
+    Ok(archive::zip(vec![
+        Entry::of_bytes("adapter_config.json", config),
+        Entry::of_bytes("README.md", readme(&model)),
+        weights_entry(model, weights),
+    ]))
 }
 
-/// Zips on a thread of its own, as fast as the client reads. A failure cuts the archive off before its end, so that
-/// the client never holds a whole zip with wrong content.
-fn zipped(
-    model: TunedModel,
-    config: Bytes,
-    mut weights: ByteStream,
-) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
-    let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
-    let runtime = tokio::runtime::Handle::current();
-    tokio::task::spawn_blocking(move || {
-        let is_broken = Rc::new(Cell::new(false));
-        let mut out = Sender {
-            pending: Vec::with_capacity(CHUNK_BYTES),
-            sender: sender.clone(),
-            is_broken: is_broken.clone(),
-        };
-        let written = archive(&mut out, &model, &config, |entry| {
-            let copied = copy_weights(entry, &model, || runtime.block_on(weights.next()));
-            is_broken.set(copied.is_err());
-            copied
-        });
-        if let Err(error) = written.and_then(|()| out.flush()) {
-            tracing::warn!(model = model.name, %error, "an export broke off");
-            // The client may be gone already.
-            let _ = sender.blocking_send(Err(error));
-        }
-    });
-    futures::stream::unfold(receiver, |mut receiver| async move {
-        receiver.recv().await.map(|chunk| (chunk, receiver))
-    })
+/// The base with the adapter in its weights. Errors: as [`peft`]; 400 where the format cannot hold the model; 503 where
+/// no worker can make it.
+pub async fn whole(
+    state: &State,
+    project: &Project,
+    name: &str,
+    format: ExportFormat,
+) -> Result<Archive, ApiError> {
+    let model = tuned(state, project, name).await?;
+    let request = ExportRequest {
+        model: ServedModel {
+            base_model: model.base_model,
+            adapter: Some(model.adapter),
+        },
+        name: model.name,
+        format,
+    };
+    workers::export(state, &request).await
 }
 
-/// The archive's size is that of one without weights, and the weights. Bytes; `None` from zip64 on.
-fn archive_size(model: &TunedModel, config: &[u8]) -> Option<u64> {
-    if is_large(model) {
-        return None;
+/// Errors: 404; 400 for a base model.
+async fn tuned(state: &State, project: &Project, name: &str) -> Result<TunedModel, ApiError> {
+    if let Some(model) = find_tuned(state, project, name).await? {
+        return Ok(model);
     }
-    let mut frame = Vec::new();
-    archive(&mut frame, model, config, |_entry| Ok(())).ok()?;
-    Some(frame.len() as u64 + model.adapter.size_bytes)
+    super::models::get(state, project, name).await?;
+    let message = "A base model has no adapter: only tuned models can be exported.";
+    Err(ApiError::unsupported("model", message))
 }
 
-fn is_large(model: &TunedModel) -> bool {
-    model.adapter.size_bytes >= ZIP64_FROM
-}
-
-fn archive(
-    out: &mut impl Write,
-    model: &TunedModel,
-    config: &[u8],
-    weights: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-) -> io::Result<()> {
-    let mut zip = ZipWriter::new_stream(out);
-    // Weights hardly compress.
-    let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
-    zip.start_file("adapter_config.json", options)?;
-    zip.write_all(config)?;
-    zip.start_file("README.md", options)?;
-    zip.write_all(readme(model).as_bytes())?;
-    zip.start_file(
-        "adapter_model.safetensors",
-        options.large_file(is_large(model)),
-    )?;
-    weights(&mut zip)?;
-    zip.finish()?;
-    Ok(())
+/// Pulls the weights from the bucket as fast as the client reads.
+fn weights_entry(model: TunedModel, mut weights: ByteStream) -> Entry {
+    let runtime = tokio::runtime::Handle::current();
+    Entry {
+        name: "adapter_model.safetensors".to_owned(),
+        size_bytes: model.adapter.size_bytes,
+        content: Box::new(move |out| {
+            copy_weights(out, &model, || runtime.block_on(weights.next()))
+        }),
+    }
 }
 
 /// Errors: the object is not the one the model names.
@@ -159,36 +112,6 @@ fn copy_weights(
         ));
     }
     Ok(())
-}
-
-/// The end of a channel as a writer.
-struct Sender {
-    pending: Vec<u8>,
-    sender: mpsc::Sender<io::Result<Bytes>>,
-    /// Set when the archive must not be finished: the zip writer would do so when it is dropped.
-    is_broken: Rc<Cell<bool>>,
-}
-
-impl Write for Sender {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.pending.extend_from_slice(bytes);
-        if self.pending.len() >= CHUNK_BYTES {
-            self.flush()?;
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if self.is_broken.get() {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        }
-        if self.pending.is_empty() {
-            return Ok(());
-        }
-        let chunk = std::mem::replace(&mut self.pending, Vec::with_capacity(CHUNK_BYTES));
-        let sent = self.sender.blocking_send(Ok(chunk.into()));
-        sent.map_err(|_| io::ErrorKind::BrokenPipe.into())
-    }
 }
 
 fn readme(model: &TunedModel) -> String {

@@ -1,13 +1,18 @@
 //! Which worker answers, and its answer as events. The bytes of adapters never pass through here.
 
+mod export;
+
 use std::io;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use domain::message::{GenerateError, GenerateEvent, GenerateRequest};
+use domain::model::ServedModel;
 use domain::worker::Worker;
+use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use futures::{Stream, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
+use serde::Serialize;
 
 use super::store_error;
 use crate::error::{ApiError, Kind};
@@ -25,6 +30,8 @@ pub const ADAPTER_UNFIT: &str = "adapter_unfit";
 /// A line holds one piece of text. Bytes.
 const MAX_LINE: usize = 4 * 1024 * 1024;
 
+pub use export::export;
+
 /// What a worker says, line by line; a broken connection is a `Failed`.
 pub type Events = BoxStream<'static, GenerateEvent>;
 
@@ -35,6 +42,19 @@ pub async fn generate(
     model: &str,
     request: &GenerateRequest,
 ) -> Result<Events, ApiError> {
+    first_able(state, model, &request.model, |worker| {
+        ask(state, worker, request).boxed()
+    })
+    .await
+}
+
+/// Asks the workers that hold the model, best one first, until one answers.
+async fn first_able<'a, T>(
+    state: &State,
+    name: &str,
+    model: &ServedModel,
+    ask: impl Fn(Worker) -> BoxFuture<'a, Result<T, Refused>>,
+) -> Result<T, ApiError> {
     let since = state.now().plus_s(-ALIVE_S);
     let alive = state
         .store
@@ -42,12 +62,13 @@ pub async fn generate(
         .alive(since)
         .await
         .map_err(store_error)?;
-    let mut refusal = no_worker(model);
-    for worker in ranked(alive, request) {
-        match ask(state, &worker, request).await {
-            Ok(events) => return Ok(events),
+    let mut refusal = no_worker(name);
+    for worker in ranked(alive, model) {
+        let id = worker.status.worker_id.clone();
+        match ask(worker).await {
+            Ok(answer) => return Ok(answer),
             Err(Refused::Next(next)) => {
-                tracing::info!(worker = %worker.status.worker_id, reason = %next.message, "asking the next worker");
+                tracing::info!(worker = %id, reason = %next.message, "asking the next worker");
                 refusal = next;
             }
             Err(Refused::Final(error)) => return Err(error),
@@ -58,20 +79,11 @@ pub async fn generate(
 
 /// Those that hold the base model: first the ones with room, of these the ones that hold the adapter, of these the
 /// least busy.
-fn ranked(alive: Vec<Worker>, request: &GenerateRequest) -> Vec<Worker> {
-    let adapter = request
-        .model
-        .adapter
-        .as_ref()
-        .map(|adapter| &adapter.sha256);
+fn ranked(alive: Vec<Worker>, model: &ServedModel) -> Vec<Worker> {
+    let adapter = model.adapter.as_ref().map(|adapter| &adapter.sha256);
     let mut able: Vec<Worker> = alive
         .into_iter()
-        .filter(|worker| {
-            worker
-                .status
-                .base_models
-                .contains(&request.model.base_model)
-        })
+        .filter(|worker| worker.status.base_models.contains(&model.base_model))
         .collect();
     able.sort_by_key(|worker| {
         let status = &worker.status;
@@ -90,12 +102,27 @@ enum Refused {
     Final(ApiError),
 }
 
-async fn ask(state: &State, worker: &Worker, request: &GenerateRequest) -> Result<Events, Refused> {
-    let begun = tokio::time::timeout(FIRST_EVENT, begin(state, worker, request));
-    begun.await.unwrap_or_else(|_elapsed| {
-        let detail = format!("nothing came within {} s", FIRST_EVENT.as_secs());
-        Err(unreachable_worker(detail))
-    })
+async fn ask(state: &State, worker: Worker, request: &GenerateRequest) -> Result<Events, Refused> {
+    let begun = tokio::time::timeout(FIRST_EVENT, begin(state, &worker, request));
+    begun.await.unwrap_or_else(|_elapsed| Err(too_late()))
+}
+
+fn too_late() -> Refused {
+    unreachable_worker(format!("nothing came within {} s", FIRST_EVENT.as_secs()))
+}
+
+/// Errors: the worker cannot be reached. Its answer may be a refusal.
+async fn post(
+    state: &State,
+    worker: &Worker,
+    path: &str,
+    request: &impl Serialize,
+) -> Result<reqwest::Response, Refused> {
+    let token = platform::service_token::issue(&state.service_key, "worker", TOKEN_TTL);
+    let address = worker.status.address.trim_end_matches('/');
+    let post = state.http.post(format!("{address}{path}"));
+    let sent = post.bearer_auth(token).json(request).send().await;
+    sent.map_err(|error| unreachable_worker(error.to_string()))
 }
 
 /// Sends the request and waits for the first event.
@@ -104,14 +131,7 @@ async fn begin(
     worker: &Worker,
     request: &GenerateRequest,
 ) -> Result<Events, Refused> {
-    let token = platform::service_token::issue(&state.service_key, "worker", TOKEN_TTL);
-    let address = worker.status.address.trim_end_matches('/');
-    let post = state
-        .http
-        .post(format!("{address}/v1/generate"))
-        .bearer_auth(token);
-    let sent = post.json(request).send().await;
-    let response = sent.map_err(|error| unreachable_worker(error.to_string()))?;
+    let response = post(state, worker, "/v1/generate", request).await?;
     if !response.status().is_success() {
         return Err(refused(response).await);
     }
@@ -133,11 +153,13 @@ async fn refused(response: reqwest::Response) -> Refused {
     let status = response.status();
     match response.json::<GenerateError>().await {
         Ok(error) => mapped(error),
-        Err(_) => {
-            let detail = format!("the worker answered {status} without a reason");
-            Refused::Next(ApiError::internal(detail))
-        }
+        Err(_) => refused_without_reason(status),
     }
+}
+
+fn refused_without_reason(status: reqwest::StatusCode) -> Refused {
+    let detail = format!("the worker answered {status} without a reason");
+    Refused::Next(ApiError::internal(detail))
 }
 
 fn mapped(error: GenerateError) -> Refused {
@@ -296,7 +318,7 @@ mod tests {
                 worker("holder", &["a"], if full_holder { 4 } else { 2 }),
                 worker("idle", &[], 0),
             ];
-            ranked(workers, request)
+            ranked(workers, &request.model)
                 .into_iter()
                 .map(|w| w.status.address)
                 .collect()

@@ -6,16 +6,22 @@ use std::time::Duration;
 
 use domain::generation::{FinishReason, TokenLogprob, TopLogprob};
 use domain::id::WorkerId;
-use domain::message::{GenerateError, GenerateEvent, GenerateRequest};
+use domain::message::{
+    ExportError, ExportFormat, ExportRequest, GenerateError, GenerateEvent, GenerateRequest,
+    GgufType,
+};
 use domain::usage::TokenUsage;
 use domain::worker::WorkerStatus;
 use platform::config::Secret;
 use platform::service_token::{ServiceKey, verify};
 use poem::http::StatusCode;
 use poem::listener::{Acceptor, Listener, TcpListener};
-use poem::web::Data;
-use poem::{Body, EndpointExt, Request, Response, Route, Server, handler, post};
+use poem::web::{Data, Json};
+use poem::{Body, EndpointExt, IntoResponse, Request, Response, Route, Server, handler, post};
 use tokio::sync::Notify;
+
+/// What an export holds.
+pub const EXPORTED: &str = "the whole model";
 
 pub struct FakeWorker {
     pub address: String,
@@ -27,6 +33,7 @@ struct Shared {
     asked: Mutex<Vec<GenerateRequest>>,
     /// Said instead of any answer with an adapter.
     refusal: Mutex<Option<(u16, GenerateError)>>,
+    exports: Mutex<Vec<ExportRequest>>,
     /// An endless answer was dropped.
     dropped: Arc<Notify>,
 }
@@ -37,6 +44,7 @@ impl FakeWorker {
             key: ServiceKey::new(&key),
             asked: Mutex::new(Vec::new()),
             refusal: Mutex::new(None),
+            exports: Mutex::new(Vec::new()),
             dropped: Arc::new(Notify::new()),
         });
         let acceptor = TcpListener::bind("127.0.0.1:0")
@@ -49,6 +57,7 @@ impl FakeWorker {
         );
         let route = Route::new()
             .at("/v1/generate", post(generate))
+            .at("/v1/export", post(export))
             .data(shared.clone());
         tokio::spawn(Server::new_with_acceptor(acceptor).run(route));
         Self { address, shared }
@@ -76,6 +85,11 @@ impl FakeWorker {
         self.shared.asked.lock().unwrap().last().unwrap().clone()
     }
 
+    /// The export that was asked for last.
+    pub fn last_export(&self) -> ExportRequest {
+        self.shared.exports.lock().unwrap().last().unwrap().clone()
+    }
+
     pub fn n_asked(&self) -> usize {
         self.shared.asked.lock().unwrap().len()
     }
@@ -88,15 +102,51 @@ impl FakeWorker {
     }
 }
 
-#[handler]
-async fn generate(shared: Data<&Arc<Shared>>, request: &Request, body: Body) -> Response {
+fn is_authorised(shared: &Shared, request: &Request) -> bool {
     let token = request
         .header("authorization")
         .and_then(|value| value.strip_prefix("Bearer "));
-    if token.is_none_or(|token| verify(&shared.key, "worker", token).is_err()) {
-        return Response::builder()
-            .status(StatusCode::UNAUTHORIZED)
-            .finish();
+    token.is_some_and(|token| verify(&shared.key, "worker", token).is_ok())
+}
+
+/// Answers by the format: bytes for merged and f16, reasons for the other types, no end for q8_0.
+#[handler]
+async fn export(shared: Data<&Arc<Shared>>, request: &Request, body: Body) -> Response {
+    if !is_authorised(&shared, request) {
+        return StatusCode::UNAUTHORIZED.into_response();
+    }
+    let asked: ExportRequest = serde_json::from_slice(&body.into_bytes().await.unwrap()).unwrap();
+    shared.exports.lock().unwrap().push(asked.clone());
+    let error = match asked.format {
+        ExportFormat::Merged
+        | ExportFormat::Gguf {
+            file_type: GgufType::F16,
+        } => {
+            return Response::builder().body(EXPORTED);
+        }
+        ExportFormat::Gguf {
+            file_type: GgufType::Q8_0,
+        } => return endless(shared.dropped.clone()),
+        ExportFormat::Gguf {
+            file_type: GgufType::F32,
+        } => ExportError::Unsupported {
+            reason: "its tokenizer is not known".to_owned(),
+        },
+        ExportFormat::Gguf {
+            file_type: GgufType::Bf16,
+        } => ExportError::Busy,
+    };
+    let status = match error {
+        ExportError::Busy => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::BAD_REQUEST,
+    };
+    Json(&error).with_status(status).into_response()
+}
+
+#[handler]
+async fn generate(shared: Data<&Arc<Shared>>, request: &Request, body: Body) -> Response {
+    if !is_authorised(&shared, request) {
+        return StatusCode::UNAUTHORIZED.into_response();
     }
     let asked: GenerateRequest = serde_json::from_slice(&body.into_bytes().await.unwrap()).unwrap();
     shared.asked.lock().unwrap().push(asked.clone());

@@ -17,7 +17,7 @@ use crate::lora::Adapter;
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// What is copied from the base's folder, where it is there.
-const COPIED: [&str; 11] = [
+const COPIED: [&str; 12] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -28,6 +28,7 @@ const COPIED: [&str; 11] = [
     "merges.txt",
     "tokenizer.model",
     "chat_template.jinja",
+    "chat_template.json",
     "LICENSE",
 ];
 

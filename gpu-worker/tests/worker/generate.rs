@@ -254,7 +254,7 @@ async fn a_client_that_leaves_frees_its_places() {
     worker.stop().await.unwrap();
 }
 
-async fn tune(house: &House, worker: &Running, n_epochs: u32) -> AdapterRef {
+pub async fn tune(house: &House, worker: &Running, n_epochs: u32) -> AdapterRef {
     let assignment = house.assignment(n_epochs).await;
     house.give(&assignment);
     house

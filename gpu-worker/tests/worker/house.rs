@@ -221,16 +221,28 @@ impl House {
 
 /// Installs a tiny model in the bucket.
 pub async fn install(objects: &Objects, name: &str, seed: u64) -> BaseModel {
+    let files = tiny_model::files(seed).into_iter();
+    let files = files.map(|(file, bytes)| (file.to_owned(), bytes));
+    install_files(objects, name, seed, files.collect()).await
+}
+
+/// Installs the files of a folder in the bucket; `seed` tells models apart.
+pub async fn install_files(
+    objects: &Objects,
+    name: &str,
+    seed: u64,
+    contents: Vec<(String, Vec<u8>)>,
+) -> BaseModel {
     let sha256 = format!("{seed:064x}");
     let object_prefix = object_key::base_model(name, &sha256);
     let mut files = Vec::new();
-    for (file, bytes) in tiny_model::files(seed) {
+    for (file, bytes) in contents {
         let stored = objects
             .put_bytes(&format!("{object_prefix}/{file}"), bytes.into())
             .await
             .unwrap();
         files.push(ManifestFile {
-            name: file.to_owned(),
+            name: file,
             size_bytes: stored.size_bytes,
             sha256: stored.sha256,
         });
@@ -292,9 +304,18 @@ pub fn with_adapter(mut request: GenerateRequest, adapter: &AdapterRef) -> Gener
 
 impl House {
     pub async fn post(&self, worker: &Running, request: &GenerateRequest) -> reqwest::Response {
+        self.post_to(worker, "/v1/generate", request).await
+    }
+
+    pub async fn post_to(
+        &self,
+        worker: &Running,
+        path: &str,
+        request: &impl serde::Serialize,
+    ) -> reqwest::Response {
         let token = service_token::issue(&self.key, "worker", Duration::from_secs(60));
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        let url = format!("{}/v1/generate", worker.address);
+        let url = format!("{}{path}", worker.address);
         client
             .post(url)
             .bearer_auth(token)

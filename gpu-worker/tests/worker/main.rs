@@ -1,6 +1,7 @@
 //! The worker as a whole: a real device, a bucket in a directory, a scripted door. One program, so that it links once.
 
 mod door;
+mod export;
 mod generate;
 mod house;
 mod options;

@@ -90,7 +90,7 @@ pub(super) fn load(dir: &Path, now: Option<NaiveDateTime>) -> Result<ChatModel, 
 }
 
 /// A file's JSON; `None` if the file is not there.
-fn read_json(dir: &Path, name: &str) -> Result<Option<Value>, LoadError> {
+pub(crate) fn read_json(dir: &Path, name: &str) -> Result<Option<Value>, LoadError> {
     let path = dir.join(name);
     let text = match std::fs::read(&path) {
         Ok(text) => text,
@@ -171,8 +171,17 @@ fn templates_in(value: &Value) -> Vec<(String, String)> {
     }
 }
 
+/// The template that answers are asked for with, and the one for requests with tools, if that is another.
+pub(crate) fn chat_templates(
+    dir: &Path,
+    tokenizer_config: &Value,
+) -> Result<(String, Option<String>), LoadError> {
+    let Sources { chat, tools } = template_sources(dir, tokenizer_config)?;
+    Ok((chat.1, tools.map(|(_, source)| source)))
+}
+
 /// A token of `tokenizer_config.json`, written as text or as an object with `content`.
-fn token_content(token: &Value) -> Option<String> {
+pub(crate) fn token_content(token: &Value) -> Option<String> {
     token
         .as_str()
         .or_else(|| token["content"].as_str())

@@ -139,7 +139,7 @@ def check_logits(path, model, kind):
     best = np.sort(theirs, axis=-1)
     clear = best[:, -1] - best[:, -2] > CLEAR_MARGIN[kind] * scale
     same = (ours.argmax(-1) == theirs.argmax(-1))[clear]
-    if clear.sum() < 5 or not same.all():
+    if clear.sum() < 3 or not same.all():
         sys.exit(f"{kind}: {same.sum()} of {clear.sum()} clear best tokens agree")
     return worst, int(clear.sum()), llama
 

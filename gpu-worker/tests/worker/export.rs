@@ -37,13 +37,16 @@ async fn exported(house: &House, worker: &Running, request: &ExportRequest) -> V
 
 fn unzipped(bytes: Vec<u8>) -> Vec<(String, Vec<u8>)> {
     let mut zip = zip::ZipArchive::new(Cursor::new(bytes)).unwrap();
-    let mut read = |i| {
-        let mut file = zip.by_index(i).unwrap();
+    let names = zip.file_names().map(|name| name.unwrap().into_owned());
+    let names: Vec<String> = names.collect();
+    let mut read = |name: String| {
         let mut bytes = Vec::new();
+        let mut file = zip.by_name(&name).unwrap();
         file.read_to_end(&mut bytes).unwrap();
-        (file.name().to_owned(), bytes)
+        drop(file);
+        (name, bytes)
     };
-    (0..5).map(&mut read).collect()
+    names.into_iter().map(&mut read).collect()
 }
 
 /// The folder that `luthier model add` makes of a GGUF file.

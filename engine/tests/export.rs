@@ -85,25 +85,32 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
 }
 
 #[test]
-fn a_merged_model_scores_as_base_and_adapter() {
-    for name in ["tiny_llama_tied", "tiny_llama_untied"] {
-        let (base, adapter) = (fixture(name), fixture_adapter(name));
+fn a_merged_model_of_every_family_scores_as_base_and_adapter() {
+    let mut n_models = 0;
+    for entry in std::fs::read_dir(fixture("")).unwrap() {
+        let dir = entry.unwrap().path();
+        if !dir.join("adapter").is_dir() {
+            continue;
+        }
+        let (base, adapter) = (in_f32(&dir), read_adapter(&dir, &dir.join("adapter")));
         let out = tempfile::tempdir().unwrap();
-        let merged = Merged::new(&base, Some(adapter.clone()), MAX_SHARD_BYTES).unwrap();
+        let merged = Merged::new(base.path(), Some(adapter.clone()), MAX_SHARD_BYTES).unwrap();
         assert_eq!(
             write_merged(&merged, out.path()),
             ["config.json", "model.safetensors"]
         );
         let ours = scores(load(out.path()), None);
-        let tuned = scores(load(&base), Some(adapter));
+        let tuned = scores(load(base.path()), Some(adapter));
         let off = largest_difference(&ours, &tuned);
-        assert!(off <= 1e-4, "{name}: {off}"); // f32 sums in another order
-        let effect = largest_difference(&tuned, &scores(load(&base), None));
+        assert!(off <= 1e-4, "{dir:?}: {off}"); // f32 sums in another order
+        let effect = largest_difference(&tuned, &scores(load(base.path()), None));
         assert!(
             effect > 0.1,
-            "{name}: the adapter must change something: {effect}"
+            "{dir:?}: the adapter must change something: {effect}"
         );
+        n_models += 1;
     }
+    assert!(n_models >= 15, "{n_models} models with adapters");
 }
 
 #[test]

@@ -8,8 +8,16 @@ use crate::cpu::pool::Pool;
 use crate::cpu::simd::{exp, max, sum, vectorized};
 use crate::nn::softcap;
 
-/// Logits that exist at once: 32 MiB, which a last-level cache can hold.
-pub(crate) const CHUNK_VALUES: usize = 8 << 20;
+/// Logits that exist at once where the vocabulary is small enough: 32 MiB, which a last-level cache can hold.
+const CHUNK_VALUES: usize = 8 << 20;
+
+/// Fewest rows of a chunk: the head is read from memory and turned once for each, which has to be worth it.
+const MIN_CHUNK_ROWS: usize = 192;
+
+/// Rows whose logits exist at once.
+pub(crate) fn chunk_rows(vocab: usize) -> usize {
+    (CHUNK_VALUES / vocab).max(MIN_CHUNK_ROWS)
+}
 
 /// What makes logits of the last stream.
 #[derive(Clone, Copy)]
@@ -208,7 +216,7 @@ fn chunks<E: Element>(
     mut then: impl FnMut(usize, &[f32], &[f32], &[RowSums]) -> Result<(), OutOfMemory>,
 ) -> Result<RowLosses, OutOfMemory> {
     let (depth, vocab) = (head.weight.n_in(), head.weight.n_out());
-    let rows_per_chunk = (CHUNK_VALUES / vocab).clamp(1, targets.len().max(1));
+    let rows_per_chunk = chunk_rows(vocab).min(targets.len().max(1));
     logits.ensure(rows_per_chunk * vocab)?;
     slopes.ensure(head.cap.map_or(0, |_| rows_per_chunk * vocab))?;
     let mut result = RowLosses::default();

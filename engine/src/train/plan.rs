@@ -5,7 +5,7 @@ use crate::config::{ModelConfig, QkNorm};
 use crate::cpu::element::Precision;
 use crate::lora::Adapter;
 use crate::model::MemoryLevel;
-use crate::nn::cross_entropy::CHUNK_VALUES;
+use crate::nn::cross_entropy::chunk_rows;
 
 /// The shape of a run: what its memory depends on besides the base's weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +71,7 @@ pub fn training_bytes(
     };
     let per_token = (layers + 1) * sizes.stream + kept + sizes.in_turn;
     let capped = model.final_logit_softcapping.map_or(0, |_| 4);
-    let chunk = CHUNK_VALUES as u64 * (4 + capped + number);
+    let chunk = (chunk_rows(model.vocab_size) * model.vocab_size) as u64 * (4 + capped + number);
     // Values, gradients and both moments; the kernels read four packed copies, block-diagonal ones up to three times as large.
     let adapter_bytes = adapter.n_parameters() * (16 + 8 * number);
     tokens * per_token + chunk + adapter_bytes

@@ -29,7 +29,7 @@ fn pairs_plainly(words: &[u32; PAIRS], out: &mut [u32; PAIRS]) {
 
 /// `out[u][j] = rows[j][u]`.
 pub(super) fn words(rows: &[[u32; PANEL]; PANEL], out: &mut [[u32; PANEL]]) {
-    match (Isa::detect(), out.as_mut_array()) {
+    match (Isa::detect(), out.as_mut_array::<PANEL>()) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level was detected on this machine.
         (Isa::Avx512 | Isa::Avx512Bf16, Some(out)) => unsafe { avx512::words(rows, out) },

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{JobId, ProjectId};
 use crate::time::Timestamp;
+use crate::x_training::FrozenWeights;
 
 /// A tuned model, a checkpoint of a job that succeeded, or an adapter that a client brought.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +29,9 @@ pub struct AdapterRef {
     /// Of `adapter_model.safetensors`. Another folder may hold the same weights under another configuration.
     pub sha256: String,
     pub size_bytes: u64,
+    /// How the base's weights were held when it was trained. It answers on the same ones.
+    #[serde(default)]
+    pub frozen_weights: FrozenWeights,
 }
 
 /// What an answer is computed with: a base model and perhaps an adapter.
@@ -35,6 +39,14 @@ pub struct AdapterRef {
 pub struct ServedModel {
     pub base_model: String,
     pub adapter: Option<AdapterRef>,
+}
+
+impl ServedModel {
+    /// How the base's weights are held: as the adapter was trained.
+    pub fn frozen_weights(&self) -> FrozenWeights {
+        let adapter = self.adapter.as_ref();
+        adapter.map_or(FrozenWeights::Stored, |adapter| adapter.frozen_weights)
+    }
 }
 
 /// The public name of a tuned model. No part holds a `:`, so there are exactly five parts.

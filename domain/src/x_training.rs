@@ -9,11 +9,12 @@ mod words;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use inherit::UnreadableAdapterConfig;
+pub use inherit::{Inherited, UnreadableAdapterConfig};
 pub use pairs::Pairs;
-pub use refusal::{Refusal, RefusalKind};
+pub use refusal::Refusal;
 pub use words::{
-    AdapterType, BaseWeights, Bias, Compute, GradientCheckpointing, Init, Packing, Truncation,
+    AdapterType, BaseWeights, Bias, Compute, FrozenWeights, GradientCheckpointing, Init, Packing,
+    Truncation,
 };
 
 use crate::hyperparameters::Auto;
@@ -102,6 +103,19 @@ pub struct Precision {
     pub base_weights: BaseWeights,
     /// The scales of nf4's blocks are quantised too.
     pub double_quant: bool,
+}
+
+impl Precision {
+    /// How the base's frozen weights are held.
+    pub fn frozen_weights(&self) -> FrozenWeights {
+        match self.base_weights {
+            BaseWeights::Stored => FrozenWeights::Stored,
+            BaseWeights::Bf16 => FrozenWeights::Bf16,
+            BaseWeights::Int8 => FrozenWeights::Int8,
+            BaseWeights::Nf4 if self.double_quant => FrozenWeights::Nf4DoubleQuant,
+            BaseWeights::Nf4 => FrozenWeights::Nf4,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -197,20 +211,19 @@ pub struct AskedAdapter {
 }
 
 impl AskedTraining {
-    /// Every leaf, and whether this build can do it. `context_length`: of the base model, in tokens. `inherited`: the
-    /// configuration of the adapter that is continued.
-    /// Errors: what does not go together, what the base does not allow, what the engine cannot do yet; by its path.
+    /// Every leaf. `context_length`: of the base model, in tokens. `inherited`: from the adapter that is continued.
+    /// Errors: what does not go together, and what the base does not allow; by its path.
     pub fn resolve(
         self,
         context_length: u32,
-        inherited: Option<Adapter>,
+        inherited: Option<Inherited>,
     ) -> Result<Training, Refusal> {
         self.check_pairs()?;
         let default = Training::default_for(context_length);
-        let base_weights = self.base_weights.unwrap_or(default.precision.base_weights);
+        let (base_weights, double_quant) = self.base_weights(&inherited);
         let training = Training {
             adapter: match inherited {
-                Some(inherited) => self.adapter.continued(inherited)?,
+                Some(inherited) => self.adapter.continued(inherited.adapter)?,
                 None => self.adapter.fresh(),
             },
             optimizer: Optimizer {
@@ -219,9 +232,7 @@ impl AskedTraining {
             precision: Precision {
                 compute: self.compute.unwrap_or(default.precision.compute),
                 base_weights,
-                double_quant: self
-                    .double_quant
-                    .unwrap_or(base_weights == BaseWeights::Nf4),
+                double_quant,
             },
             memory: Memory {
                 gradient_checkpointing: self
@@ -236,6 +247,18 @@ impl AskedTraining {
         };
         refusal::check(&training, context_length)?;
         Ok(training)
+    }
+
+    /// `base_weights` and `double_quant`: what is asked for, or what the continued adapter was trained on.
+    fn base_weights(&self, inherited: &Option<Inherited>) -> (BaseWeights, bool) {
+        match (self.base_weights, inherited) {
+            (Auto::Given(BaseWeights::Nf4), _) => {
+                (BaseWeights::Nf4, self.double_quant.unwrap_or(true))
+            }
+            (Auto::Given(asked), _) => (asked, false),
+            (Auto::Auto, Some(inherited)) => inherited.base_weights(),
+            (Auto::Auto, None) => (BaseWeights::Stored, false),
+        }
     }
 
     /// What contradicts itself whatever the base is.

@@ -52,6 +52,8 @@ pub enum BaseWeights {
     /// bf16 as bf16, all else as f32: exactly what the files say.
     #[default]
     AsStored,
+    /// As bf16, whatever the files say.
+    Bf16,
     /// In few bits; each product unpacks what it multiplies with. Training on such a base is QLoRA (arXiv:2305.14314).
     Quantized(Kind),
 }
@@ -168,6 +170,7 @@ impl Reader<'_> {
             .collect();
         let weight = match self.weights {
             BaseWeights::AsStored => self.matrix(&weights, depth)?,
+            BaseWeights::Bf16 => self.rounded(&weights, depth)?,
             BaseWeights::Quantized(kind) => self.quantized(&weights, depth, kind)?,
         };
         let mut bias = None;
@@ -211,6 +214,35 @@ impl Reader<'_> {
         let panels = Panels::from_weight_rows(self.pool, rows.len(), depth, |n, row| {
             widen(dtype, rows[n], row)
         })?;
+        Ok(Weight::F32(panels))
+    }
+
+    /// As [`Self::matrix`], rounded to bf16.
+    fn rounded(&self, parts: &[(String, usize)], depth: usize) -> Result<Weight, LoadError> {
+        let mut rows: Vec<(Dtype, &[u8])> = Vec::new();
+        for (name, n) in parts {
+            let view = self.tensors.get(name, &[*n, depth])?;
+            let row = view.data().chunks_exact(view.data().len() / n);
+            rows.extend(row.map(|bytes| (view.dtype(), bytes)));
+        }
+        let round = |n: usize, row: &mut [f32]| {
+            let (dtype, bytes) = rows[n];
+            widen(dtype, bytes, row);
+            row.iter_mut()
+                .for_each(|x| *x = bf16::from_f32(*x).to_f32());
+        };
+        // Rows of pairs begin at whole words only where the depth is even.
+        if depth.is_multiple_of(2) {
+            let panels = Panels::from_weight_rows(self.pool, rows.len(), depth, |n, row| {
+                let mut values = vec![0.0; depth];
+                round(n, &mut values);
+                for (to, from) in row.iter_mut().zip(values) {
+                    *to = bf16::from_f32(from);
+                }
+            })?;
+            return Ok(Weight::Bf16(panels));
+        }
+        let panels = Panels::from_weight_rows(self.pool, rows.len(), depth, round)?;
         Ok(Weight::F32(panels))
     }
 
@@ -317,6 +349,15 @@ struct Index {
 }
 
 /// Every file of weights in a model's folder, mapped.
+/// Whether every matrix in the model's files is bf16, so that [`BaseWeights::Bf16`] is what is stored.
+/// Errors: files that are missing or malformed.
+pub fn is_stored_in_bf16(dir: &Path) -> Result<bool, LoadError> {
+    let files = map_files(dir)?;
+    let tensors = Tensors::parse(&files)?;
+    let mut matrices = tensors.by_name.values().filter(|t| t.shape().len() > 1);
+    Ok(matrices.all(|matrix| matrix.dtype() == Dtype::BF16))
+}
+
 pub(crate) fn map_files(dir: &Path) -> Result<Vec<(PathBuf, Mmap)>, LoadError> {
     let index_path = dir.join("model.safetensors.index.json");
     let names = match std::fs::read_to_string(&index_path) {

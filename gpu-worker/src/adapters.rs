@@ -241,6 +241,7 @@ mod tests {
             object_prefix: name.to_owned(),
             sha256: format!("hash of {name}"),
             size_bytes,
+            frozen_weights: Default::default(),
         }
     }
 

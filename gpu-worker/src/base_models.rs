@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock};
 
 use domain::base_model::BaseModel;
+use domain::x_training::FrozenWeights;
 use engine::config::ModelConfig;
+use engine::quant::Kind;
+use engine::weights::{self, BaseWeights};
 use platform::objects::{Objects, ObjectsError};
 use text::chat_model::ChatModel;
 use tokio::sync::OnceCell;
@@ -30,7 +33,9 @@ pub(crate) enum BaseError {
 /// A base model whose folder is here: all but its weights, ready for use.
 pub(crate) struct Base {
     pub model: BaseModel,
+    /// With weights as stored.
     pub folder: BaseFolder,
+    is_stored_in_bf16: bool,
     pub config: ModelConfig,
     pub chat: ChatModel,
 }
@@ -41,6 +46,28 @@ impl Base {
         self.chat
             .context_length()
             .min(self.model.context_length as usize)
+    }
+
+    /// How its weights are held when `wanted` is asked for: bf16 weights that are stored as such are not held twice.
+    pub(crate) fn held(&self, wanted: FrozenWeights) -> FrozenWeights {
+        match wanted {
+            FrozenWeights::Bf16 if self.is_stored_in_bf16 => FrozenWeights::Stored,
+            other => other,
+        }
+    }
+
+    /// Its folder, for weights held so.
+    pub(crate) fn folder_as(&self, held: FrozenWeights) -> BaseFolder {
+        BaseFolder {
+            weights: match held {
+                FrozenWeights::Stored => BaseWeights::AsStored,
+                FrozenWeights::Bf16 => BaseWeights::Bf16,
+                FrozenWeights::Int8 => BaseWeights::Quantized(Kind::Int8),
+                FrozenWeights::Nf4 => BaseWeights::Quantized(Kind::Nf4),
+                FrozenWeights::Nf4DoubleQuant => BaseWeights::Quantized(Kind::Nf4DoubleQuant),
+            },
+            ..self.folder.clone()
+        }
     }
 }
 
@@ -174,14 +201,18 @@ impl Base {
             reason,
         };
         let config = ModelConfig::from_dir(&dir).map_err(|error| unreadable(error.to_string()))?;
+        let is_stored_in_bf16 = weights::is_stored_in_bf16(&dir);
+        let is_stored_in_bf16 = is_stored_in_bf16.map_err(|error| unreadable(error.to_string()))?;
         let chat = ChatModel::load(&dir).map_err(|error| unreadable(error.to_string()))?;
         let folder = BaseFolder {
             sha256: model.sha256.clone(),
             dir,
+            weights: BaseWeights::AsStored,
         };
         Ok(Self {
             model,
             folder,
+            is_stored_in_bf16,
             config,
             chat,
         })

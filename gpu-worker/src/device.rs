@@ -16,6 +16,7 @@ use engine::generate::{FinishReason, Limits, Sampling, StepOutput};
 use engine::lora::{Adapter, LoraConfig};
 use engine::pool::Pool;
 use engine::train::{EvalReport, StepReport, TrainConfig};
+use engine::weights::BaseWeights;
 use tokio::sync::{mpsc as tokio_mpsc, oneshot};
 
 /// Conversations that may wait for room beside those being generated; beyond, a client hears "busy" at once.
@@ -52,11 +53,13 @@ impl DeviceError {
 
 type Reply<T> = oneshot::Sender<Result<T, DeviceError>>;
 
-/// A base model's folder on this host, and the hash that names it.
+/// A base model's folder on this host, the hash that names it, and how its weights are held: one base held in two ways
+/// is two on the device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BaseFolder {
     pub sha256: String,
     pub dir: PathBuf,
+    pub weights: BaseWeights,
 }
 
 /// A conversation to go on with, `n` times.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use domain::message::{ExportError, ExportFormat, ExportRequest, GgufType};
+use domain::x_training::FrozenWeights;
 use engine::export::{FileType, Gguf, MAX_SHARD_BYTES, Merged};
 use engine::lora::Adapter;
 use platform::archive::{self, Archive, Entry};
@@ -189,9 +190,17 @@ fn internal(error: &impl std::error::Error) -> ExportError {
 }
 
 fn readme(asked: &ExportRequest) -> String {
+    let trained_on = match asked.model.frozen_weights() {
+        FrozenWeights::Stored => String::new(),
+        other => format!(
+            "\nThe adapter was trained with the base's weights held as {}. Here they are as the base has them, so answers \
+             differ a little from those of the served model.\n",
+            other.as_str()
+        ),
+    };
     format!(
         "---\nbase_model: {base}\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n# {name}\n\n\
-         `{base}` with the adapter of `{name}` merged into its weights.\n\n```python\nfrom transformers import \
+         `{base}` with the adapter of `{name}` merged into its weights.\n{trained_on}\n```python\nfrom transformers import \
          AutoModelForCausalLM, AutoTokenizer\n\nmodel = AutoModelForCausalLM.from_pretrained(\".\")  # this folder\n\
          tokenizer = AutoTokenizer.from_pretrained(\".\")\n```\n",
         base = asked.model.base_model,

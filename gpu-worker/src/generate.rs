@@ -120,10 +120,11 @@ async fn begin(worker: Arc<Worker>, asked: GenerateRequest) -> Result<Body, Gene
         None => None,
     };
     let (prompt, max_new_tokens) = prompt(&worker, &base, &asked)?;
+    let frozen_weights = asked.model.frozen_weights();
     let prompt_tokens = prompt.len() as u64;
     let n = asked.n.max(1);
     let ask = Ask {
-        base: base.folder.clone(),
+        base: base.folder_as(frozen_weights),
         prompt,
         adapter,
         sampling: sampling(&asked.sampling),

@@ -15,6 +15,7 @@ use domain::message::{Assignment, CheckpointRequest, FailRequest, FinishRequest}
 use domain::metrics::StepMetrics;
 use domain::model::AdapterRef;
 use domain::time::Timestamp;
+use domain::x_training::FrozenWeights;
 use engine::batch::Example;
 use engine::lora::Adapter;
 use tokio::time::Instant;
@@ -131,6 +132,8 @@ struct Attempt<'a> {
 /// The rows and the trainer of an attempt, between two steps.
 struct Session {
     base: Arc<Base>,
+    /// How the base's weights are held in this training.
+    frozen_weights: FrozenWeights,
     training: Training,
     plan: Plan,
     rows: Vec<Example>,
@@ -194,7 +197,7 @@ impl Attempt<'_> {
             total_steps,
             ..
         } = self.assignment;
-        let training = config::training(self.assignment)?;
+        let training = config::training(self.assignment);
         let base = self
             .worker
             .bases
@@ -226,8 +229,9 @@ impl Attempt<'_> {
                 seed: (*seed).into(),
             },
         };
+        let frozen_weights = base.held(training.precision.frozen_weights());
         let start = TrainingStart {
-            base: base.folder.clone(),
+            base: base.folder_as(frozen_weights),
             adapter,
             config: config::train_config(self.assignment, &training),
             memory: config::memory_level(&training),
@@ -242,6 +246,7 @@ impl Attempt<'_> {
         let now = Instant::now();
         Ok(Session {
             base,
+            frozen_weights,
             training,
             plan,
             rows,
@@ -344,8 +349,12 @@ impl Attempt<'_> {
         metrics: StepMetrics,
     ) -> Result<Saved, Failure> {
         let snapshot = session.training.snapshot().await?;
-        let saved =
-            checkpoint::save(self.worker, self.assignment, metrics.step, epoch, snapshot).await?;
+        let at = checkpoint::At {
+            step: metrics.step,
+            epoch,
+            frozen_weights: session.frozen_weights,
+        };
+        let saved = checkpoint::save(self.worker, self.assignment, at, snapshot).await?;
         let request = CheckpointRequest {
             step: metrics.step,
             epoch,

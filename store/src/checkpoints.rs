@@ -8,7 +8,7 @@ use domain::time::Timestamp;
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 
 use crate::connect::Store;
-use crate::convert::{Measurements, int, text, unsigned};
+use crate::convert::{Measurements, code, from_code, int, text, unsigned};
 use crate::entity::checkpoint::{Column, Entity, Model};
 use crate::error::StoreError;
 
@@ -104,6 +104,7 @@ pub(crate) fn to_row(checkpoint: &Checkpoint) -> Result<Model, StoreError> {
         adapter_object_prefix: text("adapter.object_prefix", &checkpoint.adapter.object_prefix)?,
         adapter_sha256: text("adapter.sha256", &checkpoint.adapter.sha256)?,
         adapter_size_bytes: int(checkpoint.adapter.size_bytes)?,
+        adapter_frozen_weights: code(&checkpoint.adapter.frozen_weights),
         created_at: checkpoint.created_at.0,
         n_tokens: m.n_tokens,
         train_loss: m.train_loss,
@@ -144,6 +145,7 @@ fn to_domain(row: Model) -> Result<Checkpoint, StoreError> {
             object_prefix: row.adapter_object_prefix,
             sha256: row.adapter_sha256,
             size_bytes: unsigned(row.adapter_size_bytes)?,
+            frozen_weights: from_code("adapter_frozen_weights", &row.adapter_frozen_weights)?,
         },
         name: row.name,
         metrics: metrics.into_step(row.step)?,

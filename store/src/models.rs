@@ -6,7 +6,7 @@ use domain::time::Timestamp;
 use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder};
 
 use crate::connect::Store;
-use crate::convert::{int, text, unsigned};
+use crate::convert::{code, from_code, int, text, unsigned};
 use crate::entity::model::{Column, Entity, Model};
 use crate::error::StoreError;
 use crate::idempotency::{self, IdempotencyEntry};
@@ -107,6 +107,7 @@ pub(crate) fn to_row(model: &TunedModel) -> Result<Model, StoreError> {
         adapter_object_prefix: text("adapter.object_prefix", &model.adapter.object_prefix)?,
         adapter_sha256: text("adapter.sha256", &model.adapter.sha256)?,
         adapter_size_bytes: int(model.adapter.size_bytes)?,
+        adapter_frozen_weights: code(&model.adapter.frozen_weights),
         owned_by: model.owned_by.clone(),
         created_at: model.created_at.0,
         deleted_at: None,
@@ -123,6 +124,7 @@ fn to_domain(row: Model) -> Result<TunedModel, StoreError> {
             object_prefix: row.adapter_object_prefix,
             sha256: row.adapter_sha256,
             size_bytes: unsigned(row.adapter_size_bytes)?,
+            frozen_weights: from_code("adapter_frozen_weights", &row.adapter_frozen_weights)?,
         },
         owned_by: row.owned_by,
         created_at: Timestamp(row.created_at),

@@ -64,6 +64,11 @@ class XTraining:
             files={"file": ("adapter.zip", packed.getvalue())},
             options={"headers": {"Content-Type": "multipart/form-data"}})
 
+    def answer(self, model):
+        reply = self.client.chat.completions.create(
+            model=model, messages=QUESTION, max_tokens=12, temperature=0, logprobs=True)
+        return [token.logprob for token in reply.choices[0].logprobs.content]
+
     def refused(self, param, call):
         with self.assertRaises(openai.BadRequestError) as caught:
             call()
@@ -102,7 +107,8 @@ class XTraining:
             ({"adapter": {"dropout": 1.0}}, "x_training.adapter.dropout"),
             ({"optimizer": {"loraplus_lr_ratio": 0.5}}, "x_training.optimizer.loraplus_lr_ratio"),
             ({"precision": {"double_quant": True}}, "x_training.precision.double_quant"),
-            ({"precision": {"base_weights": "nf4"}}, "x_training.precision.base_weights"),
+            ({"precision": {"base_weights": "fp8"}}, "x_training.precision.base_weights"),
+            ({"adapter": {"init": "pissa"}, "precision": {"base_weights": "nf4"}}, "x_training.adapter.init"),
             ({"data": {"max_length": 1_000_000}}, "x_training.data.max_length"),
             ({"data": {"truncation": "split"}}, "x_training.data.truncation"),
         ]:
@@ -166,6 +172,25 @@ class XTraining:
         from_checkpoint = self.losses(self.train(model=earlier, training_file=file))
         self.assertTrue(ended < from_checkpoint[0] < began)
 
+    def test_a_model_trained_on_nf4_answers_and_goes_on_there(self):
+        # Every batch is the same, so a loss depends on the base and the adapter alone.
+        same = row("What is 2+2?", "It is 4.").encode()
+        file, valid = self.upload(same * 12), self.upload(same)
+        nf4 = {"precision": {"base_weights": "nf4"}}
+        first = self.train(nf4, training_file=file, n_epochs=2, validation_file=valid)
+        precision = first.x_training["resolved"]["precision"]
+        self.assertEqual((precision["base_weights"], precision["double_quant"]), ("nf4", True))
+        newest = self.client.fine_tuning.jobs.checkpoints.list(first.id).data[0]
+        ended = newest.metrics.full_valid_loss
+        second = self.train(model=first.fine_tuned_model, training_file=file, n_epochs=2)
+        self.assertEqual(second.x_training["resolved"]["precision"], precision)
+        self.assertAlmostEqual(self.losses(second)[0], ended, delta=1e-5)
+        stored = {"precision": {"base_weights": "stored"}}
+        on_stored = self.losses(self.train(stored, model=first.fine_tuned_model, training_file=file))
+        self.assertGreater(abs(on_stored[0] - ended), 1e-5)
+        brought = self.bring(self.adapter(first.fine_tuned_model))["id"]
+        self.assertNotEqual(self.answer(first.fine_tuned_model), self.answer(brought))
+
     def test_what_would_make_it_another_adapter_is_refused(self):
         tuned = self.train().fine_tuned_model
         self.refused("x_training.adapter.r", lambda: self.order({"adapter": {"r": 8}}, model=tuned))
@@ -180,12 +205,7 @@ class XTraining:
         self.assertRegex(model["id"], rf"^ft:{MODEL}:[^:]+:brought:\w{{8}}$")
         self.assertIn(model["id"], [m.id for m in self.client.models.list()])
 
-        def answer(name):
-            reply = self.client.chat.completions.create(
-                model=name, messages=QUESTION, max_tokens=12, temperature=0, logprobs=True)
-            return [token.logprob for token in reply.choices[0].logprobs.content]
-
-        self.assertEqual(answer(model["id"]), answer(job.fine_tuned_model))
+        self.assertEqual(self.answer(model["id"]), self.answer(job.fine_tuned_model))
         again = self.adapter(model["id"])
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             self.assertEqual(again[name], files[name])
@@ -230,6 +250,8 @@ OPTIONS = [
     ({"optimizer": {"loraplus_lr_ratio": 4}}, {}),
     ({"precision": {"compute": "bf16"}}, {}),
     ({"precision": {"compute": "fp32", "base_weights": "auto"}}, SAME_LOSSES),
+    ({"precision": {"base_weights": "int8"}}, {}),
+    ({"precision": {"base_weights": "nf4", "double_quant": False}, "adapter": {"use_dora": True}}, {"use_dora": True}),
     ({"memory": {"gradient_checkpointing": "none"}}, SAME_LOSSES),
     ({"memory": {"gradient_checkpointing": "selective"}}, SAME_LOSSES),
     ({"memory": {"gradient_checkpointing": "full"}}, SAME_LOSSES),

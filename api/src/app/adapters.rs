@@ -13,7 +13,7 @@ use domain::id::{AdapterId, base62};
 use domain::message::{GenerateEvent, GenerateRequest};
 use domain::model::{AdapterRef, ServedModel, TunedModel, is_valid_suffix, tuned_model_name};
 use domain::object_key;
-use domain::x_training::Adapter;
+use domain::x_training::{Adapter, FrozenWeights};
 use futures::{Stream, StreamExt};
 use platform::objects::Stored;
 use serde_json::json;
@@ -240,6 +240,7 @@ impl Brought<'_> {
                 object_prefix: self.prefix.clone(),
                 sha256: stored.sha256,
                 size_bytes: stored.size_bytes,
+                frozen_weights: FrozenWeights::Stored,
             },
             owned_by: slug.clone(),
             created_at: self.state.now(),

@@ -271,6 +271,7 @@ mod tests {
     use domain::model::{AdapterRef, ServedModel};
     use domain::time::Timestamp;
     use domain::worker::WorkerStatus;
+    use domain::x_training::FrozenWeights;
 
     use super::*;
 
@@ -294,6 +295,7 @@ mod tests {
             object_prefix: "p".to_owned(),
             sha256: sha256.to_owned(),
             size_bytes: 1,
+            frozen_weights: FrozenWeights::Stored,
         });
         GenerateRequest {
             model: ServedModel {

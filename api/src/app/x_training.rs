@@ -5,7 +5,7 @@ use domain::adapter_file::CONFIG_FILE;
 use domain::base_model::BaseModel;
 use domain::model::TunedModel;
 use domain::project::Project;
-use domain::x_training::{Adapter, XTraining};
+use domain::x_training::{Adapter, Inherited, XTraining};
 
 use super::models::find_tuned;
 use super::{objects_error, store_error};
@@ -42,7 +42,10 @@ pub async fn settle(
         None => named.clone(),
     };
     let inherited = match &start {
-        Some(tuned) => Some(configuration(state, tuned).await?),
+        Some(tuned) => Some(Inherited {
+            adapter: configuration(state, tuned).await?,
+            frozen_weights: tuned.adapter.frozen_weights,
+        }),
         None => None,
     };
     asked.adapter.continue_from = start.as_ref().map(|tuned| tuned.name.clone());

@@ -3,7 +3,7 @@
 use domain::hyperparameters::Auto;
 use domain::x_training::{
     AdapterType, AskedAdapter, AskedTraining, BaseWeights, Bias, Compute, GradientCheckpointing,
-    Init, Packing, Pairs, R, Refusal, RefusalKind, TargetModules, Truncation, XTraining,
+    Init, Packing, Pairs, R, Refusal, TargetModules, Truncation, XTraining,
 };
 use poem_openapi::Object;
 use serde_json::{Map, Value};
@@ -255,21 +255,9 @@ fn pattern<T>(
 
 /// What a client reads of a refusal that needed the base model's or the adapter's word.
 pub fn refused(refusal: Refusal) -> ApiError {
-    let Refusal {
-        param,
-        kind,
-        reason,
-    } = refusal;
-    match kind {
-        RefusalKind::Conflict => {
-            let message = format!("Invalid '{param}': {reason}.");
-            ApiError::invalid(param, "invalid_value", message)
-        }
-        RefusalKind::NotYet => {
-            let message = format!("Unsupported value: '{param}': {reason}.");
-            ApiError::unsupported(param, message)
-        }
-    }
+    let Refusal { param, reason } = refusal;
+    let message = format!("Invalid '{param}': {reason}.");
+    ApiError::invalid(param, "invalid_value", message)
 }
 
 /// What was asked for, as it was written, and under `resolved` what every leaf became.

@@ -9,6 +9,7 @@ use domain::job_event::JobEvent;
 use domain::metrics::StepMetrics;
 use domain::model::{AdapterRef, TunedModel, checkpoint_name};
 use domain::object_key;
+use domain::x_training::FrozenWeights;
 use serde_json::{Value, json};
 
 use super::{App, now};
@@ -149,6 +150,7 @@ impl App {
             object_prefix: object_prefix.clone(),
             sha256: stored.sha256,
             size_bytes: stored.size_bytes,
+            frozen_weights: FrozenWeights::Stored,
         }
     }
 

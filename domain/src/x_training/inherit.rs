@@ -3,12 +3,35 @@
 
 use serde::Deserialize;
 
-use super::{Adapter, AskedAdapter, Bias, Init, Pairs, Refusal, TargetModules};
+use super::{
+    Adapter, AskedAdapter, BaseWeights, Bias, FrozenWeights, Init, Pairs, Refusal, TargetModules,
+};
 
 /// An adapter's `adapter_config.json` that cannot be taken over.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("adapter_config.json: {0}")]
 pub struct UnreadableAdapterConfig(String);
+
+/// What a job takes over from the adapter that it goes on from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Inherited {
+    pub adapter: Adapter,
+    /// What it was trained on.
+    pub frozen_weights: FrozenWeights,
+}
+
+impl Inherited {
+    /// `base_weights` and `double_quant`, as a request spells them.
+    pub(super) fn base_weights(&self) -> (BaseWeights, bool) {
+        match self.frozen_weights {
+            FrozenWeights::Stored => (BaseWeights::Stored, false),
+            FrozenWeights::Bf16 => (BaseWeights::Bf16, false),
+            FrozenWeights::Int8 => (BaseWeights::Int8, false),
+            FrozenWeights::Nf4 => (BaseWeights::Nf4, false),
+            FrozenWeights::Nf4DoubleQuant => (BaseWeights::Nf4, true),
+        }
+    }
+}
 
 /// The keys of PEFT's `adapter_config.json` that decide what the adapter is; whoever loads it judges the rest.
 #[derive(Deserialize)]

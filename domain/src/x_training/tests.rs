@@ -2,9 +2,8 @@ use super::*;
 
 const CONTEXT: u32 = 128;
 
-fn refused(asked: AskedTraining, inherited: Option<Adapter>) -> (String, RefusalKind) {
-    let refusal = asked.resolve(CONTEXT, inherited).unwrap_err();
-    (refusal.param, refusal.kind)
+fn refused(asked: AskedTraining, inherited: Option<Inherited>) -> String {
+    asked.resolve(CONTEXT, inherited).unwrap_err().param
 }
 
 #[test]
@@ -103,30 +102,49 @@ fn what_does_not_go_together_is_refused_by_its_path() {
             "x_training.adapter.init",
         ),
     ] {
-        assert_eq!(
-            refused(asked, None),
-            (param.to_owned(), RefusalKind::Conflict)
-        );
+        assert_eq!(refused(asked, None), param);
     }
 }
 
 #[test]
-fn what_the_engine_cannot_do_yet_is_refused_by_its_path() {
-    let nf4 = AskedTraining {
-        base_weights: Auto::Given(BaseWeights::Nf4),
-        ..AskedTraining::default()
-    };
-    let expected = ("x_training.precision.base_weights", RefusalKind::NotYet);
-    let (param, kind) = refused(nf4, None);
-    assert_eq!((param.as_str(), kind), expected);
+fn nf4_quantises_its_scales_too_unless_told_not_to() {
+    for (base_weights, double_quant, expected) in [
+        (Auto::Auto, None, FrozenWeights::Stored),
+        (Auto::Given(BaseWeights::Int8), None, FrozenWeights::Int8),
+        (Auto::Given(BaseWeights::Bf16), None, FrozenWeights::Bf16),
+        (
+            Auto::Given(BaseWeights::Nf4),
+            None,
+            FrozenWeights::Nf4DoubleQuant,
+        ),
+        (
+            Auto::Given(BaseWeights::Nf4),
+            Some(false),
+            FrozenWeights::Nf4,
+        ),
+    ] {
+        let asked = AskedTraining {
+            base_weights,
+            double_quant,
+            ..AskedTraining::default()
+        };
+        let resolved = asked.resolve(CONTEXT, None).unwrap();
+        assert_eq!(resolved.precision.frozen_weights(), expected);
+    }
 }
 
 const PEFT: &str = r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "bias": "none",
     "target_modules": ["v_proj", "q_proj"], "modules_to_save": null, "rank_pattern": {}, "use_dora": false}"#;
 
+fn inherited() -> Inherited {
+    Inherited {
+        adapter: Adapter::from_peft(PEFT).unwrap(),
+        frozen_weights: FrozenWeights::Nf4,
+    }
+}
+
 #[test]
-fn a_continued_adapter_keeps_its_configuration() {
-    let inherited = Adapter::from_peft(PEFT).unwrap();
+fn a_continued_adapter_keeps_its_configuration_and_its_base() {
     let same = AskedTraining {
         adapter: AskedAdapter {
             r: Some(4),
@@ -136,11 +154,18 @@ fn a_continued_adapter_keeps_its_configuration() {
         },
         ..AskedTraining::default()
     };
-    let resolved = same.resolve(CONTEXT, Some(inherited.clone())).unwrap();
+    let resolved = same.clone().resolve(CONTEXT, Some(inherited())).unwrap();
     let expected = Adapter {
         continue_from: Some("ft:tiny:luthier::a".into()),
-        ..inherited
+        ..inherited().adapter
     };
+    let on_int8 = AskedTraining {
+        base_weights: Auto::Given(BaseWeights::Int8),
+        ..same
+    };
+    let on_int8 = on_int8.resolve(CONTEXT, Some(inherited())).unwrap();
+    let frozen_weights = [&resolved, &on_int8].map(|it| it.precision.frozen_weights());
+    assert_eq!(frozen_weights, [FrozenWeights::Nf4, FrozenWeights::Int8]);
     assert_eq!(resolved.adapter, expected);
     assert_eq!((expected.r, expected.alpha), (4, 8.0));
 }
@@ -189,9 +214,8 @@ fn a_key_that_would_make_it_another_adapter_is_refused() {
             "init",
         ),
     ] {
-        let inherited = Adapter::from_peft(PEFT).unwrap();
-        let expected = (format!("x_training.adapter.{key}"), RefusalKind::Conflict);
-        assert_eq!(refused(asked(adapter), Some(inherited)), expected);
+        let expected = format!("x_training.adapter.{key}");
+        assert_eq!(refused(asked(adapter), Some(inherited())), expected);
     }
 }
 

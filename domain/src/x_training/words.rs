@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 macro_rules! words {
     ($($(#[$doc:meta])* $name:ident { $($(#[$about:meta])* $variant:ident = $word:literal,)* })*) => {$(
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
         pub enum $name {
             $($(#[$about])* #[serde(rename = $word)] $variant,)*
         }
@@ -68,6 +68,15 @@ words! {
         Nf4 = "nf4",
     }
 
+    /// [`BaseWeights`] and whether nf4's scales are quantised too, in one word: what an adapter was trained on.
+    FrozenWeights {
+        Stored = "stored",
+        Bf16 = "bf16",
+        Int8 = "int8",
+        Nf4 = "nf4",
+        Nf4DoubleQuant = "nf4_double_quant",
+    }
+
     /// Which activations a step keeps for its backward pass.
     GradientCheckpointing {
         /// The worker chooses for each step, by the batch and by its memory. The numbers are the same whatever it chooses.
@@ -98,5 +107,12 @@ words! {
         Greedy = "greedy",
         /// By size, so that passes are full.
         BinPack = "binpack",
+    }
+}
+
+/// Every adapter of which nothing else is known: those that clients bring.
+impl Default for FrozenWeights {
+    fn default() -> Self {
+        Self::Stored
     }
 }

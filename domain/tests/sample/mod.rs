@@ -15,6 +15,7 @@ use domain::method::Method;
 use domain::metrics::StepMetrics;
 use domain::model::{AdapterRef, TunedModel};
 use domain::time::Timestamp;
+use domain::x_training::FrozenWeights;
 
 pub const TOTAL_STEPS: u64 = 6;
 pub const LEASE_S: i64 = 30;
@@ -123,6 +124,7 @@ pub fn adapter(at_step: u64) -> AdapterRef {
         object_prefix: format!("p/step-{at_step}/adapter"),
         sha256: "aa".into(),
         size_bytes: 10,
+        frozen_weights: FrozenWeights::Stored,
     }
 }
 

@@ -16,7 +16,7 @@ use super::{Ask, BaseFolder, DeviceError, Output};
 
 /// A base model on the device, with everything generated from it.
 pub(super) struct LoadedBase {
-    pub sha256: String,
+    pub folder: BaseFolder,
     pub model: Arc<BaseModel>,
     batcher: Batcher,
     live: HashMap<SequenceId, Live>,
@@ -64,20 +64,20 @@ impl LoadedBase {
         limits: &Limits,
     ) -> Result<Self, DeviceError> {
         let began = Instant::now();
-        let model = BaseModel::load(&folder.dir, pool)
+        let model = BaseModel::load_as(&folder.dir, folder.weights, pool)
             .map_err(|error| DeviceError::BadInput(error.to_string()))?;
         let model = Arc::new(model);
         let batcher = Batcher::new(Arc::clone(&model), pool.clone(), *limits);
         let seconds = began.elapsed().as_secs_f64();
-        let sha256 = folder.sha256.clone();
         tracing::info!(
-            sha256,
+            sha256 = folder.sha256,
+            weights = ?folder.weights,
             n_parameters = model.n_parameters(),
             seconds,
             "base model loaded"
         );
         Ok(Self {
-            sha256,
+            folder: folder.clone(),
             model,
             batcher,
             live: HashMap::new(),

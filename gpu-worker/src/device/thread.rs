@@ -21,7 +21,7 @@ use super::{
 
 struct Training {
     id: u64,
-    base: String,
+    base: BaseFolder,
     trainer: Trainer,
 }
 
@@ -163,19 +163,12 @@ impl Thread {
 
     /// The base `folder` names, brought here where it is not.
     fn loaded(&mut self, folder: &BaseFolder) -> Result<&mut LoadedBase, DeviceError> {
-        if let Some(at) = self
-            .bases
-            .iter()
-            .position(|base| base.sha256 == folder.sha256)
-        {
+        if let Some(at) = self.bases.iter().position(|base| base.folder == *folder) {
             return Ok(&mut self.bases[at]);
         }
-        let trained = self
-            .training
-            .as_ref()
-            .map(|training| training.base.as_str());
+        let trained = self.training.as_ref().map(|training| &training.base);
         self.bases
-            .retain(|base| !base.is_idle() || Some(base.sha256.as_str()) == trained);
+            .retain(|base| !base.is_idle() || Some(&base.folder) == trained);
         // The one that trains and one that is asked: a third would not fit where two barely do.
         if self.bases.len() > 1 {
             return Err(DeviceError::Busy);
@@ -216,11 +209,7 @@ impl Thread {
         if let Some(state) = state {
             trainer.load_state(&state)?;
         }
-        self.training = Some(Training {
-            id,
-            base: base.sha256,
-            trainer,
-        });
+        self.training = Some(Training { id, base, trainer });
         Ok(())
     }
 
@@ -258,7 +247,7 @@ impl Thread {
                 let base = self
                     .bases
                     .iter_mut()
-                    .find(|base| base.sha256 == training.base);
+                    .find(|base| base.folder == training.base);
                 let base = base.expect("a base that trains stays loaded — a bug in the device");
                 answer(reply, base.score(&tokens, &adapter))
             }

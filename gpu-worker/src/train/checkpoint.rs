@@ -9,6 +9,7 @@ use domain::checkpoint::StateRef;
 use domain::message::Assignment;
 use domain::model::AdapterRef;
 use domain::object_key;
+use domain::x_training::FrozenWeights;
 use platform::objects::{ObjectsError, Stored};
 use serde::Serialize;
 
@@ -18,6 +19,14 @@ use crate::worker::Worker;
 
 /// Tries to put one object, with pauses of 1, 2, 4, 8 and 16 s between them.
 const PUT_TRIES: u32 = 6;
+
+/// Where in a training a checkpoint stands.
+pub(super) struct At {
+    pub step: u64,
+    pub epoch: Option<u32>,
+    /// What the adapter is trained on.
+    pub frozen_weights: FrozenWeights,
+}
 
 /// A checkpoint whose objects are durable.
 pub(super) struct Saved {
@@ -53,10 +62,14 @@ struct ManifestFile<'a> {
 pub(super) async fn save(
     worker: &Worker,
     assignment: &Assignment,
-    step: u64,
-    epoch: Option<u32>,
+    at: At,
     snapshot: Snapshot,
 ) -> Result<Saved, Failure> {
+    let At {
+        step,
+        epoch,
+        frozen_weights,
+    } = at;
     let prefix = &assignment.object_prefix;
     let base = &assignment.base_model;
     let folder = object_key::checkpoint_adapter(prefix, step);
@@ -105,6 +118,7 @@ pub(super) async fn save(
             object_prefix: folder,
             sha256: weights.sha256,
             size_bytes: weights.size_bytes,
+            frozen_weights,
         },
         adapter_config,
         adapter_weights,

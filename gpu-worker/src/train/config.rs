@@ -7,22 +7,14 @@ use engine::schedule::Schedule;
 use engine::train::{Packing, TrainConfig};
 use engine::{MemoryLevel, Precision};
 
-use super::failure::Failure;
-
 /// Part of the steps over which the learning rate rises, so that Adam's second moments settle first.
 const WARMUP: f64 = 0.03;
 
-/// What to train with. Errors: `Infra` for what this build's engine cannot do: a newer worker may.
-pub(super) fn training(assignment: &Assignment) -> Result<Training, Failure> {
+/// What to train with.
+pub(super) fn training(assignment: &Assignment) -> Training {
     let context_length = assignment.base_model.context_length;
-    let training = assignment
-        .training
-        .clone()
-        .unwrap_or_else(|| Training::default_for(context_length));
-    training
-        .check_engine()
-        .map_err(|refusal| Failure::infra(refusal.to_string()))?;
-    Ok(training)
+    let asked = assignment.training.clone();
+    asked.unwrap_or_else(|| Training::default_for(context_length))
 }
 
 pub(super) fn lora_config(adapter: &x_training::Adapter) -> LoraConfig {

@@ -4,6 +4,7 @@ use std::io::{Cursor, Read};
 
 use domain::message::{ExportError, ExportFormat, ExportRequest, GgufType};
 use domain::model::{AdapterRef, ServedModel};
+use domain::x_training::FrozenWeights;
 
 use crate::generate::tune;
 use crate::house::{House, Running, ask, install_files, text_of, with_adapter};
@@ -145,6 +146,7 @@ async fn what_cannot_be_exported_is_refused_before_the_first_byte() {
         object_prefix: "nowhere".into(),
         sha256: "aa".into(),
         size_bytes: 1,
+        frozen_weights: FrozenWeights::Stored,
     };
     let mut unknown = request(None, F32);
     unknown.model.base_model = "none".to_owned();

@@ -6,6 +6,7 @@ use std::time::Instant;
 use domain::generation::{FinishReason, SamplingParams};
 use domain::message::{GenerateError, GenerateEvent, GenerateRequest};
 use domain::model::AdapterRef;
+use domain::x_training::FrozenWeights;
 use futures::StreamExt;
 
 use crate::door::Script;
@@ -154,6 +155,7 @@ async fn what_cannot_be_answered_is_refused_with_its_reason() {
         object_prefix: "nowhere".into(),
         sha256: "00".into(),
         size_bytes: 1,
+        frozen_weights: FrozenWeights::Stored,
     };
     let mut unknown = ask("Hi", 5);
     unknown.model.base_model = "other".to_owned();

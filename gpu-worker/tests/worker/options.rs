@@ -1,11 +1,12 @@
 //! What a job's own options do to its attempt: the adapter's form, the examples' lengths, where training begins.
 
 use domain::error::FailureClass;
-use domain::message::{Assignment, FailRequest, FinishRequest, GenerateError};
+use domain::hyperparameters::Auto;
+use domain::message::{Assignment, FailRequest, FinishRequest, GenerateError, GenerateRequest};
 use domain::metrics::StepMetrics;
 use domain::model::AdapterRef;
 use domain::x_training::{
-    AskedAdapter, AskedTraining, BaseWeights, TargetModules, Training, Truncation,
+    AskedAdapter, AskedTraining, BaseWeights, FrozenWeights, TargetModules, Training, Truncation,
 };
 use serde_json::{Value, json};
 
@@ -242,19 +243,53 @@ async fn the_same_weights_under_another_configuration_are_another_adapter() {
 }
 
 #[tokio::test]
-async fn what_this_build_s_engine_cannot_do_is_left_to_another_worker() {
+async fn an_adapter_answers_on_the_weights_it_was_trained_on() {
     let house = House::new().await;
-    let mut training = Training::default_for(CONTEXT as u32);
-    training.precision.base_weights = BaseWeights::Nf4;
-    let assignment = Assignment {
-        training: Some(training),
-        ..house.assignment(1).await
+    let (mut losses, mut adapters) = (Vec::new(), Vec::new());
+    for (frozen_weights, base_weights, double_quant) in [
+        (FrozenWeights::Stored, BaseWeights::Stored, None),
+        (FrozenWeights::Bf16, BaseWeights::Bf16, None),
+        (FrozenWeights::Int8, BaseWeights::Int8, None),
+        (FrozenWeights::Nf4, BaseWeights::Nf4, Some(false)),
+        (FrozenWeights::Nf4DoubleQuant, BaseWeights::Nf4, None),
+    ] {
+        let name = frozen_weights.as_str();
+        let asked = AskedTraining {
+            base_weights: Auto::Given(base_weights),
+            double_quant,
+            ..AskedTraining::default()
+        };
+        let assignment = Assignment {
+            training: resolved(asked),
+            object_prefix: format!("projects/p/jobs/{name}/attempts/1"),
+            ..house.assignment(1).await
+        };
+        // The job ends only where the served adapter scores rows as the trained one does.
+        let (finish, metrics) = run(&house, name, &assignment).await;
+        let adapter = finish.unwrap().adapter;
+        assert_eq!(adapter.frozen_weights, frozen_weights);
+        losses.push(metrics[0].train_loss);
+        adapters.push(adapter);
+    }
+    let worker = house.worker("server", |_| {}).await;
+    let logprobs = async |adapter: &AdapterRef| {
+        let request = GenerateRequest {
+            top_logprobs: Some(0),
+            ..with_adapter(ask("Hi", 8), adapter)
+        };
+        format!("{:?}", house.generate(&worker, &request).await)
     };
-    let fail = run(&house, "a", &assignment).await.0.unwrap_err();
-    assert_eq!(fail.class, FailureClass::Infra);
-    assert!(
-        fail.error
-            .message
-            .contains("x_training.precision.base_weights")
-    );
+    for adapter in adapters {
+        let on_stored = AdapterRef {
+            frozen_weights: FrozenWeights::Stored,
+            ..adapter.clone()
+        };
+        let answers = (logprobs(&adapter).await, logprobs(&on_stored).await);
+        let is_same = adapter.frozen_weights == FrozenWeights::Stored;
+        assert_eq!(answers.0 == answers.1, is_same, "{adapter:?}: {answers:?}");
+    }
+    worker.stop().await.unwrap();
+    losses.sort_by(f64::total_cmp);
+    losses.dedup();
+    assert_eq!(losses.len(), 5, "{losses:?}");
 }

@@ -3,7 +3,7 @@
 use domain::id::JobId;
 use domain::job::{JobSpec, JobState};
 use domain::model::AdapterRef;
-use domain::x_training::{AskedTraining, Truncation, XTraining};
+use domain::x_training::{AskedTraining, FrozenWeights, Truncation, XTraining};
 
 use crate::house::{House, conversation, conversations, spec};
 
@@ -112,6 +112,7 @@ async fn the_worker_is_told_what_to_train_and_from_where() {
         object_prefix: "projects/p/adapters/adapter-1".to_owned(),
         sha256: "ab".to_owned(),
         size_bytes: 5,
+        frozen_weights: FrozenWeights::Stored,
     };
     let x_training = XTraining {
         start: Some(start.clone()),

@@ -14,6 +14,7 @@ use domain::metrics::StepMetrics;
 use domain::model::AdapterRef;
 use domain::object_key;
 use domain::worker::WorkerStatus;
+use domain::x_training::FrozenWeights;
 use platform::objects::Objects;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -178,6 +179,7 @@ impl ScriptedWorker {
             object_prefix,
             sha256: stored.sha256,
             size_bytes: stored.size_bytes,
+            frozen_weights: FrozenWeights::Stored,
         }
     }
 

@@ -18,6 +18,7 @@ pub struct Model {
     pub adapter_object_prefix: String,
     pub adapter_sha256: String,
     pub adapter_size_bytes: i64,
+    pub adapter_frozen_weights: String,
     pub created_at: i64,
     pub n_tokens: i64,
     pub train_loss: Option<f64>,

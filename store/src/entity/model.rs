@@ -13,6 +13,7 @@ pub struct Model {
     pub adapter_object_prefix: String,
     pub adapter_sha256: String,
     pub adapter_size_bytes: i64,
+    pub adapter_frozen_weights: String,
     pub owned_by: String,
     pub created_at: i64,
     pub deleted_at: Option<i64>,

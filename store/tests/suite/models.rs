@@ -2,6 +2,7 @@
 
 use domain::id::KeyId;
 use domain::model::{AdapterRef, TunedModel};
+use domain::x_training::FrozenWeights;
 use migrations::Migrator;
 use sea_orm_migration::MigratorTrait;
 use store::{IdempotencyEntry, Store, StoreConfig, StoreError};
@@ -25,6 +26,7 @@ fn brought(project: &domain::project::Project, nonce: &str) -> TunedModel {
             object_prefix: format!("projects/{}/adapters/adapter-{nonce}", project.id),
             sha256: "ab".repeat(32),
             size_bytes: 77,
+            frozen_weights: FrozenWeights::Int8,
         },
         owned_by: project.organization_slug.clone(),
         created_at: at(300),

@@ -18,6 +18,7 @@ use domain::metrics::StepMetrics;
 use domain::model::{AdapterRef, TunedModel};
 use domain::project::Project;
 use domain::time::Timestamp;
+use domain::x_training::FrozenWeights;
 use store::{InsertLimits, Store};
 
 pub const BASE: &str = "tiny-base";
@@ -192,6 +193,7 @@ pub fn adapter(job: &FineTuningJob, at_step: u64) -> AdapterRef {
         object_prefix: domain::object_key::checkpoint_adapter(&prefix, at_step),
         sha256: format!("{at_step:064x}"),
         size_bytes: 4_096,
+        frozen_weights: FrozenWeights::Nf4DoubleQuant,
     }
 }
 

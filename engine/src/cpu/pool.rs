@@ -126,7 +126,7 @@ impl Pool {
         );
         let (first, first_width) = (SharedMut::new(first.0), first.1);
         let (second, second_width) = (SharedMut::new(second.0), second.1);
-        let rows_per_task = n_rows.div_ceil(self.n_threads() * 4).max(4);
+        let rows_per_task = n_rows.div_ceil(self.n_threads() * 8).max(4);
         self.run(n_rows.div_ceil(rows_per_task), |i| {
             let rows = i * rows_per_task..n_rows.min((i + 1) * rows_per_task);
             // SAFETY: tasks have disjoint row ranges, each within the length asserted above.

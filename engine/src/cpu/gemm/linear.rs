@@ -91,7 +91,7 @@ pub(crate) fn linear<E: Element>(
     let n_parts = if pool.n_threads() == 1 {
         1
     } else {
-        (4 * pool.n_threads())
+        (8 * pool.n_threads())
             .div_ceil(n_strips)
             .min(rows.div_ceil(64))
             .max(1)

@@ -184,7 +184,7 @@ async fn every_bad_option_is_named_by_its_path() {
             "x_training.data.max_length",
         ),
         (
-            json!({"data": {"truncation": "split"}}),
+            json!({"data": {"truncation": "middle"}}),
             "invalid_value",
             "x_training.data.truncation",
         ),

@@ -110,7 +110,7 @@ class XTraining:
             ({"precision": {"base_weights": "fp8"}}, "x_training.precision.base_weights"),
             ({"adapter": {"init": "pissa"}, "precision": {"base_weights": "nf4"}}, "x_training.adapter.init"),
             ({"data": {"max_length": 1_000_000}}, "x_training.data.max_length"),
-            ({"data": {"truncation": "split"}}, "x_training.data.truncation"),
+            ({"data": {"truncation": "middle"}}, "x_training.data.truncation"),
         ]:
             with self.subTest(param):
                 self.refused(param, lambda: self.order(x_training))
@@ -130,15 +130,16 @@ class XTraining:
             return finish(self.client, self.order({"data": data}, training_file=file).id)
 
         tokens = {}
-        for truncation in ("left", "right", "drop"):
+        for truncation in ("left", "right", "drop", "split"):
             job = ordered(truncation)
             self.assertEqual(job.status, "succeeded", f"{job.error}\n{self.service.logs()}")
             tokens[truncation] = job.trained_tokens
             story = [e.message for e in self.client.fine_tuning.jobs.list_events(job.id, limit=100)]
-            said = "left out" if truncation == "drop" else "cut"
+            said = {"drop": "left out", "split": "split"}.get(truncation, "cut")
             self.assertIn(f"2 example(s) of the training_file with more than 120 tokens were {said}", story)
         self.assertEqual(tokens["left"], tokens["drop"] + 2 * 120)
         self.assertEqual(tokens["right"], tokens["left"])
+        self.assertGreater(tokens["split"], tokens["left"])
         job = ordered("error")
         self.assertEqual((job.status, job.error.code), ("failed", "invalid_training_file"))
         story = " ".join(e.message for e in self.client.fine_tuning.jobs.list_events(job.id) if e.level == "error")
@@ -188,6 +189,8 @@ class XTraining:
         stored = {"precision": {"base_weights": "stored"}}
         on_stored = self.losses(self.train(stored, model=first.fine_tuned_model, training_file=file))
         self.assertGreater(abs(on_stored[0] - ended), 1e-5)
+        with zipfile.ZipFile(io.BytesIO(export(self.service, first.fine_tuned_model, "format=merged"))) as merged:
+            self.assertIn("held as nf4_double_quant", merged.read("README.md").decode())
         brought = self.bring(self.adapter(first.fine_tuned_model))["id"]
         self.assertNotEqual(self.answer(first.fine_tuned_model), self.answer(brought))
 

@@ -96,6 +96,8 @@ words! {
         Right = "right",
         /// It is left out.
         Drop = "drop",
+        /// It becomes several examples.
+        Split = "split",
     }
 
     /// Which examples of a batch share a forward pass. It changes how fast a step is and the order of its sums, not which

@@ -70,7 +70,7 @@ fn read(
         let fitted = base.chat.fit(&example, data);
         let fitted =
             fitted.map_err(|error| Failure::bad_data(param, format!("line {line}: {error}")))?;
-        let tokenized = fitted.into_example();
+        let tokenized = fitted.into_examples().into_iter();
         examples
             .extend(tokenized.map(|TokenizedExample { tokens, mask }| Example { tokens, mask }));
     }

@@ -116,9 +116,9 @@ async fn examples_are_fitted_as_they_were_validated() {
     rows.extend([("What else?", "And so on, and so on, and so on, and so on."); 2]);
     let training_file = house.dataset("lengths", &rows).await;
     let whole = house.assignment(1).await;
-    let tokens = async |name: &str, truncation, total_steps| {
+    let tokens = async |name: &str, truncation, max_length, total_steps| {
         let asked = AskedTraining {
-            max_length: Some(60),
+            max_length: Some(max_length),
             truncation: Some(truncation),
             ..AskedTraining::default()
         };
@@ -137,10 +137,14 @@ async fn examples_are_fitted_as_they_were_validated() {
             .trained_tokens
     };
     // Ten short rows of equal length make three steps, twelve rows make three as well; a count of its own each.
-    let dropped = tokens("drop", Truncation::Drop, 3).await;
-    let right = tokens("right", Truncation::Right, 3).await;
-    let left = tokens("left", Truncation::Left, 3).await;
+    let dropped = tokens("drop", Truncation::Drop, 60, 3).await;
+    let right = tokens("right", Truncation::Right, 60, 3).await;
+    let left = tokens("left", Truncation::Left, 60, 3).await;
     assert_eq!((right, left), (dropped + 2 * 60, dropped + 2 * 60));
+    // Each long row makes two pieces, that share a token.
+    let whole = tokens("whole", Truncation::Right, 128, 3).await;
+    let split = tokens("split", Truncation::Split, 60, 4).await;
+    assert_eq!(split, whole + 2);
 }
 
 #[tokio::test]

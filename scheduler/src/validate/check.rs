@@ -22,6 +22,7 @@ pub(super) struct Found {
     n_tokens: u64,
     longest: u64,
     n_cut: u64,
+    n_split: u64,
     n_dropped: u64,
 }
 
@@ -76,15 +77,7 @@ impl Found {
             return;
         }
         match model.fit(&row.example, data) {
-            Ok(Fitted::Whole(tokenized)) => self.count(&tokenized),
-            Ok(Fitted::Cut(tokenized)) => {
-                self.count(&tokenized);
-                self.n_cut += 1;
-            }
-            Ok(Fitted::Dropped) => {
-                self.report.n_examples -= 1;
-                self.n_dropped += 1;
-            }
+            Ok(fitted) => self.count(&fitted),
             Err(error) => self.report.add_late_error(LineError {
                 line: row.line,
                 example,
@@ -99,10 +92,20 @@ impl Found {
         }
     }
 
-    fn count(&mut self, tokenized: &TokenizedExample) {
-        let n_tokens = tokenized.tokens.len() as u64;
-        self.n_tokens += n_tokens;
-        self.longest = self.longest.max(n_tokens);
+    /// The report has counted a row as an example already.
+    fn count(&mut self, fitted: &Fitted) {
+        let examples = fitted.examples();
+        self.report.n_examples = self.report.n_examples - 1 + examples.len() as u64;
+        for TokenizedExample { tokens, .. } in examples {
+            self.n_tokens += tokens.len() as u64;
+            self.longest = self.longest.max(tokens.len() as u64);
+        }
+        match fitted {
+            Fitted::Whole(_) => {}
+            Fitted::Cut(_) => self.n_cut += 1,
+            Fitted::Split(_) => self.n_split += 1,
+            Fitted::Dropped => self.n_dropped += 1,
+        }
     }
 
     /// Nobody should find out from a result that their data was shortened.
@@ -116,6 +119,7 @@ impl Found {
         };
         let notices = [
             notice(self.n_cut, "cut"),
+            notice(self.n_split, "split"),
             notice(self.n_dropped, "left out"),
         ];
         notices.into_iter().flatten().collect()

@@ -64,6 +64,32 @@ async fn long_examples_are_left_out_and_counted_nowhere() {
 }
 
 #[tokio::test]
+async fn long_examples_are_split_and_every_piece_counts() {
+    let house = House::new().await;
+    // Of the long question only the last piece has a label, of the long answer every one.
+    let short = conversations(11);
+    let question = conversation(&"a long question ".repeat(30));
+    let answer = conversation("why?").replace("yes", &"a long answer ".repeat(30));
+    let training_file = house
+        .upload(&format!("{short}{question}\n{answer}\n"))
+        .await;
+    let x_training = Some(training(Truncation::Split));
+    let spec = JobSpec {
+        x_training,
+        ..spec(training_file)
+    };
+    let id = house.create(spec).await;
+    house.scheduler.validate_pass().await.unwrap();
+    let n_steps = house.job(&id).await.progress().total_steps.unwrap();
+    assert!(
+        n_steps > 2 * 4,
+        "13 rows in batches of 4 made {n_steps} steps"
+    );
+    let notice = "2 example(s) of the training_file with more than 60 tokens were split";
+    assert!(house.messages(&id).await.contains(&notice.to_owned()));
+}
+
+#[tokio::test]
 async fn long_examples_are_refused_by_their_lines() {
     let house = House::new().await;
     let id = validated(&house, Truncation::Error).await;

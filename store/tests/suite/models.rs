@@ -4,6 +4,7 @@ use domain::id::KeyId;
 use domain::model::{AdapterRef, TunedModel};
 use domain::x_training::FrozenWeights;
 use migrations::Migrator;
+use sea_orm::ConnectionTrait;
 use sea_orm_migration::MigratorTrait;
 use store::{IdempotencyEntry, Store, StoreConfig, StoreError};
 
@@ -95,19 +96,43 @@ async fn an_adapter_s_folder_is_known_even_of_a_deleted_model(db: Db) {
     assert!(models.names_adapter(&folder).await.unwrap());
 }
 
+/// As the first schema has it.
+fn first_insert(model: &TunedModel) -> String {
+    let TunedModel {
+        adapter, job_id, ..
+    } = model;
+    format!(
+        "INSERT INTO models (name, project_id, job_id, base_model, adapter_object_prefix, adapter_sha256, \
+         adapter_size_bytes, owned_by, created_at) VALUES ('{}', '{}', '{}', '{}', '{}', '{}', {}, '{}', {})",
+        model.name,
+        model.project_id,
+        job_id.as_ref().expect("a tuned model has a job"),
+        model.base_model,
+        adapter.object_prefix,
+        adapter.sha256,
+        adapter.size_bytes,
+        model.owned_by,
+        model.created_at.0
+    )
+}
+
 /// Rows of the schema before models could lack a job live on in the one after it.
 async fn models_outlive_the_migration(url: String) {
     let store = Store::connect(&StoreConfig::new(&url)).await.unwrap();
     let before = sea_orm::Database::connect(&url).await.unwrap();
     Migrator::up(&before, Some(1)).await.unwrap();
     let project = sample::project(&store).await;
-    sample::succeeded_job(&store, &project, at(0)).await;
-    let models = store.models().list(&project.id).await.unwrap();
-    assert_eq!(models.len(), 2);
+    let job = sample::running_job(&store, &project, at(0)).await;
+    let mut model = sample::tuned(&job, job.tuned_model_name(), 6);
+    model.adapter.frozen_weights = FrozenWeights::Stored;
+    before
+        .execute_unprepared(&first_insert(&model))
+        .await
+        .unwrap();
     let refused = store.models().insert(&brought(&project, "a"), None).await;
     assert!(refused.is_err(), "the schema before knows no such model");
     store.migrate().await.unwrap();
-    assert_eq!(store.models().list(&project.id).await.unwrap(), models);
+    assert_eq!(store.models().list(&project.id).await.unwrap(), [model]);
     store
         .models()
         .insert(&brought(&project, "a"), None)

@@ -12,16 +12,28 @@ pub enum Fitted {
     Whole(TokenizedExample),
     /// One end was cut off.
     Cut(TokenizedExample),
+    /// Its pieces, in order; those without a label are left out.
+    Split(Vec<TokenizedExample>),
     /// It was too long and is left out.
     Dropped,
 }
 
 impl Fitted {
-    /// `None` where the example is left out.
-    pub fn into_example(self) -> Option<TokenizedExample> {
+    /// What is trained on.
+    pub fn examples(&self) -> &[TokenizedExample] {
         match self {
-            Fitted::Whole(example) | Fitted::Cut(example) => Some(example),
-            Fitted::Dropped => None,
+            Fitted::Whole(example) | Fitted::Cut(example) => std::slice::from_ref(example),
+            Fitted::Split(pieces) => pieces,
+            Fitted::Dropped => &[],
+        }
+    }
+
+    /// As [`Self::examples`].
+    pub fn into_examples(self) -> Vec<TokenizedExample> {
+        match self {
+            Fitted::Whole(example) | Fitted::Cut(example) => vec![example],
+            Fitted::Split(pieces) => pieces,
+            Fitted::Dropped => Vec::new(),
         }
     }
 }
@@ -46,22 +58,36 @@ impl ChatModel {
                 }
                 Truncation::Right => Fitted::Cut(example.between(0, max_length)),
                 Truncation::Left => Fitted::Cut(example.between(n_tokens - max_length, n_tokens)),
+                Truncation::Split => Fitted::Split(example.pieces(max_length)),
             }
         };
-        match &fitted {
-            Fitted::Whole(example) | Fitted::Cut(example) if !example.has_label() => {
-                Err(RenderError::NothingLeft(max_length))
-            }
-            _ => Ok(fitted),
+        if fitted.examples().iter().any(TokenizedExample::has_label) {
+            Ok(fitted)
+        } else {
+            Err(RenderError::NothingLeft(max_length))
         }
     }
 }
 
 impl TokenizedExample {
-    fn between(mut self, start: usize, end: usize) -> Self {
-        self.tokens = self.tokens[start..end].to_vec();
-        self.mask = self.mask[start..end].to_vec();
-        self
+    fn between(&self, start: usize, end: usize) -> Self {
+        Self {
+            tokens: self.tokens[start..end].to_vec(),
+            mask: self.mask[start..end].to_vec(),
+        }
+    }
+
+    /// Consecutive pieces of at most `max_length` ≥ 2 tokens, those that have a label. Each begins with the token that the one
+    /// before it ends with, as the first token of an example cannot be learned: so every label is learned once.
+    fn pieces(&self, max_length: usize) -> Vec<Self> {
+        let n_tokens = self.tokens.len();
+        let starts = (0..n_tokens - 1).step_by(max_length - 1);
+        let pieces = starts.map(|start| {
+            let mut piece = self.between(start, n_tokens.min(start + max_length));
+            piece.mask[0] &= start == 0;
+            piece
+        });
+        pieces.filter(Self::has_label).collect()
     }
 
     /// The first token is nobody's next token, so it cannot be learned.

@@ -233,6 +233,25 @@ fn a_long_example_is_cut_or_left_out_as_asked_and_refused_if_nothing_is_left() {
     assert_eq!(fitted(20, Truncation::Right), cut(0..20));
     assert_eq!(fitted(20, Truncation::Left), cut(n - 20..n));
     assert_eq!(fitted(20, Truncation::Drop), Fitted::Dropped);
+    let Fitted::Split(pieces) = fitted(20, Truncation::Split) else {
+        panic!("it is longer than 20 tokens");
+    };
+    let learned = |example: &TokenizedExample| -> Vec<u32> {
+        let labels = example.tokens.iter().zip(&example.mask).skip(1);
+        labels
+            .filter(|(_, is_label)| **is_label)
+            .map(|(token, _)| *token)
+            .collect()
+    };
+    assert!(pieces.len() > 2 && pieces.iter().all(|piece| piece.tokens.len() <= 20));
+    assert_eq!(
+        pieces.iter().flat_map(learned).collect::<Vec<_>>(),
+        learned(&whole)
+    );
+    for pair in pieces.windows(2) {
+        let (a, b) = (&pair[0], &pair[1]);
+        assert_eq!((a.tokens.last(), b.mask[0]), (b.tokens.first(), false));
+    }
     let refused = model.fit(&long, &data(20, Truncation::Error)).unwrap_err();
     assert_eq!(
         refused.to_string(),
@@ -250,4 +269,10 @@ fn a_long_example_is_cut_or_left_out_as_asked_and_refused_if_nothing_is_left() {
         model.fit(&late, &data(24, Truncation::Left)),
         Ok(Fitted::Cut(_))
     ));
+    let split = model.fit(&late, &data(24, Truncation::Split)).unwrap();
+    assert_eq!(
+        split.examples().len(),
+        1,
+        "pieces without a label are left out"
+    );
 }

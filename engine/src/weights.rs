@@ -348,7 +348,6 @@ struct Index {
     weight_map: HashMap<String, String>,
 }
 
-/// Every file of weights in a model's folder, mapped.
 /// Whether every matrix in the model's files is bf16, so that [`BaseWeights::Bf16`] is what is stored.
 /// Errors: files that are missing or malformed.
 pub fn is_stored_in_bf16(dir: &Path) -> Result<bool, LoadError> {
@@ -358,6 +357,7 @@ pub fn is_stored_in_bf16(dir: &Path) -> Result<bool, LoadError> {
     Ok(matrices.all(|matrix| matrix.dtype() == Dtype::BF16))
 }
 
+/// Every file of weights in a model's folder, mapped.
 pub(crate) fn map_files(dir: &Path) -> Result<Vec<(PathBuf, Mmap)>, LoadError> {
     let index_path = dir.join("model.safetensors.index.json");
     let names = match std::fs::read_to_string(&index_path) {

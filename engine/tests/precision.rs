@@ -177,10 +177,25 @@ fn child_that_trains_at_one_level() {
     }
 }
 
+/// This very program, under the emulator that runs it, if one does.
+fn this_test() -> Command {
+    let program = std::env::current_exe().unwrap();
+    let runner = std::env::var("ENGINE_TEST_RUNNER").unwrap_or_default();
+    let mut words = runner.split_whitespace();
+    match words.next() {
+        None => Command::new(program),
+        Some(emulator) => {
+            let mut command = Command::new(emulator);
+            command.args(words).arg(program);
+            command
+        }
+    }
+}
+
 #[test]
 fn narrower_instruction_sets_train_the_same() {
     let at = |level: &str| {
-        let output = Command::new(std::env::current_exe().unwrap())
+        let output = this_test()
             .args(["child_that_trains_at_one_level", "--exact", "--nocapture"])
             .args(["--test-threads", "1"])
             .env(LEVEL, level)

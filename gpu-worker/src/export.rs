@@ -15,7 +15,7 @@ use text::gguf::VocabularyError;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::base_models::{Base, BaseError};
-use crate::generate::is_authorised;
+use crate::request::asked;
 use crate::worker::Worker;
 
 /// Exports at a time: each keeps a core busy that training could use, unless its reader is slow.
@@ -30,20 +30,9 @@ pub(crate) async fn export(
     worker: Data<&Arc<Worker>>,
     key: Data<&ServiceKey>,
 ) -> Response {
-    if !is_authorised(request, key.0) {
-        return StatusCode::UNAUTHORIZED.into_response();
-    }
-    let bytes = match body.into_bytes_limit(MAX_BODY_BYTES).await {
-        Ok(bytes) => bytes,
-        Err(_) => return StatusCode::PAYLOAD_TOO_LARGE.into_response(),
-    };
-    let asked: ExportRequest = match serde_json::from_slice(&bytes) {
+    let asked: ExportRequest = match asked(request, body, key.0, MAX_BODY_BYTES).await {
         Ok(asked) => asked,
-        Err(error) => {
-            return StatusCode::BAD_REQUEST
-                .with_body(error.to_string())
-                .into_response();
-        }
+        Err(refusal) => return refusal,
     };
     match begin(worker.0, asked).await {
         Ok(archive) => {

@@ -10,7 +10,7 @@ use domain::generation::{FinishReason, SamplingParams};
 use domain::message::{GenerateError, GenerateEvent, GenerateRequest};
 use domain::usage::TokenUsage;
 use engine::generate::Sampling;
-use platform::service_token::{self, ServiceKey};
+use platform::service_token::ServiceKey;
 use poem::http::StatusCode;
 use poem::web::{Data, Json};
 use poem::{Body, IntoResponse, Request, Response, Route, handler};
@@ -20,10 +20,9 @@ use self::answer::{Answer, Piece};
 use crate::adapters::AdapterError;
 use crate::base_models::{Base, BaseError};
 use crate::device::{Ask, DeviceError, Generation, Output};
+use crate::request::asked;
 use crate::worker::Worker;
 
-/// Whom a caller's token must be for.
-const AUDIENCE: &str = "worker";
 /// Lines between the device and a client that reads slowly; the device itself never waits for a client.
 const LINES: usize = 64;
 /// Largest request. Bytes: a long conversation with its tools.
@@ -52,20 +51,9 @@ async fn generate(
     worker: Data<&Arc<Worker>>,
     key: Data<&ServiceKey>,
 ) -> Response {
-    if !is_authorised(request, key.0) {
-        return StatusCode::UNAUTHORIZED.into_response();
-    }
-    let bytes = match body.into_bytes_limit(MAX_BODY_BYTES).await {
-        Ok(bytes) => bytes,
-        Err(_) => return StatusCode::PAYLOAD_TOO_LARGE.into_response(),
-    };
-    let asked: GenerateRequest = match serde_json::from_slice(&bytes) {
+    let asked: GenerateRequest = match asked(request, body, key.0, MAX_BODY_BYTES).await {
         Ok(asked) => asked,
-        Err(error) => {
-            return StatusCode::BAD_REQUEST
-                .with_body(error.to_string())
-                .into_response();
-        }
+        Err(refusal) => return refusal,
     };
     match begin(Arc::clone(worker.0), asked).await {
         Ok(body) => Response::builder()
@@ -73,14 +61,6 @@ async fn generate(
             .body(body),
         Err(error) => Json(&error).with_status(status_of(&error)).into_response(),
     }
-}
-
-/// Whether the caller has a token for a worker.
-pub(crate) fn is_authorised(request: &Request, key: &ServiceKey) -> bool {
-    let token = request
-        .header("authorization")
-        .and_then(|value| value.strip_prefix("Bearer "));
-    token.is_some_and(|token| service_token::verify(key, AUDIENCE, token).is_ok())
 }
 
 fn status_of(error: &GenerateError) -> StatusCode {

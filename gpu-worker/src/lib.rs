@@ -9,6 +9,7 @@ mod door_client;
 mod export;
 mod generate;
 mod heart;
+mod request;
 mod train;
 mod worker;
 

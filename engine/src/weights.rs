@@ -225,24 +225,23 @@ impl Reader<'_> {
             let row = view.data().chunks_exact(view.data().len() / n);
             rows.extend(row.map(|bytes| (view.dtype(), bytes)));
         }
-        let round = |n: usize, row: &mut [f32]| {
-            let (dtype, bytes) = rows[n];
-            widen(dtype, bytes, row);
-            row.iter_mut()
-                .for_each(|x| *x = bf16::from_f32(*x).to_f32());
-        };
+        let read = |n: usize, row: &mut [f32]| widen(rows[n].0, rows[n].1, row);
         // Rows of pairs begin at whole words only where the depth is even.
         if depth.is_multiple_of(2) {
             let panels = Panels::from_weight_rows(self.pool, rows.len(), depth, |n, row| {
                 let mut values = vec![0.0; depth];
-                round(n, &mut values);
+                read(n, &mut values);
                 for (to, from) in row.iter_mut().zip(values) {
                     *to = bf16::from_f32(from);
                 }
             })?;
             return Ok(Weight::Bf16(panels));
         }
-        let panels = Panels::from_weight_rows(self.pool, rows.len(), depth, round)?;
+        let panels = Panels::from_weight_rows(self.pool, rows.len(), depth, |n, row| {
+            read(n, row);
+            row.iter_mut()
+                .for_each(|x| *x = bf16::from_f32(*x).to_f32());
+        })?;
         Ok(Weight::F32(panels))
     }
 

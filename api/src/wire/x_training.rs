@@ -83,7 +83,7 @@ pub struct MemoryRequest {
 pub struct DataRequest {
     /// Tokens of an example; the context of the base model by default, and at most.
     pub max_length: Option<u32>,
-    /// What becomes of longer ones: `error`, `left`, `right` (the default: the end is cut off) or `drop`.
+    /// What becomes of longer ones: `error`, `left`, `right` (the default: the end is cut off), `drop` or `split`.
     pub truncation: Option<String>,
     /// `none`, `greedy` or `binpack`.
     pub packing: Option<String>,

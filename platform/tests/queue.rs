@@ -302,7 +302,14 @@ async fn publisher_and_consumer_survive_a_cut_connection() {
     assert!(receive(&mut consumer).await.ack().await.unwrap());
     scene.cut();
     publish_until_taken(&scene.queue, "train", b"after").await;
-    assert_eq!(&*receive(&mut consumer).await.body, b"after");
+    let mut next = receive(&mut consumer).await;
+    if &*next.body == b"before" {
+        // Its ack was on the way when the connection was cut: it comes once more, and says so.
+        assert!(next.redelivered);
+        assert!(next.ack().await.unwrap());
+        next = receive(&mut consumer).await;
+    }
+    assert_eq!(&*next.body, b"after");
     // A subscription hears what is said after it is back; how soon that is, nobody promises.
     let heard = async {
         loop {

@@ -9,8 +9,8 @@ use crate::cpu::element::Precision;
 use crate::cpu::simd::Isa;
 use crate::lora::{Role, Tensor, named};
 use crate::model::MemoryLevel;
+use crate::stored::widen;
 use crate::train::{TrainConfig, TrainError, Trainer};
-use crate::weights::widen;
 
 /// Raised when the file changes so that an older reader would misread it.
 const FORMAT_VERSION: u32 = 1;

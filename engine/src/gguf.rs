@@ -1,22 +1,18 @@
-//! Owns the way from a GGUF file to a Hugging Face folder: every tensor dequantised to bf16, under Hugging Face's names; and
-//! to matrices that stay quantised. The tokenizer in the file is not its business.
+//! Owns the way from a GGUF file to a Hugging Face folder: names, the order of rows, and `config.json`. The weights stay in
+//! the file; the tokenizer in it is not its business.
 
-mod quantized;
-
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufReader, BufWriter, Seek, Write};
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
-use candle_core::quantized::gguf_file::{Content, Value};
-use half::bf16;
+use candle_core::quantized::GgmlDType;
+use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
+use safetensors::Dtype;
 use serde_json::json;
 
-use crate::quant::QuantError;
-pub use quantized::GgufFile;
+use crate::quant::GgmlType;
+use crate::stored::{Encoding, GGUF_FILE, Stored};
 
-/// Why a GGUF file cannot be converted.
+/// Why a GGUF file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum GgufError {
     #[error("{path:?}: {source}")]
@@ -34,46 +30,52 @@ pub enum GgufError {
     UnknownTensor { name: String, architecture: String },
     #[error("the GGUF file has {key}, which is not supported")]
     Unsupported { key: String },
-    #[error("tensor {name}: {source}")]
-    Matrix { name: String, source: QuantError },
+    #[error("the GGUF file ends before tensor {name} does; copy or download it again")]
+    CutOff { name: String },
 }
 
-/// Writes `config.json` and `model.safetensors` (bf16) into `out_dir`, which is made if it is not there. The weights come
-/// into place whole or not at all.
+/// Makes `out_dir` a folder that loads: `config.json`, and the file itself as `model.gguf`, linked where that can be.
 /// Errors: as [`GgufError`] says.
-pub fn convert(gguf: &Path, out_dir: &Path) -> Result<(), GgufError> {
+pub fn as_folder(gguf: &Path, out_dir: &Path) -> Result<(), GgufError> {
     let io = |path: &Path| {
         let path = path.to_owned();
         move |source| GgufError::Io { path, source }
     };
-    let mut reader = BufReader::new(File::open(gguf).map_err(io(gguf))?);
-    let content = Content::read(&mut reader)?;
-    let source = Source::new(&content)?;
-    let mut tensors = BTreeMap::new();
-    for name in content.tensor_infos.keys() {
-        tensors.insert(source.target_name(name)?, name.as_str());
-    }
-    let config = source.config(tensors.contains_key("lm_head.weight"))?;
+    let file = std::fs::File::open(gguf).map_err(io(gguf))?;
+    // SAFETY: the map is private and read once, here.
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io(gguf))?;
+    let content = Content::read(&mut Cursor::new(&map[..]))?;
+    let tensors = tensors(&map, 0)?;
+    let has_head = tensors.iter().any(|tensor| tensor.name == "lm_head.weight");
+    let config = Source::new(&content)?.config(has_head)?;
     std::fs::create_dir_all(out_dir).map_err(io(out_dir))?;
-    let (part, whole) = (
-        out_dir.join("model.safetensors.part"),
-        out_dir.join("model.safetensors"),
-    );
-    let mut writer = BufWriter::new(File::create(&part).map_err(io(&part))?);
-    writer
-        .write_all(&header(&content, &tensors))
-        .map_err(io(&part))?;
-    for (target, name) in &tensors {
-        let bytes = source.tensor(&mut reader, name, target)?;
-        writer.write_all(&bytes).map_err(io(&part))?;
-    }
-    let file = writer
-        .into_inner()
-        .map_err(|error| io(&part)(error.into_error()))?;
-    file.sync_all().map_err(io(&part))?;
     let path = out_dir.join("config.json");
     std::fs::write(&path, config).map_err(io(&path))?;
-    std::fs::rename(&part, &whole).map_err(io(&whole))
+    let path = out_dir.join(GGUF_FILE);
+    if std::fs::hard_link(gguf, &path).is_err() {
+        std::fs::copy(gguf, &path).map_err(io(&path))?;
+    }
+    Ok(())
+}
+
+/// The tensors of file number `file`, whose bytes are `map`, in the order of their bytes.
+/// Errors: as [`GgufError`] says.
+pub(crate) fn tensors(map: &[u8], file: usize) -> Result<Vec<Stored>, GgufError> {
+    let content = Content::read(&mut Cursor::new(map))?;
+    let source = Source::new(&content)?;
+    let mut tensors = content
+        .tensor_infos
+        .iter()
+        .map(|(name, info)| {
+            let stored = source.stored(name, info, file)?;
+            let cut_off = || GgufError::CutOff { name: name.clone() };
+            (stored.bytes.end <= map.len())
+                .then_some(stored)
+                .ok_or_else(cut_off)
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    tensors.sort_by_key(|tensor| (tensor.bytes.start, tensor.bytes.end));
+    Ok(tensors)
 }
 
 /// Modules of a block: GGUF's name, Hugging Face's.
@@ -218,80 +220,64 @@ impl<'a> Source<'a> {
         Ok(serde_json::to_string_pretty(&config).expect("a JSON value can be written"))
     }
 
-    /// A tensor's values in bf16, little-endian.
-    fn tensor(
-        &self,
-        reader: &mut (impl std::io::Read + Seek),
-        name: &str,
-        target: &str,
-    ) -> Result<Vec<u8>, GgufError> {
-        let tensor = self
-            .content
-            .tensor(reader, name, &Device::Cpu)?
-            .dequantize(&Device::Cpu)?;
-        let n_rows = tensor.dims().first().copied().unwrap_or(1);
-        let values = tensor.flatten_all()?.to_vec1::<f32>()?;
-        Ok(self
-            .in_order(values, n_rows, target)?
-            .iter()
-            .flat_map(|&x| bf16::from_f32(x).to_le_bytes())
-            .collect())
-    }
-
-    /// Puts the rows of `target` into Hugging Face's order; a row is numbers or the bytes of whole blocks.
-    fn in_order<T: Copy>(
-        &self,
-        values: Vec<T>,
-        n_rows: usize,
-        target: &str,
-    ) -> Result<Vec<T>, GgufError> {
-        let n_heads = match target {
-            _ if self.architecture != "llama" => return Ok(values),
-            t if t.contains("self_attn.q_proj") => self.n_heads,
-            t if t.contains("self_attn.k_proj") => self.n_kv_heads,
-            _ => return Ok(values),
+    fn stored(&self, name: &str, info: &TensorInfo, file: usize) -> Result<Stored, GgufError> {
+        let target = self.target_name(name)?;
+        let shape = info.shape.dims();
+        let unsupported = |what: String| GgufError::Unsupported {
+            key: format!("{name} {what}"),
         };
-        unpermute(&values, n_rows, n_heads).ok_or_else(|| GgufError::Unsupported {
-            key: format!("{target} with {n_rows} rows"),
+        let encoding = encoding(info.ggml_dtype)
+            .ok_or_else(|| unsupported(format!("in {:?}", info.ggml_dtype)))?;
+        let width = shape.last().copied().unwrap_or(1);
+        if !width.is_multiple_of(info.ggml_dtype.block_size()) {
+            return Err(unsupported(format!("in rows of {width}, not whole blocks")));
+        }
+        let n_interleaved = self.n_interleaved(&target);
+        let n_rows = shape.first().copied().unwrap_or(1);
+        if n_interleaved.is_some_and(|n| n == 0 || !n_rows.is_multiple_of(2 * n)) {
+            return Err(unsupported(format!("with {n_rows} rows")));
+        }
+        let start = self.content.tensor_data_offset.saturating_add(info.offset) as usize;
+        let n_blocks = info.shape.elem_count() / info.ggml_dtype.block_size();
+        let end = start.saturating_add(n_blocks.saturating_mul(info.ggml_dtype.type_size()));
+        Ok(Stored {
+            name: target,
+            encoding,
+            shape: shape.to_vec(),
+            n_interleaved,
+            file,
+            bytes: start..end,
         })
     }
+
+    /// GGUF keeps the pairs of llama's rotary positions side by side, Hugging Face keeps the halves apart.
+    fn n_interleaved(&self, target: &str) -> Option<usize> {
+        match target {
+            _ if self.architecture != "llama" => None,
+            t if t.contains("self_attn.q_proj") => Some(self.n_heads),
+            t if t.contains("self_attn.k_proj") => Some(self.n_kv_heads),
+            _ => None,
+        }
+    }
 }
 
-/// GGUF keeps the pairs of llama's rotary positions side by side, Hugging Face keeps the halves apart.
-fn unpermute<T: Copy>(values: &[T], n_rows: usize, n_heads: usize) -> Option<Vec<T>> {
-    if n_heads == 0 || !n_rows.is_multiple_of(2 * n_heads) {
-        return None;
-    }
-    let (width, head_dim) = (values.len() / n_rows, n_rows / n_heads);
-    let mut ordered = Vec::with_capacity(values.len());
-    for row in 0..n_rows {
-        let (head, i) = (row / head_dim, row % head_dim);
-        let (half, j) = (i / (head_dim / 2), i % (head_dim / 2));
-        let from = head * head_dim + 2 * j + half;
-        ordered.extend_from_slice(&values[from * width..(from + 1) * width]);
-    }
-    Some(ordered)
-}
-
-/// The head of a safetensors file: its length, then names, shapes and places, padded to eight bytes.
-fn header(content: &Content, tensors: &BTreeMap<String, &str>) -> Vec<u8> {
-    let mut entries =
-        serde_json::Map::from_iter([("__metadata__".to_owned(), json!({"format": "pt"}))]);
-    let mut end = 0;
-    for (target, name) in tensors {
-        let shape = &content.tensor_infos[*name].shape;
-        let start = end;
-        end += shape.elem_count() * 2;
-        let entry = json!({"dtype": "BF16", "shape": shape.dims(), "data_offsets": [start, end]});
-        entries.insert(target.clone(), entry);
-    }
-    let mut text = serde_json::to_string(&entries)
-        .expect("a JSON value can be written")
-        .into_bytes();
-    text.resize(text.len().next_multiple_of(8), b' ');
-    let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
-    bytes.append(&mut text);
-    bytes
+fn encoding(dtype: GgmlDType) -> Option<Encoding> {
+    Some(match dtype {
+        GgmlDType::F32 => Encoding::Numbers(Dtype::F32),
+        GgmlDType::F16 => Encoding::Numbers(Dtype::F16),
+        GgmlDType::BF16 => Encoding::Numbers(Dtype::BF16),
+        GgmlDType::Q4_0 => Encoding::Blocks(GgmlType::Q4_0),
+        GgmlDType::Q4_1 => Encoding::Blocks(GgmlType::Q4_1),
+        GgmlDType::Q5_0 => Encoding::Blocks(GgmlType::Q5_0),
+        GgmlDType::Q5_1 => Encoding::Blocks(GgmlType::Q5_1),
+        GgmlDType::Q8_0 => Encoding::Blocks(GgmlType::Q8_0),
+        GgmlDType::Q2K => Encoding::Blocks(GgmlType::Q2K),
+        GgmlDType::Q3K => Encoding::Blocks(GgmlType::Q3K),
+        GgmlDType::Q4K => Encoding::Blocks(GgmlType::Q4K),
+        GgmlDType::Q5K => Encoding::Blocks(GgmlType::Q5K),
+        GgmlDType::Q6K => Encoding::Blocks(GgmlType::Q6K),
+        GgmlDType::Q8_1 | GgmlDType::Q8K => return None,
+    })
 }
 
 fn number(value: &Value) -> Option<f64> {

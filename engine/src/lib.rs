@@ -17,6 +17,7 @@ pub mod quant;
 mod rng;
 mod sampling;
 pub mod schedule;
+mod stored;
 pub mod train;
 pub mod weights;
 

@@ -2,20 +2,19 @@
 
 mod layers;
 
-use std::collections::HashMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use half::bf16;
-use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::Dtype;
 
 use crate::config::{ConfigError, ModelConfig};
 use crate::cpu::buffer::OutOfMemory;
 use crate::cpu::gemm::{PANEL, Panels, Weight};
 use crate::cpu::pool::Pool;
+use crate::gguf::GgufError;
 use crate::nn::rope::Ropes;
 use crate::quant::{Kind, QuantError, Quantized};
+use crate::stored::{Encoding, Files, Stored};
 pub(crate) use layers::{Dense, Experts, Layer, Mlp};
 
 /// Why a model folder cannot be loaded.
@@ -30,6 +29,8 @@ pub enum LoadError {
     },
     #[error("{path:?} is not valid: {reason}")]
     Malformed { path: PathBuf, reason: String },
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     #[error("tensor {name} is missing")]
     MissingTensor { name: String },
     #[error("tensor {name} has shape {found:?}, not {expected:?}")]
@@ -46,10 +47,12 @@ pub enum LoadError {
     OutOfMemory(#[from] OutOfMemory),
 }
 
+const BF16: Encoding = Encoding::Numbers(Dtype::BF16);
+
 /// How the frozen linears of the blocks are kept in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum BaseWeights {
-    /// bf16 as bf16, all else as f32: exactly what the files say.
+    /// bf16 as bf16, the blocks of a GGUF file as they are, all else as f32: exactly what the files say.
     #[default]
     AsStored,
     /// As bf16, whatever the files say.
@@ -86,7 +89,7 @@ impl Linear {
 }
 
 impl BaseModel {
-    /// Reads `config.json` and `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+    /// Reads `config.json` and `model.safetensors`, or the shards that `model.safetensors.index.json` names, or `model.gguf`.
     /// Errors: as [`LoadError`] says; nothing is kept.
     pub fn load(dir: &Path, pool: &Pool) -> Result<Self, LoadError> {
         Self::load_as(dir, BaseWeights::AsStored, pool)
@@ -96,9 +99,7 @@ impl BaseModel {
     /// Errors: as [`LoadError`] says; nothing is kept.
     pub fn load_as(dir: &Path, weights: BaseWeights, pool: &Pool) -> Result<Self, LoadError> {
         let config = ModelConfig::from_dir(dir)?;
-        let files = map_files(dir)?;
-        let tensors = Tensors::parse(&files)?;
-        Self::from_tensors(config, &tensors, weights, pool)
+        Self::from_files(config, &Files::open(dir)?, weights, pool)
     }
 
     /// The model's shape.
@@ -115,14 +116,14 @@ impl BaseModel {
         self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
     }
 
-    fn from_tensors(
+    fn from_files(
         config: ModelConfig,
-        tensors: &Tensors<'_>,
+        files: &Files,
         weights: BaseWeights,
         pool: &Pool,
     ) -> Result<Self, LoadError> {
         let reader = Reader {
-            tensors,
+            files,
             weights,
             pool,
         };
@@ -156,7 +157,7 @@ impl BaseModel {
 
 /// Reads named tensors into the engine's layout.
 struct Reader<'a> {
-    tensors: &'a Tensors<'a>,
+    files: &'a Files,
     weights: BaseWeights,
     pool: &'a Pool,
 }
@@ -170,14 +171,14 @@ impl Reader<'_> {
             .collect();
         let weight = match self.weights {
             BaseWeights::AsStored => self.matrix(&weights, depth)?,
-            BaseWeights::Bf16 => self.rounded(&weights, depth)?,
+            BaseWeights::Bf16 => self.rounded(&self.parts(&weights, depth)?, depth)?,
             BaseWeights::Quantized(kind) => self.quantized(&weights, depth, kind)?,
         };
         let mut bias = None;
         let mut first = 0;
         for (name, n) in modules {
             let name = format!("{name}.bias");
-            if self.tensors.by_name.contains_key(&name) {
+            if self.files.find(&name).is_some() {
                 let n_padded = weight.n_out().next_multiple_of(PANEL);
                 let bias = bias.get_or_insert_with(|| vec![0.0; n_padded]);
                 bias[first..first + n].copy_from_slice(&self.vector(&name, *n)?);
@@ -187,53 +188,46 @@ impl Reader<'_> {
         Ok(Linear { weight, bias })
     }
 
-    /// Matrices (n, depth) below each other: bf16 stays as it is, all else is widened to f32.
+    /// Matrices (n, depth) below each other: bf16 and blocks stay as they are, all else is widened to f32.
     fn matrix(&self, parts: &[(String, usize)], depth: usize) -> Result<Weight, LoadError> {
-        let mut rows: Vec<&[u8]> = Vec::new();
-        let mut dtype = Dtype::F32;
-        for (name, n) in parts {
-            let view = self.tensors.get(name, &[*n, depth])?;
-            if !rows.is_empty() && view.dtype() != dtype {
-                return Err(LoadError::WrongDtype {
-                    name: name.clone(),
-                    found: view.dtype(),
-                });
-            }
-            dtype = view.dtype();
-            rows.extend(view.data().chunks_exact(view.data().len() / n));
+        let parts = self.parts(parts, depth)?;
+        if parts.iter().all(|part| part.encoding == BF16) {
+            return self.rounded(&parts, depth);
         }
-        // Rows of pairs begin at whole words only where the depth is even.
-        if dtype == Dtype::BF16 && depth.is_multiple_of(2) {
-            let panels = Panels::from_weight_rows(self.pool, rows.len(), depth, |n, row| {
-                for (to, from) in row.iter_mut().zip(rows[n].as_chunks::<2>().0) {
-                    *to = bf16::from_le_bytes(*from);
-                }
-            })?;
-            return Ok(Weight::Bf16(panels));
+        let blocks = parts.iter().map(|part| self.files.quantized(part));
+        let blocks: Vec<Option<Quantized>> = blocks.collect::<Result<_, _>>()?;
+        match blocks.into_iter().collect() {
+            Some(blocks) => Ok(Weight::Quantized(blocks)),
+            None => self.widened(&parts, depth),
         }
+    }
+
+    /// Matrices below each other, in f32.
+    fn widened(&self, parts: &[&Stored], depth: usize) -> Result<Weight, LoadError> {
+        let rows = rows(parts);
         let panels = Panels::from_weight_rows(self.pool, rows.len(), depth, |n, row| {
-            widen(dtype, rows[n], row)
+            self.files.read(rows[n].0, rows[n].1, row);
         })?;
         Ok(Weight::F32(panels))
     }
 
-    /// As [`Self::matrix`], rounded to bf16.
-    fn rounded(&self, parts: &[(String, usize)], depth: usize) -> Result<Weight, LoadError> {
-        let mut rows: Vec<(Dtype, &[u8])> = Vec::new();
-        for (name, n) in parts {
-            let view = self.tensors.get(name, &[*n, depth])?;
-            let row = view.data().chunks_exact(view.data().len() / n);
-            rows.extend(row.map(|bytes| (view.dtype(), bytes)));
-        }
-        let read = |n: usize, row: &mut [f32]| widen(rows[n].0, rows[n].1, row);
+    /// Matrices below each other, rounded to bf16.
+    fn rounded(&self, parts: &[&Stored], depth: usize) -> Result<Weight, LoadError> {
+        let rows = rows(parts);
+        let read = |n: usize, row: &mut [f32]| self.files.read(rows[n].0, rows[n].1, row);
         // Rows of pairs begin at whole words only where the depth is even.
         if depth.is_multiple_of(2) {
             let panels = Panels::from_weight_rows(self.pool, rows.len(), depth, |n, row| {
+                let (part, i) = rows[n];
+                if part.encoding == BF16 {
+                    let bytes = self.files.row_bytes(part, i).as_chunks::<2>().0;
+                    let pairs = row.iter_mut().zip(bytes);
+                    return pairs.for_each(|(to, from)| *to = bf16::from_le_bytes(*from));
+                }
                 let mut values = vec![0.0; depth];
                 read(n, &mut values);
-                for (to, from) in row.iter_mut().zip(values) {
-                    *to = bf16::from_f32(from);
-                }
+                let pairs = row.iter_mut().zip(values);
+                pairs.for_each(|(to, from)| *to = bf16::from_f32(from));
             })?;
             return Ok(Weight::Bf16(panels));
         }
@@ -252,153 +246,63 @@ impl Reader<'_> {
         depth: usize,
         kind: Kind,
     ) -> Result<Weight, LoadError> {
-        let quantize = |(name, n): &(String, usize)| {
-            let view = self.tensors.get(name, &[*n, depth])?;
-            let mut values = vec![0.0; n * depth];
-            widen(view.dtype(), view.data(), &mut values);
-            Quantized::quantize(kind, *n, depth, &values).map_err(|source| LoadError::Quantize {
-                name: name.clone(),
+        let quantize = |part: &&Stored| {
+            let values = self.files.values(part);
+            let matrix = Quantized::quantize(kind, part.n_rows(), depth, &values);
+            matrix.map_err(|source| LoadError::Quantize {
+                name: part.name.clone(),
                 source,
             })
         };
+        let parts = self.parts(parts, depth)?;
         let parts = parts.iter().map(quantize).collect::<Result<_, _>>()?;
         Ok(Weight::Quantized(parts))
     }
 
     fn vector(&self, name: &str, n: usize) -> Result<Vec<f32>, LoadError> {
-        let view = self.tensors.get(name, &[n])?;
-        let mut values = vec![0.0; n];
-        widen(view.dtype(), view.data(), &mut values);
-        Ok(values)
-    }
-}
-
-/// Every tensor of every file, by name.
-struct Tensors<'a> {
-    by_name: HashMap<String, TensorView<'a>>,
-}
-
-impl<'a> Tensors<'a> {
-    fn parse(files: &'a [(PathBuf, Mmap)]) -> Result<Self, LoadError> {
-        let mut by_name = HashMap::new();
-        for (path, bytes) in files {
-            let malformed = |error: safetensors::SafeTensorError| LoadError::Malformed {
-                path: path.clone(),
-                reason: error.to_string(),
-            };
-            by_name.extend(
-                SafeTensors::deserialize(bytes)
-                    .map_err(malformed)?
-                    .tensors(),
-            );
-        }
-        Ok(Self { by_name })
+        Ok(self.files.values(self.find(name, &[n])?))
     }
 
-    fn get(&self, name: &str, shape: &[usize]) -> Result<&TensorView<'a>, LoadError> {
-        let view = self
-            .by_name
-            .get(name)
-            .ok_or_else(|| LoadError::MissingTensor {
-                name: name.to_owned(),
-            })?;
-        if view.shape() != shape {
-            let (found, expected) = (view.shape().to_vec(), shape.to_vec());
+    fn parts(&self, parts: &[(String, usize)], depth: usize) -> Result<Vec<&Stored>, LoadError> {
+        let find = |(name, n): &(String, usize)| self.find(name, &[*n, depth]);
+        parts.iter().map(find).collect()
+    }
+
+    /// A tensor of floats. Errors: `MissingTensor`, `WrongShape`, `WrongDtype`.
+    fn find(&self, name: &str, shape: &[usize]) -> Result<&Stored, LoadError> {
+        let name = || name.to_owned();
+        let found = self.files.find(&name());
+        let stored = found.ok_or_else(|| LoadError::MissingTensor { name: name() })?;
+        if stored.shape != shape {
             return Err(LoadError::WrongShape {
-                name: name.to_owned(),
+                name: name(),
+                found: stored.shape.clone(),
+                expected: shape.to_vec(),
+            });
+        }
+        match stored.encoding {
+            Encoding::Numbers(found) if !stored.is_float() => Err(LoadError::WrongDtype {
+                name: name(),
                 found,
-                expected,
-            });
+            }),
+            _ => Ok(stored),
         }
-        if !matches!(view.dtype(), Dtype::F32 | Dtype::BF16 | Dtype::F16) {
-            return Err(LoadError::WrongDtype {
-                name: name.to_owned(),
-                found: view.dtype(),
-            });
-        }
-        Ok(view)
     }
 }
 
-/// Little-endian numbers of a dtype that `Tensors::get` let pass → f32, exactly.
-pub(crate) fn widen(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
-    match dtype {
-        Dtype::F32 => {
-            for (to, from) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                *to = f32::from_le_bytes(*from);
-            }
-        }
-        Dtype::BF16 => {
-            for (to, from) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                *to = half::bf16::from_le_bytes(*from).to_f32();
-            }
-        }
-        Dtype::F16 => {
-            for (to, from) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                *to = half::f16::from_le_bytes(*from).to_f32();
-            }
-        }
-        other => unreachable!("{other:?} was refused when the tensor was looked up"),
-    }
-}
-
-#[derive(serde::Deserialize)]
-struct Index {
-    weight_map: HashMap<String, String>,
+/// The rows of matrices below each other.
+fn rows<'a>(parts: &[&'a Stored]) -> Vec<(&'a Stored, usize)> {
+    let of = |part: &&'a Stored| {
+        let part = *part;
+        (0..part.n_rows()).map(move |i| (part, i))
+    };
+    parts.iter().flat_map(of).collect()
 }
 
 /// Whether every matrix in the model's files is bf16, so that [`BaseWeights::Bf16`] is what is stored.
 /// Errors: files that are missing or malformed.
 pub fn is_stored_in_bf16(dir: &Path) -> Result<bool, LoadError> {
-    let files = map_files(dir)?;
-    let tensors = Tensors::parse(&files)?;
-    let mut matrices = tensors.by_name.values().filter(|t| t.shape().len() > 1);
-    Ok(matrices.all(|matrix| matrix.dtype() == Dtype::BF16))
-}
-
-/// Every file of weights in a model's folder, mapped.
-pub(crate) fn map_files(dir: &Path) -> Result<Vec<(PathBuf, Mmap)>, LoadError> {
-    let index_path = dir.join("model.safetensors.index.json");
-    let names = match std::fs::read_to_string(&index_path) {
-        Ok(text) => shard_names(&index_path, &text)?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            vec!["model.safetensors".to_owned()]
-        }
-        Err(source) => {
-            return Err(LoadError::Unreadable {
-                path: index_path,
-                source,
-            });
-        }
-    };
-    names.iter().map(|name| map_file(dir.join(name))).collect()
-}
-
-fn shard_names(path: &Path, text: &str) -> Result<Vec<String>, LoadError> {
-    let malformed = |reason: String| LoadError::Malformed {
-        path: path.to_owned(),
-        reason,
-    };
-    let index: Index = serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
-    let mut names: Vec<String> = index.weight_map.into_values().collect();
-    names.sort();
-    names.dedup();
-    // A shard lies in the folder: a name with a path in it could point anywhere.
-    match names
-        .iter()
-        .find(|name| Path::new(name).file_name() != Some(name.as_ref()))
-    {
-        Some(name) => Err(malformed(format!(
-            "shard {name:?} is not a plain file name"
-        ))),
-        None => Ok(names),
-    }
-}
-
-fn map_file(path: PathBuf) -> Result<(PathBuf, Mmap), LoadError> {
-    // SAFETY: the map is private and read once, here; the service never writes into an installed base's files.
-    match File::open(&path).and_then(|file| unsafe { Mmap::map(&file) }) {
-        Ok(map) => Ok((path, map)),
-        Err(source) => Err(LoadError::Unreadable { path, source }),
-    }
+    let files = Files::open(dir)?;
+    let mut matrices = files.tensors().iter().filter(|t| t.shape.len() > 1);
+    Ok(matrices.all(|matrix| matrix.encoding == BF16))
 }

@@ -1,4 +1,4 @@
-//! GGUF: what is converted is the model that was written.
+//! GGUF: a folder around the file is the model that was written, and trains as the values of its blocks do.
 
 mod common;
 
@@ -9,11 +9,15 @@ use std::sync::Arc;
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
-use common::{LLAMA, QWEN2, Tiny};
+use common::{LLAMA, QWEN2, Tiny, adapter, example};
+use engine::export::{MAX_SHARD_BYTES, Merged};
 use engine::generate::{Batcher, Limits};
-use engine::gguf::{GgufError, GgufFile, convert};
+use engine::gguf::{GgufError, as_folder};
+use engine::lora::LoraConfig;
 use engine::pool::Pool;
-use engine::weights::BaseModel;
+use engine::train::{TrainConfig, Trainer};
+use engine::weights::{BaseModel, BaseWeights, LoadError};
+use engine::{MemoryLevel, Precision};
 use half::bf16;
 use safetensors::SafeTensors;
 
@@ -22,6 +26,15 @@ const SMALL: Tiny = Tiny {
     hidden: 64,
     inner: 96,
     head_dim: 16,
+    ..LLAMA
+};
+
+/// Rows a multiple of 256 wide, for the kinds of blocks that llama.cpp calls K.
+const WIDE: Tiny = Tiny {
+    hidden: 256,
+    inner: 256,
+    heads: 4,
+    head_dim: 64,
     ..LLAMA
 };
 
@@ -109,13 +122,7 @@ fn write_gguf(tiny: Tiny, path: &Path, dtype: GgmlDType, extra: &[(&str, Value)]
             } else if arch == "llama" && name.contains("k_proj") {
                 values = permute(&values, shape[0], tiny.kv_heads);
             }
-            let dtype = if shape.len() == 1 {
-                GgmlDType::F32
-            } else {
-                dtype
-            };
-            let tensor = Tensor::from_vec(values, shape, &Device::Cpu).unwrap();
-            (gguf_name(&name), QTensor::quantize(&tensor, dtype).unwrap())
+            (gguf_name(&name), quantized(values, shape, dtype))
         })
         .collect();
     let metadata: Vec<_> = metadata
@@ -127,6 +134,25 @@ fn write_gguf(tiny: Tiny, path: &Path, dtype: GgmlDType, extra: &[(&str, Value)]
         .map(|(name, tensor)| (name.as_str(), tensor))
         .collect();
     gguf_file::write(&mut File::create(path).unwrap(), &metadata, &tensors).unwrap();
+}
+
+/// Matrices in blocks, vectors in f32.
+fn quantized(values: Vec<f32>, shape: Vec<usize>, dtype: GgmlDType) -> QTensor {
+    let dtype = match shape.len() {
+        1 => GgmlDType::F32,
+        _ => dtype,
+    };
+    let tensor = Tensor::from_vec(values, shape, &Device::Cpu).unwrap();
+    QTensor::quantize(&tensor, dtype).unwrap()
+}
+
+/// A folder of the values that candle reads from blocks.
+fn write_values_of(tiny: Tiny, dtype: GgmlDType, dir: &Path) {
+    tiny.write_changed(dir, |_, shape, values| {
+        let blocks = quantized(values.to_vec(), shape.to_vec(), dtype);
+        let read = blocks.dequantize(&Device::Cpu).unwrap();
+        values.copy_from_slice(&read.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+    });
 }
 
 fn scores(base: Arc<BaseModel>) -> Vec<f32> {
@@ -143,10 +169,11 @@ fn scores(base: Arc<BaseModel>) -> Vec<f32> {
 }
 
 #[test]
-fn a_converted_model_is_the_model_within_its_precision() {
+fn a_folder_around_a_gguf_file_is_the_model_within_its_precision() {
     let cases = [
         // The weights are whole in bf16; q8_0 keeps 8 bits of them, q4_1 four.
         (SMALL, GgmlDType::F32, 0.0),
+        (SMALL, GgmlDType::BF16, 0.0),
         (
             Tiny {
                 architecture: QWEN2.architecture,
@@ -162,14 +189,16 @@ fn a_converted_model_is_the_model_within_its_precision() {
     ];
     for (tiny, dtype, tolerance) in cases {
         let dir = tempfile::tempdir().unwrap();
-        let gguf = dir.path().join("model.gguf");
+        let gguf = dir.path().join("some.gguf");
         write_gguf(tiny, &gguf, dtype, &[]);
-        convert(&gguf, &dir.path().join("hf")).unwrap();
+        let folder = dir.path().join("folder");
+        as_folder(&gguf, &folder).unwrap();
         let pool = Pool::new(2);
-        let converted = Arc::new(BaseModel::load(&dir.path().join("hf"), &pool).unwrap());
+        let base = Arc::new(BaseModel::load(&folder, &pool).unwrap());
         let original = tiny.load(&pool);
-        assert_eq!(converted.config(), original.config());
-        let (ours, exact) = (scores(converted), scores(original));
+        assert_eq!(base.config(), original.config());
+        assert_eq!(base.n_parameters(), original.n_parameters());
+        let (ours, exact) = (scores(base), scores(original));
         let off = ours
             .iter()
             .zip(&exact)
@@ -185,80 +214,144 @@ fn a_converted_model_is_the_model_within_its_precision() {
     }
 }
 
+/// Losses and the bytes of the adapter after three steps.
+fn trained(dir: &Path, weights: BaseWeights, precision: Precision) -> (Vec<f32>, Vec<u8>) {
+    let pool = Pool::new(2);
+    let base = Arc::new(BaseModel::load_as(dir, weights, &pool).unwrap());
+    let config = TrainConfig {
+        learning_rate: 5e-3,
+        total_steps: 3,
+        precision,
+        memory: MemoryLevel::KeepAll,
+        ..TrainConfig::default()
+    };
+    let adapter = adapter(&base, &LoraConfig::all_linear(5, 8.0), 3);
+    let vocab = base.config().vocab_size;
+    let mut trainer = Trainer::new(base, adapter, config, pool);
+    let steps = (0..3).map(|step| {
+        let batch = [70, 33, 2].map(|n| example(vocab, n, step * 10 + n as u64));
+        trainer.step(&batch).unwrap().loss
+    });
+    (steps.collect(), trainer.save_state())
+}
+
 #[test]
-fn what_cannot_be_converted_is_refused_by_name_and_leaves_no_weights() {
+fn training_on_the_blocks_of_a_file_is_training_on_their_values() {
+    let untied = Tiny {
+        tied: false,
+        ..SMALL
+    };
+    let cases = [
+        (SMALL, GgmlDType::Q8_0),
+        (untied, GgmlDType::Q4_0),
+        (SMALL, GgmlDType::Q5_1),
+        (WIDE, GgmlDType::Q4K),
+        (WIDE, GgmlDType::Q6K),
+    ];
+    for (tiny, dtype) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let (gguf, blocks, values) = (
+            dir.path().join("some.gguf"),
+            dir.path().join("blocks"),
+            dir.path().join("values"),
+        );
+        write_gguf(tiny, &gguf, dtype, &[]);
+        as_folder(&gguf, &blocks).unwrap();
+        std::fs::create_dir(&values).unwrap();
+        write_values_of(tiny, dtype, &values);
+        for precision in [Precision::Fp32, Precision::Bf16] {
+            let ours = trained(&blocks, BaseWeights::AsStored, precision);
+            let expected = trained(&values, BaseWeights::AsStored, precision);
+            assert!(ours == expected, "{dtype:?} in {precision:?}");
+        }
+        // Asked for in bf16, the linears are, whatever the file holds.
+        let ours = trained(&blocks, BaseWeights::Bf16, Precision::Fp32);
+        let expected = trained(&values, BaseWeights::Bf16, Precision::Fp32);
+        assert!(ours == expected, "{dtype:?} as bf16");
+    }
+}
+
+#[test]
+fn a_gguf_file_is_written_out_as_the_values_of_its_blocks() {
+    for dtype in [GgmlDType::F16, GgmlDType::Q8_0, GgmlDType::Q5_1] {
+        let dir = tempfile::tempdir().unwrap();
+        let gguf = dir.path().join("some.gguf");
+        write_gguf(SMALL, &gguf, dtype, &[]);
+        let (folder, out) = (dir.path().join("folder"), dir.path().join("out"));
+        as_folder(&gguf, &folder).unwrap();
+        let merged = Merged::new(&folder, None, MAX_SHARD_BYTES).unwrap();
+        merged.write_all(&out).unwrap();
+        let written = std::fs::read(out.join("model.safetensors")).unwrap();
+        let written = SafeTensors::deserialize(&written).unwrap();
+        write_values_of(SMALL, dtype, dir.path());
+        let expected = std::fs::read(dir.path().join("model.safetensors")).unwrap();
+        let expected = SafeTensors::deserialize(&expected).unwrap();
+        let names = |file: &SafeTensors<'_>| {
+            let mut names: Vec<String> = file.names().into_iter().map(str::to_owned).collect();
+            names.sort_unstable();
+            names
+        };
+        assert_eq!(names(&written), names(&expected));
+        for (name, values) in expected.tensors() {
+            let bytes = values.data().as_chunks::<4>().0.iter();
+            let values = bytes.map(|x| f32::from_le_bytes(*x));
+            let encoded: Vec<u8> = match (!name.contains("norm"), dtype) {
+                (false, _) => values.flat_map(|x| x.to_le_bytes()).collect(),
+                (true, GgmlDType::F16) => values
+                    .flat_map(|x| half::f16::from_f32(x).to_le_bytes())
+                    .collect(),
+                (true, _) => values
+                    .flat_map(|x| bf16::from_f32(x).to_le_bytes())
+                    .collect(),
+            };
+            assert_eq!(written.tensor(&name).unwrap().data(), encoded, "{name}");
+        }
+        let config = |dir: &Path| std::fs::read(dir.join("config.json")).unwrap();
+        assert_eq!(config(&out), config(&folder));
+    }
+}
+
+#[test]
+fn what_cannot_be_used_is_refused_by_name_and_leaves_no_folder() {
     let dir = tempfile::tempdir().unwrap();
-    let gguf = dir.path().join("model.gguf");
+    let (gguf, folder) = (dir.path().join("some.gguf"), dir.path().join("folder"));
     let refused = |extra: &[(&str, Value)]| {
         write_gguf(SMALL, &gguf, GgmlDType::F32, extra);
-        convert(&gguf, dir.path()).unwrap_err()
+        as_folder(&gguf, &folder).unwrap_err()
     };
     let error = refused(&[("general.architecture", Value::String("gemma".to_owned()))]);
     assert!(matches!(error, GgufError::UnknownArchitecture { found } if found == "gemma"));
     let error = refused(&[("llama.rope.scaling.type", Value::String("yarn".to_owned()))]);
     assert!(matches!(error, GgufError::Unsupported { key } if key == "llama.rope.scaling.type"));
+    let error = refused(&[("llama.attention.head_count", Value::U32(5))]);
+    assert!(matches!(error, GgufError::Unsupported { key } if key.contains("attn_q.weight")));
     std::fs::write(&gguf, b"GGUF but no more").unwrap();
-    assert!(matches!(
-        convert(&gguf, dir.path()).unwrap_err(),
-        GgufError::Malformed(_)
-    ));
-    let missing = dir.path().join("none.gguf");
-    assert!(matches!(
-        convert(&missing, dir.path()).unwrap_err(),
-        GgufError::Io { .. }
-    ));
-    assert!(!dir.path().join("model.safetensors").exists());
+    let error = as_folder(&gguf, &folder).unwrap_err();
+    assert!(matches!(error, GgufError::Malformed(_)));
+    let error = as_folder(&dir.path().join("none.gguf"), &folder).unwrap_err();
+    assert!(matches!(error, GgufError::Io { .. }));
+    assert!(!folder.exists());
 }
 
 #[test]
-fn a_matrix_that_stays_quantised_is_the_one_that_was_written() {
+fn a_file_that_is_cut_off_or_lacks_a_matrix_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let gguf = dir.path().join("model.gguf");
-    for dtype in [GgmlDType::Q8_0, GgmlDType::Q4_0, GgmlDType::Q5_1] {
-        write_gguf(SMALL, &gguf, dtype, &[]);
-        convert(&gguf, dir.path()).unwrap();
-        let converted = std::fs::read(dir.path().join("model.safetensors")).unwrap();
-        let converted = SafeTensors::deserialize(&converted).unwrap();
-        let mut file = GgufFile::open(&gguf).unwrap();
-        let names: Vec<String> = file.names().map(str::to_owned).collect();
-        let mut expected_names = converted.names();
-        expected_names.sort_unstable();
-        assert_eq!(names, expected_names);
-        for name in names {
-            let Some(matrix) = file.quantized(&name).unwrap() else {
-                assert!(name.ends_with("norm.weight"), "{name} was quantised");
-                continue;
-            };
-            let expected = converted.tensor(&name).unwrap();
-            assert_eq!([matrix.rows(), matrix.columns()], expected.shape());
-            let mut values = vec![bf16::ZERO; matrix.rows() * matrix.columns()];
-            for (row, out) in values.chunks_exact_mut(matrix.columns()).enumerate() {
-                matrix.dequantize_bf16(row, 0..matrix.columns(), out);
-            }
-            let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-            assert_eq!(bytes, expected.data(), "{name} in {dtype:?}");
-        }
-    }
-}
-
-#[test]
-fn a_matrix_that_is_missing_or_cut_off_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let gguf = dir.path().join("model.gguf");
+    let (gguf, folder) = (dir.path().join("some.gguf"), dir.path().join("folder"));
     write_gguf(SMALL, &gguf, GgmlDType::Q8_0, &[]);
-    let mut file = GgufFile::open(&gguf).unwrap();
-    let error = file.quantized("lm_head.weight").err().unwrap();
-    assert!(matches!(error, GgufError::MissingKey { key } if key == "lm_head.weight"));
+    as_folder(&gguf, &folder).unwrap();
     let whole = std::fs::read(&gguf).unwrap();
-    std::fs::write(&gguf, &whole[..whole.len() / 2]).unwrap();
-    let mut file = GgufFile::open(&gguf).unwrap();
-    let names: Vec<String> = file.names().map(str::to_owned).collect();
-    let refused = names.iter().filter_map(|name| file.quantized(name).err());
-    let refused: Vec<GgufError> = refused.collect();
-    assert!(!refused.is_empty());
-    assert!(
-        refused
-            .iter()
-            .all(|error| matches!(error, GgufError::Io { .. }))
-    );
+    let pool = Pool::new(1);
+    let load = || BaseModel::load(&folder, &pool).err();
+    assert!(load().is_none());
+    std::fs::remove_file(folder.join("model.gguf")).unwrap();
+    std::fs::write(folder.join("model.gguf"), &whole[..whole.len() / 2]).unwrap();
+    let error = load().unwrap();
+    assert!(matches!(error, LoadError::Gguf(GgufError::CutOff { .. })));
+    std::fs::remove_file(folder.join("model.gguf")).unwrap();
+    let three_layers = Tiny { layers: 3, ..SMALL };
+    std::fs::write(folder.join("config.json"), three_layers.config_json()).unwrap();
+    std::fs::write(folder.join("model.gguf"), whole).unwrap();
+    let error = load().unwrap();
+    let missing = "model.layers.2.input_layernorm.weight";
+    assert!(matches!(error, LoadError::MissingTensor { name } if name == missing));
 }

@@ -1,6 +1,8 @@
-//! Owns the merged model: a Hugging Face folder whose weights hold the adapter, in the base's own dtypes.
+//! Owns the merged model: a Hugging Face folder whose weights hold the adapter, in the base's own dtypes; the blocks of a
+//! GGUF file become bf16.
 
-use std::io::{self, Write};
+use std::fs;
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,7 +11,7 @@ use safetensors::Dtype;
 use serde_json::{Map, json};
 
 use super::ExportError;
-use super::source::{Source, Stored};
+use super::source::{BaseTensor, Source};
 use crate::config::ModelConfig;
 use crate::lora::Adapter;
 
@@ -105,8 +107,20 @@ impl Merged {
         }
     }
 
-    fn write_tensor(&self, tensor: &Stored, out: &mut dyn Write) -> io::Result<()> {
-        if !tensor.is_changed() {
+    /// Writes every file into `out_dir`, which is made if it is not there.
+    /// Errors: those of the files, which may then be there in part.
+    pub fn write_all(&self, out_dir: &Path) -> io::Result<()> {
+        std::fs::create_dir_all(out_dir)?;
+        for (i, (name, _)) in self.files().enumerate() {
+            let mut out = BufWriter::new(fs::File::create(out_dir.join(name))?);
+            self.write(i, &mut out)?;
+            out.into_inner()?.sync_all()?;
+        }
+        Ok(())
+    }
+
+    fn write_tensor(&self, tensor: &BaseTensor, out: &mut dyn Write) -> io::Result<()> {
+        if tensor.is_as_stored() {
             return out.write_all(self.source.bytes(tensor));
         }
         let mut row = vec![0.0; tensor.width()];
@@ -114,7 +128,7 @@ impl Merged {
         for i in 0..tensor.n_rows() {
             self.source.row(tensor, i, &mut row);
             bytes.clear();
-            narrow(tensor.dtype, &row, &mut bytes);
+            narrow(tensor.dtype(), &row, &mut bytes);
             out.write_all(&bytes)?;
         }
         Ok(())
@@ -139,7 +153,7 @@ fn untied(config: &[u8]) -> Result<Vec<u8>, ExportError> {
 }
 
 /// The tensors of each shard. Within one, wider dtypes come first, so that every tensor is aligned.
-fn cut(tensors: &[Stored], max_bytes: u64) -> Vec<Vec<usize>> {
+fn cut(tensors: &[BaseTensor], max_bytes: u64) -> Vec<Vec<usize>> {
     let mut shards: Vec<Vec<usize>> = Vec::new();
     let mut n_bytes = 0;
     for (i, tensor) in tensors.iter().enumerate() {
@@ -156,13 +170,13 @@ fn cut(tensors: &[Stored], max_bytes: u64) -> Vec<Vec<usize>> {
         }
     }
     for shard in &mut shards {
-        shard.sort_by_key(|&i| std::cmp::Reverse(tensors[i].dtype.bitsize()));
+        shard.sort_by_key(|&i| std::cmp::Reverse(tensors[i].dtype().bitsize()));
     }
     shards
 }
 
 /// The shards under transformers' names; the index where there are several.
-fn shard_files(tensors: &[Stored], shards: Vec<Vec<usize>>) -> Vec<File> {
+fn shard_files(tensors: &[BaseTensor], shards: Vec<Vec<usize>>) -> Vec<File> {
     let n = shards.len();
     let (mut weight_map, mut total_size) = (Map::new(), 0);
     let mut files = Vec::new();
@@ -174,7 +188,7 @@ fn shard_files(tensors: &[Stored], shards: Vec<Vec<usize>>) -> Vec<File> {
         let head = head(shard.iter().map(|&i| &tensors[i]));
         let size: usize = shard.iter().map(|&i| tensors[i].size_bytes()).sum();
         for &i in &shard {
-            weight_map.insert(tensors[i].name.clone(), json!(name));
+            weight_map.insert(tensors[i].name().to_owned(), json!(name));
         }
         total_size += size as u64;
         files.push(File {
@@ -195,15 +209,15 @@ fn shard_files(tensors: &[Stored], shards: Vec<Vec<usize>>) -> Vec<File> {
 }
 
 /// The head of a safetensors file: its length, then names, shapes and places, padded to eight bytes.
-fn head<'a>(tensors: impl Iterator<Item = &'a Stored>) -> Vec<u8> {
+fn head<'a>(tensors: impl Iterator<Item = &'a BaseTensor>) -> Vec<u8> {
     let mut entries = Map::from_iter([("__metadata__".to_owned(), json!({"format": "pt"}))]);
     let mut end = 0;
     for tensor in tensors {
         let start = end;
         end += tensor.size_bytes();
         let entry =
-            json!({"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, end]});
-        entries.insert(tensor.name.clone(), entry);
+            json!({"dtype": tensor.dtype(), "shape": tensor.shape(), "data_offsets": [start, end]});
+        entries.insert(tensor.name().to_owned(), entry);
     }
     let mut text = serde_json::to_vec(&entries).expect("a JSON value can be written");
     text.resize(text.len().next_multiple_of(8), b' ');

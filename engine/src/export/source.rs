@@ -1,68 +1,83 @@
-//! Owns the weights that are exported: a base's files, mapped, and what an adapter changes in them.
+//! Owns the weights that are exported: a base's files, and what an adapter changes in them.
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
 
 use super::ExportError;
 use crate::lora::{Adapter, Change};
-use crate::weights::{LoadError, map_files, widen};
+use crate::stored::{Encoding, Files, Stored};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
-/// A tensor of the base.
-pub(super) struct Stored {
-    /// Hugging Face's name.
-    pub name: String,
-    pub dtype: Dtype,
-    pub shape: Vec<usize>,
-    file: usize,
-    bytes: Range<usize>,
+/// A tensor of the base, as it leaves.
+pub(super) struct BaseTensor {
+    stored: Stored,
     change: Option<Change>,
 }
 
-impl Stored {
+impl BaseTensor {
+    /// Hugging Face's name.
+    pub fn name(&self) -> &str {
+        &self.stored.name
+    }
+
+    /// What its values are written in: blocks become bf16.
+    pub fn dtype(&self) -> Dtype {
+        match self.stored.encoding {
+            Encoding::Numbers(dtype) => dtype,
+            Encoding::Blocks(_) => Dtype::BF16,
+        }
+    }
+
+    pub fn shape(&self) -> &[usize] {
+        &self.stored.shape
+    }
+
     /// Values side by side: the last axis.
     pub fn width(&self) -> usize {
-        self.shape.last().copied().unwrap_or(1)
+        self.stored.width()
     }
 
     /// Rows of that width; a vector is one row.
     pub fn n_rows(&self) -> usize {
-        self.shape.iter().product::<usize>() / self.width().max(1)
+        self.stored.n_rows()
     }
 
-    /// Bytes as stored, and as merged.
+    /// Bytes as written.
     pub fn size_bytes(&self) -> usize {
-        self.bytes.len()
+        self.shape().iter().product::<usize>() * self.dtype().bitsize() / 8
+    }
+
+    /// Whether [`Source::row`] can read it.
+    pub fn is_float(&self) -> bool {
+        self.stored.is_float()
+    }
+
+    /// Whether the file holds the very bytes that are written.
+    pub fn is_as_stored(&self) -> bool {
+        let is_number = matches!(self.stored.encoding, Encoding::Numbers(_));
+        self.change.is_none() && is_number && self.stored.n_interleaved.is_none()
     }
 
     fn as_head(&self) -> Self {
+        let mut stored = self.stored.clone();
+        stored.name = HEAD.to_owned();
         Self {
-            name: HEAD.to_owned(),
-            dtype: self.dtype,
-            shape: self.shape.clone(),
-            file: self.file,
-            bytes: self.bytes.clone(),
+            stored,
             change: None,
         }
-    }
-
-    pub fn is_changed(&self) -> bool {
-        self.change.is_some()
     }
 }
 
 /// Every tensor of a model, with its adapter's change.
 pub(super) struct Source {
-    files: Vec<Mmap>,
+    files: Files,
     /// In the order of the files, and of the bytes within them.
-    tensors: Vec<Stored>,
+    tensors: Vec<BaseTensor>,
     adapter: Option<Arc<Adapter>>,
     is_untied: bool,
 }
@@ -75,27 +90,19 @@ impl Source {
         adapter: Option<Arc<Adapter>>,
         is_tied: bool,
     ) -> Result<Self, ExportError> {
-        let (mut files, mut tensors) = (Vec::new(), Vec::new());
-        for (path, map) in map_files(dir)? {
-            let stored = read_header(&map, files.len());
-            tensors.extend(stored.map_err(|error| LoadError::Malformed {
-                path,
-                reason: error.to_string(),
-            })?);
-            files.push(map);
-        }
+        let files = Files::open(dir)?;
+        let unchanged = |stored: &Stored| BaseTensor {
+            stored: stored.clone(),
+            change: None,
+        };
+        let mut tensors: Vec<BaseTensor> = files.tensors().iter().map(unchanged).collect();
         let is_untied = is_tied && adapter.as_ref().is_some_and(|adapter| adapter.unties());
         if is_tied {
-            tensors.retain(|tensor: &Stored| tensor.name != HEAD);
+            tensors.retain(|tensor| tensor.name() != HEAD);
         }
         if is_untied {
-            let embedding = tensors.iter().find(|tensor| tensor.name == EMBEDDING);
-            tensors.extend(
-                embedding
-                    .map(|embedding| embedding.as_head())
-                    .into_iter()
-                    .collect::<Vec<_>>(),
-            );
+            let embedding = tensors.iter().find(|tensor| tensor.name() == EMBEDDING);
+            tensors.extend(embedding.map(BaseTensor::as_head));
         }
         if let Some(adapter) = &adapter {
             assign(adapter.changes(), &mut tensors)?;
@@ -113,20 +120,18 @@ impl Source {
         self.is_untied
     }
 
-    pub fn tensors(&self) -> &[Stored] {
+    pub fn tensors(&self) -> &[BaseTensor] {
         &self.tensors
     }
 
     /// The tensor's bytes as the base has them.
-    pub fn bytes(&self, tensor: &Stored) -> &[u8] {
-        &self.files[tensor.file][tensor.bytes.clone()]
+    pub fn bytes(&self, tensor: &BaseTensor) -> &[u8] {
+        self.files.bytes(&tensor.stored)
     }
 
     /// Row `i` of a tensor of floats, in f32, with what the adapter changes.
-    pub fn row(&self, tensor: &Stored, i: usize, out: &mut [f32]) {
-        let n_bytes = out.len() * tensor.dtype.bitsize() / 8;
-        let bytes = &self.bytes(tensor)[i * n_bytes..][..n_bytes];
-        widen(tensor.dtype, bytes, out);
+    pub fn row(&self, tensor: &BaseTensor, i: usize, out: &mut [f32]) {
+        self.files.read(&tensor.stored, i, out);
         if let (Some(adapter), Some(change)) = (&self.adapter, &tensor.change) {
             adapter.change_row(change, i, out);
         }
@@ -134,12 +139,15 @@ impl Source {
 }
 
 /// Gives every tensor its change. Errors: `NotInBase`.
-fn assign(mut changes: HashMap<String, Change>, tensors: &mut [Stored]) -> Result<(), ExportError> {
+fn assign(
+    mut changes: HashMap<String, Change>,
+    tensors: &mut [BaseTensor],
+) -> Result<(), ExportError> {
     for tensor in tensors {
-        tensor.change = changes.remove(&tensor.name);
-        let fits = |change: &Change| change.shape == tensor.shape && is_float(tensor.dtype);
+        tensor.change = changes.remove(tensor.name());
+        let fits = |change: &Change| change.shape == tensor.shape() && tensor.is_float();
         if !tensor.change.as_ref().is_none_or(fits) {
-            let name = tensor.name.clone();
+            let name = tensor.name().to_owned();
             return Err(ExportError::NotInBase { name });
         }
     }
@@ -147,30 +155,4 @@ fn assign(mut changes: HashMap<String, Change>, tensors: &mut [Stored]) -> Resul
         Some(name) => Err(ExportError::NotInBase { name }),
         None => Ok(()),
     }
-}
-
-/// Whether [`Source::row`] can read it.
-pub(super) fn is_float(dtype: Dtype) -> bool {
-    matches!(dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16)
-}
-
-fn read_header(map: &[u8], file: usize) -> Result<Vec<Stored>, safetensors::SafeTensorError> {
-    // Checks that shapes and places agree with the file's length.
-    SafeTensors::deserialize(map)?;
-    let (n_header, metadata) = SafeTensors::read_metadata(map)?;
-    let start = 8 + n_header;
-    let mut tensors: Vec<Stored> = metadata
-        .tensors()
-        .into_iter()
-        .map(|(name, info)| Stored {
-            dtype: info.dtype,
-            shape: info.shape.clone(),
-            file,
-            bytes: start + info.data_offsets.0..start + info.data_offsets.1,
-            change: None,
-            name,
-        })
-        .collect();
-    tensors.sort_by_key(|tensor| (tensor.bytes.start, tensor.bytes.end));
-    Ok(tensors)
 }

@@ -10,7 +10,7 @@ use crate::lora::adapter_config;
 use crate::lora::layout::Layout;
 use crate::lora::slots::Tensor;
 use crate::lora::{Adapter, AdapterError};
-use crate::weights::widen;
+use crate::stored::widen;
 
 impl Adapter {
     /// `adapter_model.safetensors` of [`Self::to_plain`]: PEFT's tensor names, f32.

@@ -62,6 +62,11 @@ impl GgmlType {
             Self::Q6K => 210,
         }
     }
+
+    /// As many whole blocks of `bytes` as fill `out`.
+    pub(crate) fn dequantize(self, bytes: &[u8], out: &mut [f32]) {
+        decode(self, bytes, out);
+    }
 }
 
 impl fmt::Display for GgmlType {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
+use engine::export::{MAX_SHARD_BYTES, Merged};
 use engine::lora::{Adapter, LoraConfig};
 use engine::pool::Pool;
 use engine::train::TrainConfig;
@@ -41,7 +42,10 @@ fn smollm2_computes_what_transformers_and_peft_compute() {
         Err(reason) => return eprintln!("skipped: {PACKAGE} cannot be had: {reason}"),
     };
     let folder = tempfile::tempdir().unwrap();
-    engine::gguf::convert(&gguf, folder.path()).unwrap();
+    let around = folder.path().join("gguf");
+    engine::gguf::as_folder(&gguf, &around).unwrap();
+    let in_bf16 = Merged::new(&around, None, MAX_SHARD_BYTES).unwrap();
+    in_bf16.write_all(folder.path()).unwrap();
     let pool = Pool::new(2);
     let base = Arc::new(BaseModel::load(folder.path(), &pool).unwrap());
     assert_eq!(base.n_parameters(), 134_515_008);

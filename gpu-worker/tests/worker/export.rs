@@ -53,19 +53,14 @@ fn unzipped(bytes: Vec<u8>) -> Vec<(String, Vec<u8>)> {
 /// The folder that `luthier model add` makes of a GGUF file.
 fn folder_of(gguf: &[u8]) -> Vec<(String, Vec<u8>)> {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("model.gguf");
+    let (path, folder) = (dir.path().join("some.gguf"), dir.path().join("folder"));
     std::fs::write(&path, gguf).unwrap();
-    engine::gguf::convert(&path, dir.path()).unwrap();
-    text::gguf::write_tokenizer(&path, dir.path()).unwrap();
-    let read = |name: &str| {
-        (
-            name.to_owned(),
-            std::fs::read(dir.path().join(name)).unwrap(),
-        )
-    };
+    engine::gguf::as_folder(&path, &folder).unwrap();
+    text::gguf::write_tokenizer(&path, &folder).unwrap();
+    let read = |name: &str| (name.to_owned(), std::fs::read(folder.join(name)).unwrap());
     [
         "config.json",
-        "model.safetensors",
+        "model.gguf",
         "tokenizer.json",
         "tokenizer_config.json",
     ]

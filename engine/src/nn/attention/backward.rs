@@ -151,16 +151,20 @@ fn add_up_groups<E: Element>(
 vectorized! {
     /// The sum of what stands `stride` apart in `from`, to its end.
     fn add_up[E](from: &[f32], stride: usize, to: &mut [E]) {
-        for (to, first) in to.chunks_mut(LANES).zip((0..).step_by(LANES)) {
+        let (whole, rest) = to.as_chunks_mut::<LANES>();
+        let first_of_rest = whole.len() * LANES;
+        for (to, first) in whole.iter_mut().zip((0..).step_by(LANES)) {
             let mut sums = [0.0f32; LANES];
             for from in from[first..].chunks(stride) {
-                for (sum, x) in sums[..to.len()].iter_mut().zip(from) {
+                let from = from.first_chunk::<LANES>().expect("a row is as long as `to`");
+                for (sum, x) in sums.iter_mut().zip(from) {
                     *sum += x;
                 }
             }
-            for (to, sum) in to.iter_mut().zip(sums) {
-                *to = E::from_f32(sum);
-            }
+            *to = sums.map(E::from_f32);
+        }
+        for (to, first) in rest.iter_mut().zip(first_of_rest..) {
+            *to = E::from_f32(from[first..].iter().step_by(stride).fold(0.0, |sum, x| sum + x));
         }
     }
 }

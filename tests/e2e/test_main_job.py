@@ -97,6 +97,29 @@ class MainJob:
             installed = wait_until(f"{name} answers", lambda: answer(name))
             self.assertEqual(installed.choices[0].message.content, tuned, name)
 
+    def test_a_quantised_gguf_file_is_a_base_to_train_on(self):
+        gguf = self.service.dir / "base-q8_0.gguf"
+        gguf.write_bytes(export(self.service, self.job.fine_tuned_model, "format=gguf&type=q8_0"))
+        self.service.luthier("model", "add", "base-q8_0", gguf, *self.service.place)
+        train = self.client.files.create(file=("train.jsonl", examples(8)), purpose="fine-tune")
+        hyperparameters = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 10}
+
+        def create():
+            return self.client.fine_tuning.jobs.create(
+                model="base-q8_0", training_file=train.id,
+                method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}})
+
+        job = finish(self.client, wait_until("the model is there", create).id)
+        self.assertEqual(job.status, "succeeded", job.error)
+        losses = [m.train_loss for c in self.client.fine_tuning.jobs.checkpoints.list(job.id) for m in [c.metrics]]
+        self.assertTrue(losses and all(loss is not None and 0 < loss < 20 for loss in losses), losses)
+        reply = self.client.chat.completions.create(model=job.fine_tuned_model, messages=QUESTION, max_tokens=4)
+        self.assertEqual(reply.usage.completion_tokens, 4)
+        folder = self.service.dir / "from-q8_0"
+        with zipfile.ZipFile(io.BytesIO(export(self.service, job.fine_tuned_model, "format=merged"))) as archive:
+            archive.extractall(folder)
+        self.assertTrue((folder / "model.safetensors").is_file())
+
     def test_an_export_that_cannot_be_made_names_the_parameter(self):
         for query, param in (("format=onnx", "format"), ("format=gguf&type=q3", "type"), ("format=peft&type=f16", "type")):
             with self.assertRaises(urllib.error.HTTPError) as caught:

@@ -7,26 +7,11 @@ The model has random weights of the given shape; every token is a label. SDPA at
 import argparse
 import json
 import os
-import resource
 import sys
 import time
 
-# hidden, layers, heads, key-value heads, feed-forward, vocabulary; the same table stands in engine/examples/bench_train.rs
-SHAPES = {
-    "10m": (256, 8, 4, 2, 704, 16384),
-    "135m": (576, 30, 9, 3, 1536, 49152),
-    "0.5b": (896, 24, 14, 2, 4864, 151936),
-}
-
-
-def cpu_s():
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def peak_mib():
-    with open("/proc/self/status") as f:
-        return next(int(line.split()[1]) / 1024 for line in f if line.startswith("VmHWM"))
+from shapes import SHAPES
+from usage import cpu_s, peak_mib
 
 
 def main():

@@ -155,9 +155,11 @@ impl Batcher {
         Ok(id)
     }
 
-    /// One forward for all live sequences: a new token for each whose prompt is through. Finished ones leave.
+    /// One forward for all live sequences: a new token for each whose prompt is through. Finished ones leave. A training that
+    /// shares the pool goes on when the step is done; the step waits for no more than one of its products.
     /// Errors: `OutOfMemory`; `NotFinite` names a sequence, which the caller should cancel. No sequence is changed.
     pub fn step(&mut self) -> Result<Vec<StepOutput>, GenerateError> {
+        let held = self.pool.hold();
         // One adapter's rows stand together; the sort is stable, so order of admission decides within.
         self.live.sort_by_key(|sequence| {
             sequence
@@ -169,7 +171,7 @@ impl Batcher {
         let plan = plan(&self.live);
         let mut chosen = Vec::new();
         {
-            let (pool, base) = (&self.pool, &*self.base);
+            let (pool, base) = (&*held, &*self.base);
             let adapters: Vec<_> = self
                 .live
                 .iter()

@@ -1,14 +1,15 @@
-//! The device: one thread owns the engine (weights, trainer, batchers) and is spoken to by commands. It knows no job,
-//! no text and no HTTP.
+//! The device: one thread generates and owns the bases, another one trains, both on one pool and spoken to by commands. It
+//! knows no job, no text and no HTTP.
 
 mod loaded_base;
 mod memory;
-mod thread;
+mod serving;
+mod training;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 
 use engine::MemoryLevel;
 use engine::batch::Example;
@@ -18,6 +19,8 @@ use engine::pool::Pool;
 use engine::train::{EvalReport, StepReport, TrainConfig};
 use engine::weights::BaseWeights;
 use tokio::sync::{mpsc as tokio_mpsc, oneshot};
+
+use training::Work;
 
 /// Conversations that may wait for room beside those being generated; beyond, a client hears "busy" at once.
 const MAX_WAITING: u32 = 64;
@@ -45,6 +48,10 @@ pub(crate) enum DeviceError {
 }
 
 impl DeviceError {
+    fn ended() -> Self {
+        DeviceError::Broken("the device's thread has ended".to_owned())
+    }
+
     /// Nothing this process computes from here on can be trusted.
     pub(crate) fn is_fatal(&self) -> bool {
         matches!(self, DeviceError::Broken(_))
@@ -137,69 +144,40 @@ pub(crate) enum FirstAdapter {
     Given(Adapter),
 }
 
-enum Command {
-    Load {
-        base: BaseFolder,
-        reply: Reply<()>,
-    },
-    Generate {
-        id: u64,
-        ask: Ask,
-        outputs: tokio_mpsc::UnboundedSender<Output>,
-        reply: Reply<()>,
-    },
-    Stop {
-        id: u64,
-        index: u32,
-    },
-    BeginTraining {
-        id: u64,
-        start: Box<TrainingStart>,
-        reply: Reply<()>,
-    },
-    EndTraining {
-        id: u64,
-    },
-    Work(Work),
+/// Hands `result` to who asked; what broke the engine ends the thread too.
+fn answer<T>(reply: Reply<T>, result: Result<T, DeviceError>) -> Result<(), DeviceError> {
+    let fatal = result
+        .as_ref()
+        .err()
+        .filter(|error| error.is_fatal())
+        .cloned();
+    // Who asked may have left meanwhile: a cancelled job, a closed connection.
+    let _ = reply.send(result);
+    fatal.map_or(Ok(()), Err)
 }
 
-/// One piece of a training: done whole, between two steps of generation.
-enum Work {
-    Step {
-        batch: Vec<Example>,
-        reply: Reply<StepReport>,
-    },
-    Evaluate {
-        examples: Vec<Example>,
-        reply: Reply<EvalReport>,
-    },
-    Snapshot {
-        reply: Reply<Snapshot>,
-    },
-    LabelLogprobs {
-        example: Example,
-        reply: Reply<Vec<f32>>,
-    },
-    Score {
-        tokens: Vec<u32>,
-        adapter: Arc<Adapter>,
-        reply: Reply<Vec<f32>>,
-    },
-}
-
-/// Numbers that anyone may read while the thread computes.
+/// What anyone may read while the threads compute.
 #[derive(Default)]
 struct Load {
     /// Sequences being generated.
     n_live: AtomicU32,
     /// Conversations asked for and not yet (wholly) admitted.
     n_waiting: AtomicU32,
+    /// Whether a piece of a training is being computed.
+    is_training: AtomicBool,
 }
 
-/// A way to talk to the device; the thread ends when the last one is dropped.
+impl Load {
+    fn is_training(&self) -> bool {
+        self.is_training.load(Ordering::Relaxed)
+    }
+}
+
+/// A way to talk to the device; its threads end when the last one is dropped.
 #[derive(Clone)]
 pub(crate) struct Device {
-    commands: mpsc::Sender<Command>,
+    serving: mpsc::Sender<serving::Command>,
+    training: mpsc::Sender<training::Command>,
     load: Arc<Load>,
     next_id: Arc<AtomicU64>,
     pub(crate) name: String,
@@ -207,38 +185,33 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    /// Starts the thread. The receiver yields once, when the thread ends: an error if the engine broke.
+    /// Starts the threads. The receiver yields once, when they end: an error if the engine broke.
     pub(crate) fn start(
         n_threads: usize,
         limits: Limits,
     ) -> std::io::Result<(Self, oneshot::Receiver<DeviceError>)> {
-        let (commands, inbox) = mpsc::channel();
         let (broken, ended) = oneshot::channel();
-        let load = Arc::new(Load::default());
-        let shared = Arc::clone(&load);
-        std::thread::Builder::new()
-            .name("device".to_owned())
-            .spawn(move || {
-                let pool = Pool::new(n_threads);
-                if let Err(error) = thread::run(inbox, pool, limits, shared) {
-                    // Nobody listens any more when the worker is going down already.
-                    let _ = broken.send(error);
-                }
-            })?;
+        let broken = Arc::new(Mutex::new(Some(broken)));
+        let (pool, load) = (Pool::new(n_threads), Arc::<Load>::default());
+        let (serving, inbox) = mpsc::channel();
+        let mut generates = serving::Serving::new(pool.clone(), limits, Arc::clone(&load));
+        spawn("serving", &broken, move || generates.serve(&inbox))?;
+        let (training, inbox) = mpsc::channel();
+        let mut trains = training::Training::new(pool, serving.clone(), Arc::clone(&load));
+        spawn("training", &broken, move || trains.serve(&inbox))?;
         let name = format!(
             "cpu, {n_threads} thread{}",
             if n_threads == 1 { "" } else { "s" }
         );
-        Ok((
-            Self {
-                commands,
-                load,
-                next_id: Arc::default(),
-                name,
-                limits,
-            },
-            ended,
-        ))
+        let device = Self {
+            serving,
+            training,
+            load,
+            next_id: Arc::default(),
+            name,
+            limits,
+        };
+        Ok((device, ended))
     }
 
     /// Sequences being generated or waiting for room.
@@ -248,25 +221,26 @@ impl Device {
 
     /// Puts a base model onto the device if it is not there; another one that nobody uses makes room.
     pub(crate) async fn load(&self, base: BaseFolder) -> Result<(), DeviceError> {
-        self.ask(|reply| Command::Load { base, reply }).await
+        let load = |reply| serving::Command::Load { base, reply };
+        ask(&self.serving, load).await
     }
 
     /// Begins to generate, loading the base first where needed. Dropping the returned reader frees every slot
     /// within one step. Errors: `Busy`, `BadInput` where the base cannot be loaded.
-    pub(crate) async fn generate(&self, ask: Ask) -> Result<Generation, DeviceError> {
+    pub(crate) async fn generate(&self, asked: Ask) -> Result<Generation, DeviceError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (outputs, reader) = tokio_mpsc::unbounded_channel();
-        self.ask(|reply| Command::Generate {
+        let generate = |reply| serving::Command::Generate {
             id,
-            ask,
+            ask: asked,
             outputs,
             reply,
-        })
-        .await?;
+        };
+        ask(&self.serving, generate).await?;
         Ok(Generation {
             id,
             reader,
-            commands: self.commands.clone(),
+            serving: self.serving.clone(),
         })
     }
 
@@ -280,28 +254,52 @@ impl Device {
             id,
             device: self.clone(),
         };
-        self.ask(|reply| Command::BeginTraining {
-            id,
-            start: Box::new(start),
-            reply,
-        })
-        .await?;
+        let start = Box::new(start);
+        let begin = |reply| training::Command::Begin { id, start, reply };
+        ask(&self.training, begin).await?;
         Ok(training)
     }
+}
 
-    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, DeviceError> {
-        let gone = || DeviceError::Broken("the device's thread has ended".to_owned());
-        let (reply, answer) = oneshot::channel();
-        self.commands.send(command(reply)).map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
-    }
+/// Runs `serve` on a thread of its own; the first thread that breaks says so.
+fn spawn(
+    name: &str,
+    broken: &Arc<Mutex<Option<oneshot::Sender<DeviceError>>>>,
+    mut serve: impl FnMut() -> Result<(), DeviceError> + Send + 'static,
+) -> std::io::Result<()> {
+    let broken = Arc::clone(broken);
+    let run = move || {
+        let ended = catch_unwind(AssertUnwindSafe(&mut serve)).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+            Err(DeviceError::Broken(
+                text.unwrap_or("unknown panic").to_owned(),
+            ))
+        });
+        if let (Err(error), Ok(mut broken)) = (ended, broken.lock()) {
+            // Nobody listens any more when the worker is going down already.
+            let _ = broken.take().map(|broken| broken.send(error));
+        }
+    };
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    thread.spawn(run).map(|_| ())
+}
+
+async fn ask<C, T>(
+    thread: &mpsc::Sender<C>,
+    command: impl FnOnce(Reply<T>) -> C,
+) -> Result<T, DeviceError> {
+    let (reply, answer) = oneshot::channel();
+    let sent = thread.send(command(reply));
+    sent.map_err(|mpsc::SendError(_)| DeviceError::ended())?;
+    answer.await.map_err(|_| DeviceError::ended())?
 }
 
 /// The reader's end of a conversation being generated.
 pub(crate) struct Generation {
     id: u64,
     reader: tokio_mpsc::UnboundedReceiver<Output>,
-    commands: mpsc::Sender<Command>,
+    serving: mpsc::Sender<serving::Command>,
 }
 
 impl Generation {
@@ -313,7 +311,9 @@ impl Generation {
     /// Answer `index` needs no more tokens.
     pub(crate) fn stop(&self, index: u32) {
         // A device that has ended generates nothing any more.
-        let _ = self.commands.send(Command::Stop { id: self.id, index });
+        let _ = self
+            .serving
+            .send(serving::Command::Stop { id: self.id, index });
     }
 }
 
@@ -329,7 +329,7 @@ impl Training {
         self.work(|reply| Work::Step { batch, reply }).await
     }
 
-    /// Losses without learning; keep `examples` few, generation waits for them.
+    /// Losses without learning.
     pub(crate) async fn evaluate(&self, examples: Vec<Example>) -> Result<EvalReport, DeviceError> {
         self.work(|reply| Work::Evaluate { examples, reply }).await
     }
@@ -359,16 +359,15 @@ impl Training {
     }
 
     async fn work<T>(&self, work: impl FnOnce(Reply<T>) -> Work) -> Result<T, DeviceError> {
-        self.device.ask(|reply| Command::Work(work(reply))).await
+        let work = |reply| training::Command::Work(work(reply));
+        ask(&self.device.training, work).await
     }
 }
 
 impl Drop for Training {
     fn drop(&mut self) {
         // A device that has ended trains nothing any more.
-        let _ = self
-            .device
-            .commands
-            .send(Command::EndTraining { id: self.id });
+        let end = training::Command::End { id: self.id };
+        let _ = self.device.training.send(end);
     }
 }

@@ -1,26 +1,47 @@
 //! Owns the threads that compute. Work is cut into numbered tasks that write disjoint memory; which thread takes a task
 //! never changes a result, so every number is the same for any thread count.
 
-use std::ops::Range;
+mod turn;
+
+use std::ops::{Deref, Range};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
+use turn::{Taken, Turn};
+
 /// How often an idle thread looks for the next region before it sleeps: regions follow each other within microseconds,
 /// and waking a sleeping thread costs tens of them.
 const SPINS_BEFORE_SLEEP: u32 = 4_000;
 
-/// A persistent set of threads; cloning shares it. The calling thread is one of them.
+/// A persistent set of threads; cloning shares it. The calling thread is one of them. Callers on several threads take turns,
+/// region by region.
 #[derive(Clone)]
 pub struct Pool {
     inner: Arc<Inner>,
+    /// Whether the turn is taken already: see [`Pool::hold`].
+    is_held: bool,
+}
+
+/// A pool that its holder alone uses until this is dropped.
+pub(crate) struct Held<'a> {
+    pool: Pool,
+    _turn: Taken<'a>,
+}
+
+impl Deref for Held<'_> {
+    type Target = Pool;
+
+    fn deref(&self) -> &Pool {
+        &self.pool
+    }
 }
 
 struct Inner {
     shared: Arc<Shared>,
     /// One region at a time.
-    turn: Mutex<()>,
+    turn: Turn,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -72,9 +93,10 @@ impl Pool {
         Self {
             inner: Arc::new(Inner {
                 shared,
-                turn: Mutex::new(()),
+                turn: Turn::default(),
                 threads,
             }),
+            is_held: false,
         }
     }
 
@@ -86,14 +108,28 @@ impl Pool {
     /// Runs `task(0)` … `task(n_tasks - 1)`, in any order on any thread, and returns when all are done.
     /// A task must not call `run` on the same pool. A panic in a task is raised again here.
     pub fn run(&self, n_tasks: usize, task: impl Fn(usize) + Sync) {
+        let _turn = (!self.is_held).then(|| self.inner.turn.take());
         if n_tasks <= 1 || self.inner.threads.is_empty() {
             (0..n_tasks).for_each(task);
             return;
         }
-        let _turn = lock(&self.inner.turn);
         self.inner
             .shared
             .run(n_tasks, &task, self.inner.threads.len());
+    }
+
+    /// Keeps the threads for many regions that belong together. Whoever holds goes before callers that run one region at a time,
+    /// and waits for no more than one of those.
+    /// The holder must not run regions of the same pool by another handle.
+    pub(crate) fn hold(&self) -> Held<'_> {
+        let pool = Pool {
+            inner: Arc::clone(&self.inner),
+            is_held: true,
+        };
+        Held {
+            pool,
+            _turn: self.inner.turn.hold(),
+        }
     }
 
     /// Cuts `n_rows` rows into ranges and gives each, with the same rows of the output, to `body`.
@@ -324,6 +360,49 @@ mod tests {
         assert!(
             (0..101).all(|i| a[2 * i] == i as f32 && a[2 * i + 1] == -(i as f32) && b[i] == 1.0)
         );
+    }
+
+    #[test]
+    fn a_hold_waits_for_one_region_and_keeps_all_others_out() {
+        for n_threads in [1, 2] {
+            let pool = Pool::new(n_threads);
+            let (n_done, is_done) = (AtomicUsize::new(0), AtomicBool::new(false));
+            let done = || n_done.load(Ordering::SeqCst);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !is_done.load(Ordering::SeqCst) {
+                        pool.run(2, |_| {
+                            std::thread::sleep(std::time::Duration::from_millis(2))
+                        });
+                        n_done.fetch_add(1, Ordering::SeqCst);
+                    }
+                });
+                while done() < 3 {
+                    std::thread::yield_now();
+                }
+                for _ in 0..5 {
+                    let before = done();
+                    let held = pool.hold();
+                    // The region that ran, and its count, which comes after it.
+                    assert!(done() <= before + 2);
+                    let sum = AtomicUsize::new(0);
+                    let during = done();
+                    for i in 0..20 {
+                        held.run(3, |task| {
+                            sum.fetch_add(i * task, Ordering::SeqCst);
+                        });
+                        std::thread::sleep(std::time::Duration::from_millis(1));
+                    }
+                    assert_eq!(sum.load(Ordering::SeqCst), 190 * 3);
+                    assert!(done() <= during + 1, "a region ran beside a hold");
+                    drop(held);
+                    while done() < during + 3 {
+                        std::thread::yield_now();
+                    }
+                }
+                is_done.store(true, Ordering::SeqCst);
+            });
+        }
     }
 
     #[test]

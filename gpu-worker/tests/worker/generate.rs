@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Instant;
 
 use domain::generation::{FinishReason, SamplingParams};
-use domain::message::{GenerateError, GenerateEvent, GenerateRequest};
+use domain::message::{Assignment, GenerateError, GenerateEvent, GenerateRequest};
 use domain::model::AdapterRef;
 use domain::x_training::FrozenWeights;
 use futures::StreamExt;
@@ -12,6 +12,7 @@ use futures::StreamExt;
 use crate::door::Script;
 use crate::house::{House, Running, ask, text_of, with_adapter};
 use crate::tiny_model;
+use crate::train::undisturbed;
 
 fn finish_reasons(events: &[GenerateEvent]) -> Vec<FinishReason> {
     let reasons = events.iter().filter_map(|event| match event {
@@ -330,15 +331,18 @@ async fn a_damaged_adapter_is_refused_and_the_base_never_answers_for_it() {
 }
 
 #[tokio::test]
-async fn chat_goes_on_while_a_job_trains() {
+async fn chat_goes_on_while_a_job_trains_and_changes_none_of_its_bytes() {
     let house = House::new().await;
-    let worker = house.worker("a", |_| {}).await;
     let assignment = house.assignment(20).await;
-    house.give(&assignment);
-    house
-        .door
-        .until("the first epoch", |script| !script.checkpoints.is_empty())
-        .await;
+    let alone = undisturbed(&house, &assignment).await;
+    house.door.with(|script| script.metrics.clear());
+    let worker = house.worker("a", |_| {}).await;
+    house.give(&Assignment {
+        object_prefix: format!("{}-again", assignment.object_prefix),
+        ..assignment
+    });
+    let is_training = |script: &Script| script.last_step() > 0;
+    house.door.until("the first step", is_training).await;
     let mut n_answers = 0;
     while house
         .door
@@ -352,6 +356,7 @@ async fn chat_goes_on_while_a_job_trains() {
         n_answers >= 3,
         "only {n_answers} answers during a whole job"
     );
-    house.door.with(|script| assert_eq!(script.fail, None));
+    let finish = house.door.with(|script| script.finish.take());
+    assert_eq!(finish.expect("finishes").adapter.sha256, alone);
     worker.stop().await.unwrap();
 }

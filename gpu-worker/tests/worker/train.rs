@@ -12,7 +12,7 @@ use crate::house::{House, Running, row};
 const LONG: u32 = 50;
 
 /// Runs `assignment` undisturbed; the hash of the adapter it ends with.
-async fn undisturbed(house: &House, assignment: &Assignment) -> String {
+pub async fn undisturbed(house: &House, assignment: &Assignment) -> String {
     let worker = house.worker("undisturbed", |_| {}).await;
     house.give(assignment);
     house

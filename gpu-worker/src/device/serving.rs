@@ -1,0 +1,210 @@
+//! The thread that generates: it owns the bases and everything generated from them. It takes commands, then computes one
+//! step for all, and looks again. A training beside it runs on the same pool whenever no step does.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant};
+
+use engine::generate::Limits;
+use engine::lora::Adapter;
+use engine::pool::Pool;
+use engine::weights::BaseModel;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::loaded_base::{LoadedBase, Waiting};
+use super::{Ask, BaseFolder, DeviceError, Load, MAX_WAITING, Output, Reply, answer};
+
+/// Of the time that generation and a training both want, what the training gets at least.
+const TRAINING_SHARE: f64 = 0.25;
+/// How far a training may fall behind its share before generation waits for it: a conversation now and then is never
+/// slowed by it.
+const MAX_OWED: Duration = Duration::from_secs(2);
+
+pub(super) enum Command {
+    Load {
+        base: BaseFolder,
+        reply: Reply<()>,
+    },
+    Generate {
+        id: u64,
+        ask: Ask,
+        outputs: UnboundedSender<Output>,
+        reply: Reply<()>,
+    },
+    Stop {
+        id: u64,
+        index: u32,
+    },
+    /// A training wants the base, which stays loaded until the next such command or `Return`.
+    Lend {
+        base: BaseFolder,
+        reply: Reply<Arc<BaseModel>>,
+    },
+    Return,
+    Score {
+        base: BaseFolder,
+        tokens: Vec<u32>,
+        adapter: Arc<Adapter>,
+        reply: Reply<Vec<f32>>,
+    },
+}
+
+pub(super) struct Serving {
+    pool: Pool,
+    limits: Limits,
+    bases: Vec<LoadedBase>,
+    /// The base that a training uses.
+    lent: Option<BaseFolder>,
+    owed: Owed,
+    load: Arc<Load>,
+}
+
+impl Serving {
+    pub(super) fn new(pool: Pool, limits: Limits, load: Arc<Load>) -> Self {
+        Self {
+            pool,
+            limits,
+            bases: Vec::new(),
+            lent: None,
+            owed: Owed::default(),
+            load,
+        }
+    }
+
+    /// Serves commands until every sender is gone. Errors: `Broken` when the engine broke a promise.
+    pub(super) fn serve(&mut self, inbox: &Receiver<Command>) -> Result<(), DeviceError> {
+        loop {
+            if self.bases.iter().all(LoadedBase::is_idle) {
+                match inbox.recv() {
+                    Ok(command) => self.take(command)?,
+                    Err(_) => return Ok(()),
+                }
+            }
+            loop {
+                match inbox.try_recv() {
+                    Ok(command) => self.take(command)?,
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return Ok(()),
+                }
+            }
+            self.bases.iter_mut().for_each(LoadedBase::make_room);
+            self.publish_load();
+            if let Some(wait) = self.owed.wait(self.load.is_training()) {
+                match inbox.recv_timeout(wait) {
+                    Ok(command) => self.take(command)?,
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                }
+                continue;
+            }
+            let began = Instant::now();
+            self.bases.iter_mut().try_for_each(LoadedBase::generate)?;
+            self.owed.generated(began, self.load.is_training());
+            self.publish_load();
+        }
+    }
+
+    fn publish_load(&self) {
+        let n_live: usize = self.bases.iter().map(|base| base.n_live()).sum();
+        self.load.n_live.store(n_live as u32, Ordering::Relaxed);
+        let n_waiting = self.n_waiting() as u32;
+        self.load.n_waiting.store(n_waiting, Ordering::Relaxed);
+    }
+
+    fn n_waiting(&self) -> usize {
+        self.bases.iter().map(|base| base.n_waiting()).sum()
+    }
+
+    fn take(&mut self, command: Command) -> Result<(), DeviceError> {
+        match command {
+            Command::Load { base, reply } => answer(reply, self.loaded(&base).map(|_| ())),
+            Command::Generate {
+                id,
+                ask,
+                outputs,
+                reply,
+            } => answer(reply, self.enqueue(Waiting::new(id, ask, outputs))),
+            Command::Stop { id, index } => {
+                self.bases.iter_mut().for_each(|base| base.stop(id, index));
+                Ok(())
+            }
+            Command::Lend { base, reply } => {
+                self.lent = None;
+                let model = self.loaded(&base).map(|loaded| Arc::clone(&loaded.model));
+                self.lent = model.is_ok().then_some(base);
+                answer(reply, model)
+            }
+            Command::Return => {
+                self.lent = None;
+                Ok(())
+            }
+            Command::Score {
+                base,
+                tokens,
+                adapter,
+                reply,
+            } => {
+                let scored = self.loaded(&base);
+                answer(reply, scored.and_then(|base| base.score(&tokens, &adapter)))
+            }
+        }
+    }
+
+    fn enqueue(&mut self, waiting: Waiting) -> Result<(), DeviceError> {
+        if self.n_waiting() >= MAX_WAITING as usize {
+            return Err(DeviceError::Busy);
+        }
+        self.loaded(waiting.base())?.enqueue(waiting);
+        Ok(())
+    }
+
+    /// The base `folder` names, brought here where it is not.
+    fn loaded(&mut self, folder: &BaseFolder) -> Result<&mut LoadedBase, DeviceError> {
+        if let Some(at) = self.bases.iter().position(|base| base.folder == *folder) {
+            return Ok(&mut self.bases[at]);
+        }
+        let lent = self.lent.as_ref();
+        self.bases
+            .retain(|base| !base.is_idle() || Some(&base.folder) == lent);
+        // The one that trains and one that is asked: a third would not fit where two barely do.
+        if self.bases.len() > 1 {
+            return Err(DeviceError::Busy);
+        }
+        let base = LoadedBase::load(folder, &self.pool, &self.limits)?;
+        self.bases.push(base);
+        Ok(self
+            .bases
+            .last_mut()
+            .expect("just pushed — a bug in the device"))
+    }
+}
+
+/// What generation has taken of a training's share.
+#[derive(Default)]
+struct Owed {
+    time: Duration,
+    /// When the last step of generation ended.
+    last: Option<Instant>,
+}
+
+impl Owed {
+    /// How long to leave the pool to a training, if at all.
+    fn wait(&self, is_training: bool) -> Option<Duration> {
+        let left_alone = self.last?.elapsed();
+        let behind = self.time.checked_sub(left_alone + MAX_OWED)?;
+        (is_training && !behind.is_zero()).then_some(behind)
+    }
+
+    /// A step of generation that began at `began` has ended.
+    fn generated(&mut self, began: Instant, is_training: bool) {
+        let now = Instant::now();
+        let left_alone = self.last.map_or(Duration::ZERO, |last| began - last);
+        self.time = self.time.saturating_sub(left_alone);
+        if is_training {
+            let share = TRAINING_SHARE / (1.0 - TRAINING_SHARE);
+            self.time += (now - began).mul_f64(share);
+        }
+        self.last = Some(now);
+    }
+}

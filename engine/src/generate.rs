@@ -1,14 +1,14 @@
 //! Owns generation: sequences with their caches, advanced together, one forward for all, adapters mixed. Knows no text,
 //! no request and no clock.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::config::ModelConfig;
 use crate::cpu::buffer::OutOfMemory;
 use crate::cpu::pool::Pool;
-use crate::kv_cache::{KvCache, Span, attend};
+use crate::kv::{Beginning, KvCache, PAGE, PageShape, Pages, Span, attend};
 use crate::lora::{Adapter, PackedLora};
 use crate::model::{Decoder, Keep};
 use crate::nn::attention::Heads;
@@ -17,14 +17,14 @@ pub use crate::sampling::Sampling;
 use crate::sampling::choose;
 use crate::weights::BaseModel;
 
-/// Prompt tokens that one step takes in at most: a long prompt must not hold up the sequences beside it.
-const PROMPT_TOKENS_PER_STEP: usize = 512;
+/// Tokens that one step runs at most, unless there are more sequences than that: a long prompt must not hold up those beside it.
+const TOKENS_PER_STEP: usize = 512;
 
 /// What a batcher may hold at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     pub max_sequences: usize,
-    /// Tokens that all sequences together may come to, prompt and answer.
+    /// Tokens whose keys and values are kept, of live sequences and of beginnings that may come again.
     pub max_cached_tokens: usize,
 }
 
@@ -64,6 +64,8 @@ pub struct StepOutput {
     pub logprob: f32,
     /// The likeliest tokens, best first.
     pub top: Vec<(u32, f32)>,
+    /// Tokens of the prompt that were not run, because they had been before with the same adapter.
+    pub n_reused: usize,
     pub finished: Option<FinishReason>,
 }
 
@@ -102,6 +104,7 @@ pub struct Batcher {
     limits: Limits,
     live: Vec<Sequence>,
     next_id: u64,
+    pages: Pages,
     decoder: Decoder<f32>,
 }
 
@@ -113,45 +116,63 @@ struct Sequence {
     /// Where the sequence ends, at the latest.
     max_tokens: usize,
     cache: KvCache,
+    /// The tokens of the full pages, and what it was before the first.
+    beginning: Beginning,
+    nothing: Beginning,
     generated: HashMap<u32, u32>,
+    n_reused: usize,
 }
 
 impl Batcher {
     /// A batcher without sequences.
     pub fn new(base: Arc<BaseModel>, pool: Pool, limits: Limits) -> Self {
+        let pages = Pages::new(PageShape::new(base.config()), limits.max_cached_tokens);
         Self {
             base,
             pool,
             limits,
             live: Vec::new(),
             next_id: 0,
+            pages,
             decoder: Decoder::default(),
         }
     }
 
-    /// Takes in a sequence; its prompt runs with the next step.
+    /// Takes in a sequence; its prompt runs with the next steps, but for what was run before with the same adapter. The sequence needs
+    /// room for its prompt; if the answers outgrow the pages, the youngest sequences wait, and go on where they were.
     /// Errors: `Full` for now, the others for good.
     pub fn admit(&mut self, request: GenerateRequest) -> Result<SequenceId, AdmitError> {
         let config = self.base.config();
         let max_tokens = check_request(config, self.limits, &request)?;
-        let n_promised: usize = self.live.iter().map(|sequence| sequence.max_tokens).sum();
-        if self.live.len() >= self.limits.max_sequences
-            || n_promised + max_tokens > self.limits.max_cached_tokens
-        {
+        if self.live.len() >= self.limits.max_sequences {
             return Err(AdmitError::Full);
         }
-        let cache = KvCache::new(config, max_tokens).map_err(|_| AdmitError::Full)?;
+        let cache = KvCache::new(config, max_tokens);
+        let beginning = Beginning::Empty {
+            adapter: request.adapter.as_ref().map(|adapter| adapter.number()),
+            is_long: self.base.ropes.is_long(max_tokens),
+        };
         let id = SequenceId(self.next_id);
         self.next_id += 1;
         let tokens = request.prompt.clone();
-        self.live.push(Sequence {
+        let mut sequence = Sequence {
             id,
             request,
             tokens,
             max_tokens,
             cache,
+            beginning,
+            nothing: beginning,
             generated: HashMap::new(),
-        });
+            n_reused: 0,
+        };
+        sequence.reuse(&mut self.pages);
+        let n_promised: usize = self.live.iter().map(|s| s.n_missing()).sum();
+        if n_promised + sequence.n_missing() > self.pages.n_available() {
+            self.pages.give_back(sequence.cache.pages);
+            return Err(AdmitError::Full);
+        }
+        self.live.push(sequence);
         Ok(id)
     }
 
@@ -159,7 +180,10 @@ impl Batcher {
     /// shares the pool goes on when the step is done; the step waits for no more than one of its products.
     /// Errors: `OutOfMemory`; `NotFinite` names a sequence, which the caller should cancel. No sequence is changed.
     pub fn step(&mut self) -> Result<Vec<StepOutput>, GenerateError> {
-        let held = self.pool.hold();
+        let pool = self.pool.clone();
+        let held = pool.hold();
+        let restarted = self.live.iter_mut().filter(|s| s.cache.pages.is_empty());
+        restarted.for_each(|sequence| sequence.reuse(&mut self.pages));
         // One adapter's rows stand together; the sort is stable, so order of admission decides within.
         self.live.sort_by_key(|sequence| {
             sequence
@@ -168,7 +192,7 @@ impl Batcher {
                 .as_ref()
                 .map_or(0, |a| Arc::as_ptr(a) as usize)
         });
-        let plan = plan(&self.live);
+        let plan = self.with_pages(plan(&self.live))?;
         let mut chosen = Vec::new();
         {
             let (pool, base) = (&*held, &*self.base);
@@ -220,23 +244,54 @@ impl Batcher {
             }
         }
         for &(i, n, _) in &plan {
-            self.live[i].cache.n_cached += n;
+            self.live[i].advance(n, &mut self.pages);
         }
         let outputs = chosen
             .into_iter()
             .map(|(i, choice)| self.live[i].push(choice))
             .collect::<Vec<_>>();
-        self.live.retain(|s| {
-            !outputs
-                .iter()
-                .any(|output| output.id == s.id && output.finished.is_some())
-        });
+        for output in outputs.iter().filter(|output| output.finished.is_some()) {
+            self.cancel(output.id);
+        }
         Ok(outputs)
+    }
+
+    /// Takes pages for what `plan` runs, oldest sequences first. Where none is left the youngest sequence gives its own back, and
+    /// runs again later what it had; one that finds no page does not run now.
+    fn with_pages(&mut self, plan: Vec<Planned>) -> Result<Vec<Planned>, OutOfMemory> {
+        let mut by_age = plan;
+        by_age.sort_by_key(|&(i, ..)| self.live[i].id);
+        let mut running: Vec<Planned> = Vec::new();
+        let mut waiting = by_age.into_iter().collect::<VecDeque<_>>();
+        'next: while let Some((i, n, is_whole)) = waiting.pop_front() {
+            while self.live[i].cache.n_missing(n) > 0 {
+                if let Some(page) = self.pages.take()? {
+                    self.live[i].cache.pages.push(page);
+                    continue;
+                }
+                let youngest = (0..self.live.len())
+                    .filter(|&k| !self.live[k].cache.pages.is_empty())
+                    .max_by_key(|&k| self.live[k].id);
+                match youngest {
+                    Some(k) if self.live[k].id > self.live[i].id => {
+                        self.live[k].start_again(&mut self.pages);
+                        waiting.retain(|&(planned, ..)| planned != k);
+                    }
+                    _ => continue 'next,
+                }
+            }
+            running.push((i, n, is_whole));
+        }
+        running.sort_unstable();
+        Ok(running)
     }
 
     /// Drops a sequence; one that is not there is no error.
     pub fn cancel(&mut self, id: SequenceId) {
-        self.live.retain(|sequence| sequence.id != id);
+        if let Some(at) = self.live.iter().position(|sequence| sequence.id == id) {
+            let sequence = self.live.remove(at);
+            self.pages.give_back(sequence.cache.pages);
+        }
     }
 
     /// Whether there is nothing to do.
@@ -247,6 +302,11 @@ impl Batcher {
     /// Sequences taken in and not finished.
     pub fn n_live(&self) -> usize {
         self.live.len()
+    }
+
+    /// Tokens there is room for beside the live sequences.
+    pub fn n_free_tokens(&self) -> usize {
+        self.pages.n_available() * PAGE
     }
 
     /// log p(token i | those before) for i ≥ 1, natural, computed as a prompt is: through the cache.
@@ -270,10 +330,14 @@ impl Batcher {
                 tokens.len()
             )));
         }
-        let mut cache = KvCache::new(config, tokens.len())?;
+        let mut cache = KvCache::new(config, tokens.len());
+        let mut pages = Pages::new(PageShape::new(config), tokens.len());
+        while cache.n_missing(tokens.len()) > 0 {
+            cache.pages.extend(pages.take()?);
+        }
         let mut logprobs = Vec::new();
         let inputs = &tokens[..tokens.len().saturating_sub(1)];
-        for (i, chunk) in inputs.chunks(PROMPT_TOKENS_PER_STEP).enumerate() {
+        for (i, chunk) in inputs.chunks(TOKENS_PER_STEP).enumerate() {
             let rows: Vec<usize> = (0..chunk.len()).collect();
             let packed =
                 adapter.map(|adapter| (0..chunk.len(), adapter.packed(&self.pool, &self.base)));
@@ -294,7 +358,7 @@ impl Batcher {
                 &mut spans,
             )?;
             cache.n_cached += chunk.len();
-            let first_target = i * PROMPT_TOKENS_PER_STEP + 1;
+            let first_target = i * TOKENS_PER_STEP + 1;
             let targets = &tokens[first_target..first_target + chunk.len()];
             let losses = self
                 .decoder
@@ -305,9 +369,13 @@ impl Batcher {
     }
 }
 
-/// (sequence, rows, whether these are all of its pending tokens), in the order of `live`.
-fn plan(live: &[Sequence]) -> Vec<(usize, usize, bool)> {
-    let mut budget = PROMPT_TOKENS_PER_STEP;
+/// (sequence, rows, whether these are all of its pending tokens).
+type Planned = (usize, usize, bool);
+
+/// In the order of `live`. Sequences that generate come first, then prompts by age, as far as the budget reaches.
+fn plan(live: &[Sequence]) -> Vec<Planned> {
+    let n_generating = live.iter().filter(|s| s.pending().len() == 1).count();
+    let mut budget = TOKENS_PER_STEP.saturating_sub(n_generating).max(1);
     let mut by_age: Vec<usize> = (0..live.len()).collect();
     by_age.sort_by_key(|&i| live[i].id);
     let mut plan = Vec::new();
@@ -391,6 +459,45 @@ impl Sequence {
         &self.tokens[self.cache.n_cached..]
     }
 
+    /// Pages that its pending tokens need, and the next one.
+    fn n_missing(&self) -> usize {
+        let next = self.max_tokens.min(self.tokens.len() + 1);
+        self.cache.n_missing(next - self.cache.n_cached)
+    }
+
+    /// Begins with the pages of what was run before; the last token is always run, for its logits.
+    fn reuse(&mut self, pages: &mut Pages) {
+        let whole = self.tokens[..self.tokens.len() - 1].chunks_exact(PAGE);
+        for tokens in whole {
+            let Some((longer, page)) = pages.find(self.beginning, tokens) else {
+                break;
+            };
+            self.beginning = longer;
+            self.cache.pages.push(page);
+            self.cache.n_cached += PAGE;
+        }
+        if self.generated.is_empty() {
+            self.n_reused = self.cache.n_cached;
+        }
+    }
+
+    /// `n` more tokens are cached; pages that are full now are kept for others.
+    fn advance(&mut self, n: usize, pages: &mut Pages) {
+        let full = self.cache.n_cached / PAGE..(self.cache.n_cached + n) / PAGE;
+        for i in full {
+            let tokens = &self.tokens[i * PAGE..(i + 1) * PAGE];
+            self.beginning = pages.keep(self.beginning, tokens, &mut self.cache.pages[i]);
+        }
+        self.cache.n_cached += n;
+    }
+
+    /// Leaves its pages to others; what is still there when it runs again is used again.
+    fn start_again(&mut self, pages: &mut Pages) {
+        pages.give_back(self.cache.pages.drain(..));
+        self.cache.n_cached = 0;
+        self.beginning = self.nothing;
+    }
+
     fn choose(&self, logits: &mut [f32]) -> Option<crate::sampling::Choice> {
         let n_generated = (self.tokens.len() - self.request.prompt.len()) as u64;
         let n_top = self.request.top_logprobs.unwrap_or(0);
@@ -418,6 +525,7 @@ impl Sequence {
             token: choice.token,
             logprob: choice.logprob,
             top: choice.top,
+            n_reused: self.n_reused,
             finished,
         }
     }

@@ -8,7 +8,7 @@ mod cpu;
 pub mod export;
 pub mod generate;
 pub mod gguf;
-mod kv_cache;
+mod kv;
 pub mod lora;
 mod model;
 mod nn;

@@ -173,6 +173,100 @@ fn a_prompt_longer_than_a_step_takes_in_changes_nothing() {
 }
 
 #[test]
+fn a_beginning_that_was_run_before_is_used_again_by_the_same_adapter_alone() {
+    let pool = Pool::new(2);
+    let base = LLAMA.load(&pool);
+    let [_, first, second] = adapters(&base);
+    let mut batcher = Batcher::new(base.clone(), pool.clone(), LIMITS);
+    let common = request(140, 3, first.clone());
+    let prompt = |n: usize, adapter: &Option<Arc<Adapter>>| GenerateRequest {
+        prompt: [&common.prompt[..n], &[7, 8, 9]].concat(),
+        adapter: adapter.clone(),
+        ..common.clone()
+    };
+    let cases = [
+        (prompt(140, &first), 0),
+        (prompt(140, &first), 128),
+        // The same tokens up to within the second page.
+        (prompt(100, &first), 64),
+        // All of the prompt is there, but its last token is run again for what comes next.
+        (
+            GenerateRequest {
+                prompt: common.prompt[..128].to_vec(),
+                ..common.clone()
+            },
+            64,
+        ),
+        (prompt(140, &second), 0),
+        (prompt(140, &None), 0),
+        (prompt(140, &None), 128),
+    ];
+    for (i, (request, n_reused)) in cases.into_iter().enumerate() {
+        let id = batcher.admit(request.clone()).unwrap();
+        let outputs = drain(&mut batcher).remove(&id).unwrap();
+        assert_eq!(outputs[0].n_reused, n_reused, "case {i}");
+        let mut alone = Batcher::new(base.clone(), pool.clone(), LIMITS);
+        let own = alone.admit(request).unwrap();
+        assert_eq!(told(&outputs), told(&drain(&mut alone)[&own]), "case {i}");
+    }
+    assert_eq!(batcher.n_free_tokens(), LIMITS.max_cached_tokens);
+}
+
+#[test]
+fn an_answer_is_a_beginning_too() {
+    let pool = Pool::new(2);
+    let base = LLAMA.load(&pool);
+    let mut batcher = Batcher::new(base, pool, LIMITS);
+    let mut first = request(60, 1, None);
+    first.max_new_tokens = 80;
+    let id = batcher.admit(first.clone()).unwrap();
+    let answer = drain(&mut batcher).remove(&id).unwrap();
+    let mut next = first;
+    next.prompt.extend(answer.iter().map(|o| o.token));
+    next.prompt.extend([1, 2, 3]);
+    let id = batcher.admit(next).unwrap();
+    assert_eq!(drain(&mut batcher)[&id][0].n_reused, 128);
+}
+
+#[test]
+fn where_pages_run_short_the_youngest_wait_and_every_answer_is_as_alone() {
+    let pool = Pool::new(2);
+    let base = LLAMA.load(&pool);
+    let adapters = adapters(&base);
+    let limits = Limits {
+        max_sequences: 8,
+        // Six pages: the answers of five sequences need fifteen.
+        max_cached_tokens: 384,
+    };
+    let mut batcher = Batcher::new(base.clone(), pool.clone(), limits);
+    let requests: Vec<_> = (0..5)
+        .map(|i| GenerateRequest {
+            max_new_tokens: 120,
+            ..request(20 + i, i as u64, adapters[i % 3].clone())
+        })
+        .collect();
+    let ids: Vec<_> = requests
+        .iter()
+        .map(|r| batcher.admit(r.clone()).unwrap())
+        .collect();
+    let together = drain(&mut batcher);
+    for (id, request) in ids.iter().zip(&requests) {
+        let mut alone = Batcher::new(base.clone(), pool.clone(), LIMITS);
+        let own = alone.admit(request.clone()).unwrap();
+        assert_eq!(told(&together[id]), told(&drain(&mut alone)[&own]));
+    }
+    assert_eq!(batcher.n_free_tokens(), limits.max_cached_tokens);
+    // One that leaves in the middle gives back what it had.
+    let id = batcher.admit(requests[0].clone()).unwrap();
+    for _ in 0..70 {
+        batcher.step().unwrap();
+    }
+    assert!(batcher.n_free_tokens() < limits.max_cached_tokens);
+    batcher.cancel(id);
+    assert_eq!(batcher.n_free_tokens(), limits.max_cached_tokens);
+}
+
+#[test]
 fn sequences_end_at_a_stop_token_at_their_length_and_at_the_context() {
     let base = LLAMA.load(&Pool::new(1));
     let mut batcher = Batcher::new(base, Pool::new(1), LIMITS);
@@ -263,8 +357,8 @@ fn what_cannot_be_run_is_not_admitted() {
     for (request, expected) in cases {
         assert_eq!(batcher.admit(request).unwrap_err(), expected);
     }
-    let first = batcher.admit(request(60, 1, None)).unwrap();
-    // 72 of 100 tokens are promised.
+    let first = batcher.admit(request(70, 1, None)).unwrap();
+    // Both pages are its own.
     assert_eq!(
         batcher.admit(request(20, 1, None)).unwrap_err(),
         AdmitError::Full

@@ -15,6 +15,7 @@ mod slots;
 mod svd;
 mod targets;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::cpu::pool::Pool;
@@ -29,9 +30,11 @@ pub(crate) use packed::{FusedLora, PackedLora};
 pub(crate) use peft::{named, serialize};
 pub(crate) use slots::{Kind, Role, Saved, Tensor};
 
-/// The values of an adapter, in f32.
+/// The values of an adapter, in f32. They never change.
 /// Invariant: `values` is as long as `layout` says.
 pub struct Adapter {
+    /// No other adapter of this process ever has it.
+    number: u64,
     config: LoraConfig,
     layout: Arc<Layout>,
     values: Vec<f32>,
@@ -115,12 +118,19 @@ impl Adapter {
             layout.n_values(),
             "an adapter without all its values — a bug in its maker"
         );
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         Self {
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
             config,
             layout,
             values,
             packed: OnceLock::new(),
         }
+    }
+
+    /// Stands for the values: no other adapter of this process ever has it.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
     }
 
     pub(crate) fn layout(&self) -> &Arc<Layout> {

@@ -68,6 +68,12 @@ impl Ropes {
         self.of_layer[layer]
     }
 
+    /// Whether a document that can come to `n_tokens` turns by the frequencies of long ones.
+    pub fn is_long(&self, n_tokens: usize) -> bool {
+        let mut limits = self.ropes.iter().filter_map(|rope| rope.long.as_ref());
+        limits.any(|(limit, _)| n_tokens > *limit)
+    }
+
     /// The angles of rows at the given positions, a table for each rotation; memory is reused.
     pub fn angles(&self, positions: impl Iterator<Item = Position> + Clone, out: &mut Vec<Angles>) {
         out.resize_with(self.ropes.len(), Angles::default);

@@ -12,7 +12,7 @@ pub(crate) fn round<E: Element>(pool: &Pool, width: usize, x: &[f32], to: &mut [
 }
 
 vectorized! {
-    fn round_all[E](x: &[f32], to: &mut [E]) {
+    pub(crate) fn round_all[E](x: &[f32], to: &mut [E]) {
         for (to, x) in to.iter_mut().zip(x) {
             *to = E::from_f32(*x);
         }

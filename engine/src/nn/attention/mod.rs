@@ -12,16 +12,39 @@ use crate::config::ModelConfig;
 use crate::cpu::buffer::{Buffer, OutOfMemory};
 use crate::cpu::element::Element;
 use crate::cpu::gemm::{
-    Left, PANEL, Right, Shape, Write, matmul_at, matmul_here, pack_rows_into, pack_weight_into,
-    panels_len,
+    Left, PANEL, Right, Shape, Write, matmul_here, pack_rows_into, pack_weight_into, panels_len,
 };
 use crate::cpu::pool::{Pool, SharedMut};
 use crate::cpu::simd::{exp, max, sum, vectorized};
-use crate::nn::softcap;
+use crate::nn::{rounding, softcap};
 pub(crate) use backward::{BackwardScratch, Saved, backward};
 
-/// Query rows that are scored together: (rows, keys) of scores are all that ever exists.
+/// Query rows that are scored together, (rows, keys) of scores being all that ever exists; and keys and values that lie together.
 pub(crate) const BLOCK: usize = 64;
+
+/// Keys and values of one head, in blocks of [`BLOCK`]; the last may be a part.
+pub(crate) trait KeyValues<E> {
+    /// (C, keys)
+    fn keys(&self, block: usize) -> Right<'_, E>;
+    /// (keys, C)
+    fn values(&self, block: usize) -> Right<'_, E>;
+}
+
+/// Those of a whole document, in one piece.
+struct InOnePiece<'a, E> {
+    keys: Right<'a, E>,
+    values: Right<'a, E>,
+}
+
+impl<E: Element> KeyValues<E> for InOnePiece<'_, E> {
+    fn keys(&self, block: usize) -> Right<'_, E> {
+        self.keys.skip_columns(block * BLOCK)
+    }
+
+    fn values(&self, block: usize) -> Right<'_, E> {
+        self.values.skip_depth(block * BLOCK)
+    }
+}
 
 /// What a layer makes of q·k before the softmax.
 #[derive(Clone, Copy)]
@@ -120,6 +143,8 @@ struct Scratch {
     turned: Vec<u32>,
     /// A right operand.
     panels: Buffer<u32>,
+    /// (rows, C)
+    sums: Buffer<f32>,
 }
 
 thread_local! {
@@ -139,7 +164,7 @@ fn whole_words<E: Element>(n: usize) -> usize {
     n.next_multiple_of(E::PER_WORD)
 }
 
-/// Consecutive queries of one head, and all keys and values up to the last of them.
+/// Consecutive queries of one head.
 #[derive(Clone, Copy)]
 pub(crate) struct Queries<'a, E> {
     /// (rows, C)
@@ -150,60 +175,76 @@ pub(crate) struct Queries<'a, E> {
     pub first_seen: usize,
     /// By how many keys each further row's reaches on: 1 for rows at consecutive positions, 0 for heads at one position.
     pub seen_step: usize,
-    /// (C, keys)
-    pub keys: Right<'a, E>,
-    /// (keys, C)
-    pub values: Right<'a, E>,
 }
 
 impl<E: Element> Queries<'_, E> {
-    /// softmax(cap(Q·Kᵀ·scale))·V for these rows; `lse` receives the log-sum-exp of each row.
+    /// softmax(cap(Q·Kᵀ·scale))·V for these rows, `cache` having all keys and values up to the last of them; `lse` receives the
+    /// log-sum-exp of each row. The sums of blocks of values are added up in order, wherever the blocks lie.
     ///
     /// # Safety
     /// `out` must hold (rows, C) with rows `stride` apart, which nobody else uses.
     pub unsafe fn attend(
         &self,
+        cache: &impl KeyValues<E>,
         head_dim: usize,
         out: SharedMut<E>,
         stride: usize,
         lse: &mut [f32],
     ) {
-        let skipped = self.scores.skipped(self.first_seen);
+        let skipped = self.scores.first_key(self.first_seen) / BLOCK * BLOCK;
         let n_keys = self.first_seen + (self.rows - 1) * self.seen_step - skipped;
-        SCRATCH.with_borrow_mut(|Scratch { scores, p, .. }| {
-            scores
-                .ensure(self.rows * n_keys)
-                .expect("memory for a block of scores");
-            let shape = Shape {
-                rows: self.rows,
-                columns: n_keys,
-                depth: head_dim,
-            };
-            let keys = self.keys.skip_columns(skipped);
-            matmul_here(shape, self.q, keys, scores, n_keys, Write::Set);
-            let scale = self.scores.capped(scores);
-            let p_stride = whole_words::<E>(n_keys);
-            let p = numbers::<E>(p, self.rows * p_stride);
-            for (i, (row, p)) in scores
-                .chunks_exact_mut(n_keys)
-                .zip(p.chunks_exact_mut(p_stride))
-                .enumerate()
-            {
-                let n_seen = self.first_seen + i * self.seen_step;
-                let seen = self.scores.first_key(n_seen) - skipped..n_seen - skipped;
-                lse[i] = softmax_row(&mut row[seen.clone()], scale, &mut p[seen.clone()]);
-                p[..seen.start].fill(E::default());
-                p[seen.end..].fill(E::default());
-            }
-            let shape = Shape {
-                rows: self.rows,
-                columns: head_dim,
-                depth: n_keys,
-            };
-            let values = self.values.skip_depth(skipped);
-            // SAFETY: promised by the caller.
-            unsafe { matmul_at(shape, Left::rows(p, p_stride), values, out, stride) };
+        let blocks = (0..n_keys).step_by(BLOCK).map(|start| {
+            let n = BLOCK.min(n_keys - start);
+            (start, n, (skipped + start) / BLOCK)
         });
+        SCRATCH.with_borrow_mut(
+            |Scratch {
+                 scores, p, sums, ..
+             }| {
+                for (buffer, width) in [(&mut *scores, n_keys), (&mut *sums, head_dim)] {
+                    let room = buffer.ensure(self.rows * width);
+                    room.expect("memory for a block of scores");
+                }
+                for (start, n, block) in blocks.clone() {
+                    let shape = Shape {
+                        rows: self.rows,
+                        columns: n,
+                        depth: head_dim,
+                    };
+                    let (keys, to) = (cache.keys(block), &mut scores[start..]);
+                    matmul_here(shape, self.q, keys, to, n_keys, Write::Set);
+                }
+                let scale = self.scores.capped(scores);
+                let p_stride = whole_words::<E>(n_keys);
+                let p = numbers::<E>(p, self.rows * p_stride);
+                for (i, (row, p)) in scores
+                    .chunks_exact_mut(n_keys)
+                    .zip(p.chunks_exact_mut(p_stride))
+                    .enumerate()
+                {
+                    let n_seen = self.first_seen + i * self.seen_step;
+                    let seen = self.scores.first_key(n_seen) - skipped..n_seen - skipped;
+                    lse[i] = softmax_row(&mut row[seen.clone()], scale, &mut p[seen.clone()]);
+                    p[..seen.start].fill(E::default());
+                    p[seen.end..].fill(E::default());
+                }
+                for (start, n, block) in blocks {
+                    let shape = Shape {
+                        rows: self.rows,
+                        columns: head_dim,
+                        depth: n,
+                    };
+                    let (p, values) = (Left::rows(&p[start..], p_stride), cache.values(block));
+                    let write = if start == 0 { Write::Set } else { Write::Add };
+                    matmul_here(shape, p, values, sums, head_dim, write);
+                }
+                for (i, sums) in sums.chunks_exact(head_dim).enumerate() {
+                    // SAFETY: promised by the caller.
+                    let to = unsafe { out.slice(i * stride..i * stride + head_dim) };
+                    rounding::round_all(sums, to);
+                }
+            },
+        );
     }
 }
 
@@ -337,6 +378,8 @@ pub(crate) fn forward<E: Element>(
             scores: heads.scores,
             first_seen: start + 1,
             seen_step: 1,
+        };
+        let document = InOnePiece {
             keys: Right::panels(keys.words(document, kv), head_dim),
             values: Right::panels(values.words(document, kv), rows.len()),
         };
@@ -344,6 +387,7 @@ pub(crate) fn forward<E: Element>(
         unsafe {
             let lse = lse.slice(head * n_rows + row..head * n_rows + row + n);
             queries.attend(
+                &document,
                 head_dim,
                 out.skip(row * query_size + head * head_dim),
                 query_size,

@@ -10,7 +10,7 @@ use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 
 use crate::gguf;
-use crate::quant::{GgmlType, Quantized};
+use crate::quant::{GgmlType, Quantized, with_room};
 use crate::weights::LoadError;
 
 /// The one GGUF file of a model's folder; read where the folder has no safetensors.
@@ -168,12 +168,15 @@ impl Files {
             return Ok(None);
         };
         let (rows, columns) = (stored.n_rows(), stored.width());
-        let bytes = (0..rows).flat_map(|i| self.row_bytes(stored, i));
-        let matrix = Quantized::from_ggml(kind, rows, columns, bytes.copied().collect());
         let named = |source| LoadError::Quantize {
             name: stored.name.clone(),
             source,
         };
+        let mut bytes = with_room(stored.bytes.len()).map_err(|error| named(error.into()))?;
+        for i in 0..rows {
+            bytes.extend_from_slice(self.row_bytes(stored, i));
+        }
+        let matrix = Quantized::from_ggml(kind, rows, columns, bytes);
         matrix.map(Some).map_err(named)
     }
 }

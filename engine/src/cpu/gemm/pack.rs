@@ -29,11 +29,36 @@ pub(super) fn weight<S: Element, E: Element>(
                     &[]
                 }
             });
+            let out = out.as_chunks_mut().0;
+            let as_they_lie = rows.map(|row| words_of::<S, E>(row, scale));
+            if let Some(words) = all(as_they_lie) {
+                turn::words(words, out);
+                continue;
+            }
             let mut block = [[0; BLOCK]; PANEL];
-            weight_block::<S, E>(&rows, scale, out.len() / PANEL, &mut block);
-            turn::words(&block, out.as_chunks_mut().0);
+            weight_block::<S, E>(&rows, scale, out.len(), &mut block);
+            turn::words(block.each_ref(), out);
         }
     }
+}
+
+/// The first sixteen words of a row whose numbers are already what the words are made of.
+fn words_of<S: Element, E: Element>(row: &[S], scale: f32) -> Option<&[u32; BLOCK]> {
+    let row = row.get(..BLOCK * S::PER_WORD)?;
+    let same = S::PRECISION == E::PRECISION && scale == 1.0;
+    // A row of pairs may begin within a word.
+    let words: &[u32] = bytemuck::try_cast_slice(row).ok().filter(|_| same)?;
+    words.first_chunk()
+}
+
+/// All of them, if none is missing.
+fn all<T: Copy, const N: usize>(parts: [Option<T>; N]) -> Option<[T; N]> {
+    let first = parts[0]?;
+    let mut whole = [first; N];
+    for (to, part) in whole.iter_mut().zip(parts) {
+        *to = part?;
+    }
+    Some(whole)
 }
 
 vectorized! {

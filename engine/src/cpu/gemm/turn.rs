@@ -28,7 +28,7 @@ fn pairs_plainly(words: &[u32; PAIRS], out: &mut [u32; PAIRS]) {
 }
 
 /// `out[u][j] = rows[j][u]`.
-pub(super) fn words(rows: &[[u32; PANEL]; PANEL], out: &mut [[u32; PANEL]]) {
+pub(super) fn words(rows: [&[u32; PANEL]; PANEL], out: &mut [[u32; PANEL]]) {
     match (Isa::detect(), out.as_mut_array::<PANEL>()) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level was detected on this machine.
@@ -37,7 +37,7 @@ pub(super) fn words(rows: &[[u32; PANEL]; PANEL], out: &mut [[u32; PANEL]]) {
     }
 }
 
-fn words_plainly(rows: &[[u32; PANEL]; PANEL], out: &mut [[u32; PANEL]]) {
+fn words_plainly(rows: [&[u32; PANEL]; PANEL], out: &mut [[u32; PANEL]]) {
     for (u, out) in out.iter_mut().enumerate() {
         for (j, out) in out.iter_mut().enumerate() {
             *out = rows[j][u];
@@ -105,7 +105,7 @@ mod avx512 {
     }
 
     #[target_feature(enable = "avx512f")]
-    pub(super) fn words(rows: &[[u32; PANEL]; PANEL], out: &mut [[u32; PANEL]; PANEL]) {
+    pub(super) fn words(rows: [&[u32; PANEL]; PANEL], out: &mut [[u32; PANEL]; PANEL]) {
         // SAFETY: a row is sixteen words.
         let load = |i: usize| unsafe { _mm512_loadu_si512(rows[i].as_ptr().cast()) };
         // 2×2 blocks of words first, then the blocks as numbers of 64 bits: rows 0..8 and 8..16 make the two halves.
@@ -167,8 +167,8 @@ mod tests {
         let rows: [[u32; PANEL]; PANEL] =
             std::array::from_fn(|j| std::array::from_fn(|u| (100 * j + u) as u32));
         let (mut fast, mut plain) = ([[0; PANEL]; PANEL], [[0; PANEL]; PANEL]);
-        words(&rows, &mut fast);
-        words_plainly(&rows, &mut plain);
+        words(rows.each_ref(), &mut fast);
+        words_plainly(rows.each_ref(), &mut plain);
         assert_eq!(fast, plain);
     }
 }

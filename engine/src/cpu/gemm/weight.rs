@@ -119,6 +119,9 @@ impl Weight {
                 match (self, side) {
                     (Weight::F32(panels), _) => panels.turn::<E>(depth, columns, scratch),
                     (Weight::Bf16(panels), _) => panels.turn::<E>(depth, columns, scratch),
+                    (Weight::Quantized(parts), _) if in_panels(parts) => {
+                        unpack::<E>(parts, side, columns, depth, scratch);
+                    }
                     (Weight::Quantized(parts), Side::Forward) => {
                         let (n, k) = (columns.len(), depth.len());
                         let values = unquantized(parts, columns, depth, rows);
@@ -132,6 +135,50 @@ impl Weight {
                 }
                 unpacked::<E>(scratch, panel)
             }
+        }
+    }
+}
+
+/// Whether sixteen rows of W, from a multiple of sixteen on, are always sixteen of one matrix, in order.
+fn in_panels(parts: &[Quantized]) -> bool {
+    let (_, above) = parts.split_last().expect("a weight has a matrix");
+    parts.iter().all(Quantized::is_in_panels)
+        && above.iter().all(|part| part.rows().is_multiple_of(PANEL))
+}
+
+/// Panels of such a W for a product in `E`.
+fn unpack<E: Element>(
+    parts: &[Quantized],
+    side: Side,
+    columns: Range<usize>,
+    depth: Range<usize>,
+    out: &mut [u32],
+) {
+    let rows_at = |mut row: usize, columns: Range<usize>, out: &mut [u32]| {
+        let part = parts.iter().find(|part| {
+            let is_here = row < part.rows();
+            row -= if is_here { 0 } else { part.rows() };
+            is_here
+        });
+        let part = part.expect("the row is one of the matrices' — a bug in the caller");
+        part.unpack_panel::<E>(row, columns, out);
+    };
+    let panel = PANEL * depth.len().div_ceil(E::PER_WORD);
+    let panels = out
+        .chunks_exact_mut(panel)
+        .zip(columns.clone().step_by(PANEL));
+    for (out, first) in panels {
+        if side == Side::Forward {
+            rows_at(first, depth.clone(), out);
+            continue;
+        }
+        let block_len = PANEL * PANEL / E::PER_WORD;
+        let last = columns.end.min(first + PANEL);
+        for (out, row) in out.chunks_mut(block_len).zip(depth.clone().step_by(PANEL)) {
+            let mut words = [0; PANEL * PANEL];
+            let words = &mut words[..PANEL * (last - first).div_ceil(E::PER_WORD)];
+            rows_at(row, first..last, words);
+            pack::turn_part::<E, E>(words, depth.end.min(row + PANEL) - row, out);
         }
     }
 }

@@ -182,6 +182,7 @@ mod tests {
             GenerateEvent::Done {
                 usage: TokenUsage {
                     prompt_tokens: 5,
+                    cached_tokens: 0,
                     completion_tokens: 2,
                 },
             },
@@ -208,7 +209,7 @@ mod tests {
     #[tokio::test]
     async fn usage_is_null_until_the_last_chunk() {
         let null = ",\"usage\":null";
-        let usage = r#","usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7}"#;
+        let usage = r#","usage":{"prompt_tokens":5,"prompt_tokens_details":{"cached_tokens":0},"completion_tokens":2,"total_tokens":7}"#;
         let expected = [
             head(ROLE, null),
             head(TEXT, null),

@@ -34,7 +34,7 @@ async fn an_answer_has_every_field() {
                 "index": 0, "logprobs": null, "finish_reason": "stop",
                 "message": {"role": "assistant", "content": "Hello wörld", "refusal": null, "annotations": []},
             }],
-            "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
+            "usage": {"prompt_tokens": 7, "prompt_tokens_details": {"cached_tokens": 4}, "completion_tokens": 3, "total_tokens": 10},
         })
     );
     assert!(answer["id"].as_str().unwrap().starts_with("chatcmpl-"));
@@ -53,7 +53,7 @@ async fn what_is_asked_for_reaches_the_worker() {
             {"role": "developer", "content": "Be brief."},
             {"role": "user", "name": "bob", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
         ],
-        "temperature": 0.5, "top_p": 0.9, "n": 2, "max_completion_tokens": 9, "stop": "\n", "seed": -1,
+        "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "n": 2, "max_completion_tokens": 9, "stop": "\n", "seed": -1,
         "frequency_penalty": 0.25, "presence_penalty": -0.5, "logit_bias": {"5": -100}, "logprobs": true,
         "top_logprobs": 2, "tools": [tool], "tool_choice": "auto", "user": "u", "service_tier": "auto",
     });
@@ -74,6 +74,8 @@ async fn what_is_asked_for_reaches_the_worker() {
     let expected = SamplingParams {
         temperature: 0.5,
         top_p: 0.9,
+        top_k: Some(40),
+        min_p: 0.05,
         frequency_penalty: 0.25,
         presence_penalty: -0.5,
         seed: Some(u64::MAX),

@@ -57,6 +57,12 @@ pub struct SamplingParams {
     pub temperature: f32,
     /// 0–1.
     pub top_p: f32,
+    /// At least 1; `None` is all.
+    #[serde(default)]
+    pub top_k: Option<u32>,
+    /// 0–1.
+    #[serde(default)]
+    pub min_p: f32,
     /// −2–2.
     pub frequency_penalty: f32,
     /// −2–2.
@@ -71,6 +77,8 @@ impl Default for SamplingParams {
         Self {
             temperature: 1.0,
             top_p: 1.0,
+            top_k: None,
+            min_p: 0.0,
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
             seed: None,

@@ -6,5 +6,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct TokenUsage {
     pub prompt_tokens: u64,
+    /// Tokens of the prompt that were not computed again.
+    #[serde(default)]
+    pub cached_tokens: u64,
     pub completion_tokens: u64,
 }

@@ -257,6 +257,8 @@ fn a_request_for_an_answer() {
         sampling: SamplingParams {
             temperature: 0.5,
             top_p: 0.75,
+            top_k: Some(40),
+            min_p: 0.125,
             frequency_penalty: -0.5,
             presence_penalty: 0.25,
             seed: Some(7),
@@ -303,6 +305,7 @@ fn the_lines_of_an_answer() {
     }
     let usage = TokenUsage {
         prompt_tokens: 12,
+        cached_tokens: 8,
         completion_tokens: 3,
     };
     check("event_done", &GenerateEvent::Done { usage });

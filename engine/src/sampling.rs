@@ -10,8 +10,12 @@ use crate::rng::{Purpose, Stream};
 pub struct Sampling {
     /// 0 is greedy.
     pub temperature: f32,
-    /// Only the likeliest tokens that together have this probability are drawn from.
+    /// Only so many of the likeliest tokens are drawn from.
+    pub top_k: usize,
+    /// Of those, only the likeliest that together have this share of their probability.
     pub top_p: f32,
+    /// Of those, only tokens at least so likely, as a share of the likeliest.
+    pub min_p: f32,
     /// Subtracted from a token's logit for each time it has been generated.
     pub frequency_penalty: f32,
     /// Subtracted once from the logit of every token that has been generated.
@@ -26,7 +30,9 @@ impl Default for Sampling {
     fn default() -> Self {
         Self {
             temperature: 1.0,
+            top_k: usize::MAX,
             top_p: 1.0,
+            min_p: 0.0,
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
             seed: 0,
@@ -126,20 +132,31 @@ fn likeliest(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
     best
 }
 
-/// Draws from the softmax at the temperature, cut to its nucleus.
+/// Draws from the softmax at the temperature, cut by top_k, then top_p, then min_p: the order of Hugging Face.
 fn draw(logits: &mut [f32], sampling: &Sampling, index: u64) -> u32 {
     let total = weigh(logits, 1.0 / sampling.temperature);
     let weights: &[f32] = logits;
     let random = Stream::new(sampling.seed, Purpose::Sampling, 0).uniform_f64(index);
-    if sampling.top_p < 1.0 {
-        return pick(&nucleus(weights, total, sampling.top_p.max(0.0)), random);
-    }
-    let all: Vec<(u32, f32)> = weights
-        .iter()
-        .enumerate()
-        .map(|(token, &w)| (token as u32, w))
-        .collect();
-    pick(&all, random)
+    let top_p = sampling.top_p.max(0.0);
+    let mut tokens = match sampling.top_k.max(1) {
+        k if k < weights.len() => {
+            let tokens = likeliest(weights, k);
+            let total = tokens.iter().map(|&(_, w)| w).sum();
+            first_of(tokens, total, top_p)
+        }
+        _ if top_p < 1.0 => nucleus(weights, total, top_p),
+        _ if sampling.min_p > 0.0 => tokens_of(weights, |w| w >= sampling.min_p),
+        _ => return pick(&tokens_of(weights, |_| true), random),
+    };
+    // The likeliest weighs 1.
+    tokens.retain(|&(_, w)| w >= sampling.min_p.min(1.0));
+    pick(&tokens, random)
+}
+
+/// Tokens whose weight is as `is_wanted` says, in the order of their ids.
+fn tokens_of(weights: &[f32], is_wanted: impl Fn(f32) -> bool) -> Vec<(u32, f32)> {
+    let tokens = weights.iter().enumerate().filter(|&(_, &w)| is_wanted(w));
+    tokens.map(|(token, &w)| (token as u32, w)).collect()
 }
 
 vectorized! {
@@ -165,13 +182,16 @@ vectorized! {
 fn nucleus(weights: &[f32], total: f32, top_p: f32) -> Vec<(u32, f32)> {
     // Tokens below this together weigh less than the 1 − top_p that is cut anyway: they need no sorting.
     let bar = (1.0 - top_p) * total / weights.len() as f32 * 0.999;
-    let mut tokens: Vec<(u32, f32)> = weights
-        .iter()
-        .enumerate()
-        .filter(|&(_, &w)| w >= bar)
-        .map(|(token, &w)| (token as u32, w))
-        .collect();
+    let mut tokens = tokens_of(weights, |w| w >= bar);
     tokens.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    first_of(tokens, total, top_p)
+}
+
+/// The first of `tokens`, best first, that together have `top_p` of `total`, one at least.
+fn first_of(mut tokens: Vec<(u32, f32)>, total: f32, top_p: f32) -> Vec<(u32, f32)> {
+    if top_p >= 1.0 {
+        return tokens;
+    }
     let goal = f64::from(top_p) * f64::from(total);
     let mut mass = 0.0;
     let n = tokens.iter().position(|&(_, w)| {
@@ -319,6 +339,40 @@ mod tests {
         ] {
             let tokens: Vec<u32> = nucleus(&weights, 1.0, top_p).iter().map(|t| t.0).collect();
             assert_eq!(tokens, expected, "{top_p}");
+        }
+    }
+
+    #[test]
+    fn top_k_top_p_and_min_p_cut_one_after_the_other() {
+        // Weights of 8, 4, 2 and 1 at temperature 1.
+        let logits = [1.0f32, 8.0, 2.0, 4.0].map(f32::ln);
+        let drawn = |sampling: Sampling| {
+            let draw = |i| choice(&logits, &sampling, &[], i).token;
+            let mut tokens: Vec<u32> = (0..300).map(draw).collect();
+            tokens.sort_unstable();
+            tokens.dedup();
+            tokens
+        };
+        let all = Sampling::default();
+        for (top_k, top_p, min_p, expected) in [
+            (usize::MAX, 1.0, 0.0, vec![0, 1, 2, 3]),
+            (2, 1.0, 0.0, vec![1, 3]),
+            (0, 1.0, 0.0, vec![1]),
+            (4, 1.0, 0.0, vec![0, 1, 2, 3]),
+            (usize::MAX, 1.0, 0.25, vec![1, 2, 3]),
+            (usize::MAX, 1.0, 1.0, vec![1]),
+            // Of the two that are left the first has two thirds.
+            (2, 0.66, 0.0, vec![1]),
+            (2, 0.67, 0.0, vec![1, 3]),
+            (3, 0.9, 0.5, vec![1, 3]),
+        ] {
+            let sampling = Sampling {
+                top_k,
+                top_p,
+                min_p,
+                ..all.clone()
+            };
+            assert_eq!(drawn(sampling), expected, "{top_k} {top_p} {min_p}");
         }
     }
 

@@ -90,6 +90,8 @@ pub(crate) enum Output {
         token: u32,
         logprob: f32,
         top: Vec<(u32, f32)>,
+        /// Tokens of the prompt that had been run before.
+        n_reused: usize,
         finished: Option<FinishReason>,
     },
     /// No more will come.
@@ -102,6 +104,7 @@ impl Output {
             token,
             logprob,
             top,
+            n_reused,
             finished,
             ..
         } = step;
@@ -110,6 +113,7 @@ impl Output {
             token,
             logprob,
             top,
+            n_reused,
             finished,
         }
     }

@@ -171,6 +171,8 @@ fn sampling(asked: &SamplingParams) -> Sampling {
     Sampling {
         temperature: asked.temperature,
         top_p: asked.top_p,
+        top_k: asked.top_k.map_or(usize::MAX, |k| k as usize),
+        min_p: asked.min_p,
         frequency_penalty: asked.frequency_penalty,
         presence_penalty: asked.presence_penalty,
         seed: asked.seed.unwrap_or_else(rand::random),
@@ -227,6 +229,7 @@ impl Stream {
             prompt_tokens: self.prompt_tokens,
         })
         .await?;
+        let mut cached_tokens = 0;
         while answers.iter().any(|answer| !answer.ended) {
             match self.generation.next().await {
                 Some(Output::Token {
@@ -234,8 +237,13 @@ impl Stream {
                     token,
                     logprob,
                     top,
+                    n_reused,
                     finished,
                 }) => {
+                    // The others find what the first has just read.
+                    if index == 0 {
+                        cached_tokens = n_reused as u64;
+                    }
                     let answer = &mut answers[index as usize];
                     if !answer.ended {
                         self.add(answer, index, token, logprob, &top, finished)
@@ -254,6 +262,7 @@ impl Stream {
         metrics::counter!("luthier_worker_completion_tokens_total").increment(completion_tokens);
         let usage = TokenUsage {
             prompt_tokens: self.prompt_tokens,
+            cached_tokens,
             completion_tokens,
         };
         self.send(GenerateEvent::Done { usage }).await

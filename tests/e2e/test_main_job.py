@@ -101,7 +101,7 @@ class MainJob:
         gguf = self.service.dir / "base-q8_0.gguf"
         gguf.write_bytes(export(self.service, self.job.fine_tuned_model, "format=gguf&type=q8_0"))
         self.service.luthier("model", "add", "base-q8_0", gguf, *self.service.place)
-        train = self.client.files.create(file=("train.jsonl", examples(8)), purpose="fine-tune")
+        train = self.client.files.create(file=("train.jsonl", examples(12)), purpose="fine-tune")
         hyperparameters = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 10}
 
         def create():

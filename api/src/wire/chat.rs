@@ -15,6 +15,8 @@ const MAX_STOPS: usize = 4;
 /// Longest stop string. Characters.
 const MAX_STOP_CHARS: usize = 256;
 const MAX_LOGIT_BIASES: usize = 1024;
+/// More than any vocabulary has.
+const MAX_TOP_K: u32 = 1 << 24;
 /// Accepted, because they change nothing about what this service answers.
 const IGNORED: [&str; 10] = [
     "user",
@@ -40,6 +42,10 @@ pub struct CreateChatCompletionRequest {
     pub temperature: Option<f64>,
     /// 0–1, default 1.
     pub top_p: Option<f64>,
+    /// An extension: only so many of the likeliest tokens are drawn from, at least 1. Default: all.
+    pub top_k: Option<u32>,
+    /// An extension: only tokens at least so likely, as a share of the likeliest, are drawn from. 0–1, default 0.
+    pub min_p: Option<f64>,
     /// 1–128, default 1.
     pub n: Option<u32>,
     /// Most tokens of an answer; default: until the context is full.
@@ -178,6 +184,7 @@ fn sampling(body: &mut Fields) -> Result<SamplingParams, ApiError> {
         number("temperature", 0.0, 2.0, 1.0)?,
         number("top_p", 0.0, 1.0, 1.0)?,
     );
+    let min_p = number("min_p", 0.0, 1.0, 0.0)?;
     let frequency_penalty = number("frequency_penalty", -2.0, 2.0, 0.0)?;
     let presence_penalty = number("presence_penalty", -2.0, 2.0, 0.0)?;
     let seed = body
@@ -187,6 +194,11 @@ fn sampling(body: &mut Fields) -> Result<SamplingParams, ApiError> {
     Ok(SamplingParams {
         temperature,
         top_p,
+        top_k: body
+            .take("top_k")
+            .map(|at| small(at, 1, MAX_TOP_K))
+            .transpose()?,
+        min_p,
         frequency_penalty,
         presence_penalty,
         // The bits are the seed; the sign has no meaning.

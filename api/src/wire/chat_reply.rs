@@ -62,9 +62,15 @@ reply! {
     /// Tokens of the request.
     Usage as "Usage" {
         prompt_tokens: u64,
+        prompt_tokens_details: PromptTokensDetails,
         /// Of all answers together.
         completion_tokens: u64,
         total_tokens: u64,
+    }
+
+    PromptTokensDetails as "PromptTokensDetails" {
+        /// Tokens at the beginning that had been read before with the same model, and were not read again.
+        cached_tokens: u64,
     }
 
     /// One piece of a streamed answer.
@@ -134,6 +140,9 @@ impl From<TokenUsage> for Usage {
     fn from(usage: TokenUsage) -> Self {
         Self {
             prompt_tokens: usage.prompt_tokens,
+            prompt_tokens_details: PromptTokensDetails {
+                cached_tokens: usage.cached_tokens,
+            },
             completion_tokens: usage.completion_tokens,
             total_tokens: usage.prompt_tokens + usage.completion_tokens,
         }

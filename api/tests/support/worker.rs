@@ -237,6 +237,7 @@ fn answer(asked: &GenerateRequest) -> Vec<GenerateEvent> {
     }
     let usage = TokenUsage {
         prompt_tokens: 7,
+        cached_tokens: 4,
         completion_tokens: 3 * u64::from(asked.n),
     };
     events.push(GenerateEvent::Done { usage });

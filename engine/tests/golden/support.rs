@@ -225,11 +225,7 @@ impl Model {
 fn greedy_sampling() -> Sampling {
     Sampling {
         temperature: 0.0,
-        top_p: 1.0,
-        frequency_penalty: 0.0,
-        presence_penalty: 0.0,
-        seed: 0,
-        logit_bias: vec![],
+        ..Sampling::default()
     }
 }
 

@@ -41,9 +41,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         max_cached_tokens: n_sequences * (n_prompt + n_new),
     };
     let mut batcher = Batcher::new(Arc::clone(&base), pool, limits);
+    let mut n_rounds = 0;
     let mut round = || -> Result<serde_json::Value, Box<dyn Error>> {
+        n_rounds += 1;
         for i in 0..n_sequences {
-            let request = request(&base, i, n_prompt, n_new);
+            // Prompts are new in each round: what was read before would not be read again.
+            let request = request(&base, n_rounds * n_sequences + i, n_prompt, n_new);
             let adapter = adapters.get(i % n_adapters.max(1)).cloned();
             batcher.admit(GenerateRequest { adapter, ..request })?;
         }

@@ -146,7 +146,7 @@ async fn a_stream_is_spelled_as_openais() {
             chunk(&choice("{}", "\"stop\""), "null"),
             chunk(
                 "",
-                "{\"prompt_tokens\":7,\"prompt_tokens_details\":{{\"cached_tokens\":4}},\"completion_tokens\":3,\"total_tokens\":10}"
+                "{\"prompt_tokens\":7,\"prompt_tokens_details\":{\"cached_tokens\":4},\"completion_tokens\":3,\"total_tokens\":10}"
             ),
             "[DONE]".to_owned(),
         ]

@@ -11,7 +11,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use common::{LLAMA, QWEN2, Tiny, adapter, example};
 use engine::export::{MAX_SHARD_BYTES, Merged};
-use engine::generate::{Batcher, Limits};
+use engine::generate::{Batcher, GenerateRequest, Limits, Sampling};
 use engine::gguf::{GgufError, as_folder};
 use engine::lora::LoraConfig;
 use engine::pool::Pool;
@@ -235,8 +235,39 @@ fn trained(dir: &Path, weights: BaseWeights, precision: Precision) -> (Vec<f32>,
     (steps.collect(), trainer.save_state())
 }
 
+/// The log-probabilities of an answer to a short prompt, for one sequence and for five.
+fn answers(dir: &Path) -> Vec<f32> {
+    let base = Arc::new(BaseModel::load(dir, &Pool::new(2)).unwrap());
+    let limits = Limits {
+        max_sequences: 5,
+        max_cached_tokens: 640,
+    };
+    let mut batcher = Batcher::new(base, Pool::new(2), limits);
+    let mut logprobs = Vec::new();
+    for n in [1, 5] {
+        for i in 0..n {
+            let request = GenerateRequest {
+                prompt: vec![3 + i, 7, 1],
+                adapter: None,
+                sampling: Sampling {
+                    temperature: 0.0,
+                    ..Sampling::default()
+                },
+                max_new_tokens: 6,
+                stop_token_ids: vec![],
+                top_logprobs: None,
+            };
+            batcher.admit(request).unwrap();
+        }
+        while !batcher.is_idle() {
+            logprobs.extend(batcher.step().unwrap().iter().map(|output| output.logprob));
+        }
+    }
+    logprobs
+}
+
 #[test]
-fn training_on_the_blocks_of_a_file_is_training_on_their_values() {
+fn the_blocks_of_a_file_train_and_answer_as_their_values_do() {
     let untied = Tiny {
         tied: false,
         ..SMALL
@@ -264,6 +295,7 @@ fn training_on_the_blocks_of_a_file_is_training_on_their_values() {
             let expected = trained(&values, BaseWeights::AsStored, precision);
             assert!(ours == expected, "{dtype:?} in {precision:?}");
         }
+        assert_eq!(answers(&blocks), answers(&values), "{dtype:?}");
         // Asked for in bf16, the linears are, whatever the file holds.
         let ours = trained(&blocks, BaseWeights::Bf16, Precision::Fp32);
         let expected = trained(&values, BaseWeights::Bf16, Precision::Fp32);

@@ -41,7 +41,7 @@ pub use ggml::GgmlType;
 pub(crate) use ggml::encode_q8_0;
 use int8::Int8;
 use nf4::Nf4;
-use q8_panels::Q8Panels;
+use q8_panels::{Codes, Q8Panels};
 
 /// The ways to keep a frozen matrix in few bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -238,6 +238,14 @@ impl Quantized {
                 true
             }
             Data::Nf4(_) | Data::Int8(_) | Data::Ggml(_) => false,
+        }
+    }
+
+    /// The codes from a row, a multiple of sixteen, and a column, a multiple of 32, on, where they lie as products read them.
+    pub(crate) fn codes_at(&self, row: usize, column: usize) -> Option<Codes<'_>> {
+        match &self.data {
+            Data::Q8(panels) if row < self.rows => Some(panels.codes_at(row, column)),
+            _ => None,
         }
     }
 

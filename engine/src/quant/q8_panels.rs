@@ -4,14 +4,13 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::with_room;
-use crate::cpu::buffer::OutOfMemory;
+use crate::cpu::buffer::{Buffer, OutOfMemory};
 use crate::cpu::element::Element;
-use crate::cpu::gemm::PANEL;
+use crate::cpu::gemm::{CODES_PER_SCALE, PANEL};
 use crate::cpu::simd::{prefetch, vectorized};
 
 /// Weights that share a scale.
-const GROUP: usize = 32;
+const GROUP: usize = CODES_PER_SCALE;
 /// How far ahead codes are fetched: strips are too short for the processor to see where they lead. Columns.
 const AHEAD: usize = 128;
 /// Bytes of a block: an f16 scale, then the codes.
@@ -21,9 +20,20 @@ const BLOCK_BYTES: usize = 2 + GROUP;
 pub(super) struct Q8Panels {
     columns: usize,
     /// (panels, columns, 16)
-    codes: Vec<i8>,
+    codes: Buffer<i8>,
     /// (panels, groups, 16)
-    scales: Vec<f32>,
+    scales: Buffer<f32>,
+}
+
+/// Codes from a row and a column on, as they lie.
+pub(crate) struct Codes<'a> {
+    /// Four codes each.
+    pub words: &'a [u32],
+    /// Words of a panel.
+    pub panel: usize,
+    pub scales: &'a [f32],
+    /// Scales of a panel.
+    pub scales_panel: usize,
 }
 
 impl Q8Panels {
@@ -31,10 +41,8 @@ impl Q8Panels {
     /// Errors: `OutOfMemory`.
     pub fn from_blocks(rows: usize, columns: usize, bytes: &[u8]) -> Result<Self, OutOfMemory> {
         let (n_padded, n_groups) = (rows.next_multiple_of(PANEL), columns / GROUP);
-        let mut codes = with_room(n_padded * columns)?;
-        codes.resize(n_padded * columns, 0);
-        let mut scales = with_room(n_padded * n_groups)?;
-        scales.resize(n_padded * n_groups, 0.0);
+        let mut codes = Buffer::<i8>::zeroed(n_padded * columns)?;
+        let mut scales = Buffer::<f32>::zeroed(n_padded * n_groups)?;
         for (i, block) in bytes.chunks_exact(BLOCK_BYTES).enumerate() {
             let (row, group) = (i / n_groups, i % n_groups);
             let (panel, lane) = (row / PANEL, row % PANEL);
@@ -65,6 +73,18 @@ impl Q8Panels {
         for (i, (out, codes)) in out.iter_mut().zip(codes.chunks_exact(PANEL)).enumerate() {
             let scale = scales[(start + i) / GROUP * PANEL + lane];
             *out = f32::from(codes[lane]) * scale;
+        }
+    }
+
+    /// From `row`, a multiple of sixteen, and `column`, a multiple of 32, on.
+    pub fn codes_at(&self, row: usize, column: usize) -> Codes<'_> {
+        let (panel, n_groups) = (row / PANEL, self.columns / GROUP);
+        let codes = &self.codes[(panel * self.columns + column) * PANEL..];
+        Codes {
+            words: bytemuck::cast_slice(codes),
+            panel: self.columns * PANEL / 4,
+            scales: &self.scales[(panel * n_groups + column / GROUP) * PANEL..],
+            scales_panel: n_groups * PANEL,
         }
     }
 

@@ -39,9 +39,19 @@ enum SharedOut<E> {
     AddSums(SharedMut<f32>),
 }
 
+/// Memory of a thread.
+#[derive(Default)]
+struct Scratch {
+    /// The block of a weight that was unpacked last.
+    unpacked: Unpacked,
+    /// The sums of the blocks of the depth before, (rows, [`GROUP`]).
+    sums: Buffer<f32>,
+    /// The low-rank changes of rows that have different ones, (rows, [`GROUP`]).
+    changes: Buffer<f32>,
+}
+
 thread_local! {
-    /// The block of a weight that this thread has unpacked last, and the sums of the blocks before.
-    static SCRATCH: RefCell<(Unpacked, Buffer<f32>)> = RefCell::default();
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 /// Y = X·W (+ bias) + H·Q, W being `side` of `weight`. Shapes: `x` (T, depth), result (T, columns), `bias` (columns, rounded up to whole
@@ -122,93 +132,133 @@ impl<E: Element> Product<'_, E> {
     fn strip(&self, rows: Range<usize>, columns: Range<usize>) {
         let (n_columns, depth) = self.weight.size(self.side);
         let step = DEPTH_BLOCK * E::PER_WORD;
-        SCRATCH.with_borrow_mut(|(unpacked, sums)| {
-            for start in (0..depth).step_by(step) {
-                let part = start..depth.min(start + step);
-                let is_last = part.end == depth;
-                if !is_last && start == 0 {
-                    sums.ensure(rows.len() * GROUP)
-                        .expect("memory for a strip of sums");
-                }
-                let sums_at = sums.as_mut_ptr().wrapping_sub(rows.start * GROUP);
-                // A sum goes through f32 memory from block to block; the bias joins the first.
-                let (plus, plus_row) = match (start, self.bias) {
-                    (0, Some(bias)) => (bias[columns.start..].as_ptr(), 0),
-                    (0, None) => (std::ptr::null(), 0),
-                    _ => (sums_at.cast_const(), GROUP),
-                };
-                let block =
-                    self.weight
-                        .block::<E>(self.side, columns.clone(), part.clone(), unpacked);
-                let mixed = block.dot == Dot::Mixed;
-                let strip = |narrow: Range<usize>| Strip {
-                    n_columns: narrow.len(),
-                    dot: block.dot,
-                    first: Operands {
-                        a: self.x.at(0, start),
-                        row: self.x.row,
-                        group: self.x.group,
-                        unit: if mixed { 2 } else { self.x.unit },
-                        b: block.words[(narrow.start - columns.start) / PANEL * block.panel..]
-                            .as_ptr(),
-                        panel: block.panel,
-                        units: if mixed {
-                            part.len() / 2
-                        } else {
-                            part.len().div_ceil(E::PER_WORD)
+        SCRATCH.with_borrow_mut(
+            |Scratch {
+                 unpacked,
+                 sums,
+                 changes,
+             }| {
+                for start in (0..depth).step_by(step) {
+                    let part = start..depth.min(start + step);
+                    let is_last = part.end == depth;
+                    if !is_last && start == 0 {
+                        sums.ensure(rows.len() * GROUP)
+                            .expect("memory for a strip of sums");
+                    }
+                    let sums_at = sums.as_mut_ptr().wrapping_sub(rows.start * GROUP);
+                    // A sum goes through f32 memory from block to block; the bias joins the first.
+                    let (plus, plus_row) = match (start, self.bias) {
+                        (0, Some(bias)) => (bias[columns.start..].as_ptr(), 0),
+                        (0, None) => (std::ptr::null(), 0),
+                        _ => (sums_at.cast_const(), GROUP),
+                    };
+                    let block = self.weight.block::<E>(
+                        self.side,
+                        rows.len(),
+                        columns.clone(),
+                        part.clone(),
+                        unpacked,
+                    );
+                    let mixed = block.dot == Dot::Mixed;
+                    let strip = |narrow: Range<usize>| Strip {
+                        n_columns: narrow.len(),
+                        dot: block.dot,
+                        main: Operands {
+                            a: self.x.at(0, start),
+                            row: self.x.row,
+                            group: self.x.group,
+                            unit: if mixed { 2 } else { self.x.unit },
+                            b: block.words[(narrow.start - columns.start) / PANEL * block.panel..]
+                                .as_ptr(),
+                            panel: block.panel,
+                            scales: match block.scales {
+                                [] => std::ptr::null(),
+                                scales => scales
+                                    [(narrow.start - columns.start) / PANEL * block.scales_panel..]
+                                    .as_ptr(),
+                            },
+                            scales_panel: block.scales_panel,
+                            units: if mixed {
+                                part.len() / 2
+                            } else {
+                                part.len().div_ceil(E::PER_WORD)
+                            },
                         },
-                    },
-                    second: None,
-                    plus: if plus.is_null() {
-                        plus
-                    } else {
-                        plus.wrapping_add(narrow.start - columns.start)
-                    },
-                    plus_row,
-                    target: if is_last {
-                        self.target(narrow.start)
-                    } else {
-                        Target::Set(sums_at.wrapping_add(narrow.start - columns.start))
-                    },
-                    stride: if is_last { n_columns } else { GROUP },
-                };
-                let width = self.kernel.panels * PANEL;
-                for first in columns.clone().step_by(width) {
-                    let narrow = first..columns.end.min(first + width);
-                    self.rows_of_strip(strip(narrow.clone()), rows.clone(), narrow, is_last);
+                        change: None,
+                        start: std::ptr::null(),
+                        start_row: 0,
+                        plus: if plus.is_null() {
+                            plus
+                        } else {
+                            plus.wrapping_add(narrow.start - columns.start)
+                        },
+                        plus_row,
+                        target: if is_last {
+                            self.target(narrow.start)
+                        } else {
+                            Target::Set(sums_at.wrapping_add(narrow.start - columns.start))
+                        },
+                        stride: if is_last { n_columns } else { GROUP },
+                    };
+                    let width = self.kernel.panels * PANEL;
+                    for first in columns.clone().step_by(width) {
+                        let narrow = first..columns.end.min(first + width);
+                        let strip = strip(narrow.clone());
+                        match start {
+                            0 => self.changed(strip, rows.clone(), narrow, changes),
+                            // SAFETY: `linear` has checked all operands and the result; tasks write disjoint parts of it.
+                            _ => unsafe { strip.run(self.kernel, rows.clone()) },
+                        }
+                    }
                 }
-            }
-        });
+            },
+        );
     }
 
-    /// Runs the rows, each with the change that is its own.
-    fn rows_of_strip(
+    /// Runs the rows; the sums of each begin with the change that is its own.
+    fn changed(
         &self,
         mut strip: Strip,
         rows: Range<usize>,
         columns: Range<usize>,
-        is_last: bool,
+        room: &mut Buffer<f32>,
     ) {
-        let mut row = rows.start;
-        let changes = self.low_rank.iter().filter(|change| {
-            is_last && change.rows.end > rows.start && change.rows.start < rows.end
-        });
-        for change in changes {
+        let changes = self.low_rank.iter().filter_map(|change| {
             let own = change.rows.start.max(rows.start)..change.rows.end.min(rows.end);
-            // SAFETY: `linear` has checked all operands and the result; tasks write disjoint parts of it.
-            unsafe {
-                strip.second = None;
-                strip.run(self.kernel, row..own.start);
-                strip.second = change
-                    .operands(&columns)
-                    .map(|operands| (operands, change.rows.start));
-                strip.run(self.kernel, own.clone());
+            let operands = (!own.is_empty()).then(|| change.operands(&columns))??;
+            Some((own, operands, change.rows.start))
+        });
+        let changes: Vec<_> = changes.collect();
+        match &changes[..] {
+            [] => {}
+            [(own, operands, first)] if *own == rows => strip.change = Some((*operands, *first)),
+            // The rows of several adapters share the main product: their changes come first, into memory.
+            several => {
+                room.ensure(rows.len() * GROUP)
+                    .expect("memory for a strip of changes");
+                room.fill(0.0);
+                let start = room.as_mut_ptr().wrapping_sub(rows.start * GROUP);
+                for (own, operands, first) in several {
+                    let change = Strip {
+                        n_columns: strip.n_columns,
+                        dot: Dot::of::<E>(),
+                        main: *operands,
+                        change: None,
+                        start: std::ptr::null(),
+                        start_row: 0,
+                        plus: std::ptr::null(),
+                        plus_row: 0,
+                        target: Target::Set(start.wrapping_add(first * GROUP)),
+                        stride: GROUP,
+                    };
+                    // SAFETY: `linear` has checked the operands; the room was made for these rows.
+                    unsafe { change.run(self.kernel, own.start - first..own.end - first) };
+                }
+                (strip.start, strip.start_row) = (start, GROUP);
             }
-            row = own.end;
         }
-        strip.second = None;
-        // SAFETY: as above.
-        unsafe { strip.run(self.kernel, row..rows.end) };
+        // SAFETY: as above; tasks write disjoint parts of the result.
+        unsafe { strip.run(self.kernel, rows) };
     }
 
     fn target(&self, column: usize) -> Target {

@@ -18,7 +18,7 @@ use std::ops::Range;
 
 use crate::cpu::element::{Element, Precision};
 use crate::cpu::pool::{Pool, SharedMut};
-pub(crate) use kernel::Dot;
+pub(crate) use kernel::{CODES_PER_SCALE, Dot};
 use kernel::{Kernel, Segment, Target, Tile};
 pub(crate) use linear::{LowRank, Out, linear};
 pub(crate) use outer::add_outer;
@@ -334,8 +334,10 @@ unsafe fn rectangle<E: Element>(
         let strip = Strip {
             n_columns: (shape.columns - column).min(step),
             dot: Dot::of::<E>(),
-            first: Operands::new(a, b, column, 0, shape.depth),
-            second: None,
+            main: Operands::new(a, b, column, 0, shape.depth),
+            change: None,
+            start: std::ptr::null(),
+            start_row: 0,
             plus: std::ptr::null(),
             plus_row: 0,
             target: target.skip(column),
@@ -356,6 +358,8 @@ struct Operands {
     b: *const u32,
     panel: usize,
     units: usize,
+    scales: *const f32,
+    scales_panel: usize,
 }
 
 impl Operands {
@@ -376,6 +380,8 @@ impl Operands {
                 .wrapping_add(column / PANEL * b.panel + first / E::PER_WORD * PANEL),
             panel: b.panel,
             units: depth.div_ceil(E::PER_WORD),
+            scales: std::ptr::null(),
+            scales_panel: 0,
         }
     }
 
@@ -390,6 +396,8 @@ impl Operands {
             a_unit: self.unit,
             b: self.b,
             b_panel: self.panel,
+            scales: self.scales,
+            scales_panel: self.scales_panel,
         }
     }
 }
@@ -402,15 +410,20 @@ const NOTHING: Segment = Segment {
     a_unit: 0,
     b: std::ptr::null(),
     b_panel: 0,
+    scales: std::ptr::null(),
+    scales_panel: 0,
 };
 
 /// At most [`GROUP`] columns of C.
 struct Strip {
     n_columns: usize,
     dot: Dot,
-    first: Operands,
-    /// Added after the first; row 0 is that of `second_row`.
-    second: Option<(Operands, usize)>,
+    main: Operands,
+    /// What the sums begin with; null for zeros.
+    start: *const f32,
+    start_row: usize,
+    /// Summed over before the main product; its row 0 is the given one.
+    change: Option<(Operands, usize)>,
     plus: *const f32,
     plus_row: usize,
     target: Target,
@@ -435,15 +448,21 @@ impl Strip {
                 }),
                 n_panels,
             );
-            let second = self
-                .second
+            let change = self
+                .change
                 .as_ref()
                 .map_or(NOTHING, |(operands, first_row)| {
                     operands.segment(row - first_row)
                 });
             let tile = Tile {
-                first: self.first.segment(row),
-                second,
+                main: self.main.segment(row),
+                change,
+                start: if self.start.is_null() {
+                    self.start
+                } else {
+                    self.start.wrapping_add(row * self.start_row)
+                },
+                start_row: self.start_row,
                 plus: if self.plus.is_null() {
                     self.plus
                 } else {

@@ -9,27 +9,23 @@ fn numbers<E: Element>(n: usize, salt: usize) -> Vec<E> {
         .collect()
 }
 
-/// The chain of the module's first paragraph, written plainly: blocks of the depth, each a chain of its own, are added to `c` in order. `last`
-/// goes on from the sum of the last block.
+/// The chain of the module's first paragraph, written plainly: blocks of the depth, each a chain of its own, are added to `c` in order. `first`
+/// is what the chain of the first block begins with.
 fn add_chain<E: Element>(
     shape: Shape,
     block: usize,
     a: impl Fn(usize, usize) -> E,
     b: impl Fn(usize, usize) -> E,
-    last: impl Fn(usize, usize, f32) -> f32,
+    first: impl Fn(usize, usize) -> f32,
     c: &mut [f32],
 ) {
     for (i, j) in (0..shape.rows).flat_map(|i| (0..shape.columns).map(move |j| (i, j))) {
         for start in (0..shape.depth).step_by(block) {
             let end = shape.depth.min(start + block);
-            let sum = (start..end).fold(0.0f32, |sum, p| {
+            let begin = if start == 0 { first(i, j) } else { 0.0 };
+            c[i * shape.columns + j] += (start..end).fold(begin, |sum, p| {
                 a(i, p).to_f32().mul_add(b(p, j).to_f32(), sum)
             });
-            c[i * shape.columns + j] += if end == shape.depth {
-                last(i, j, sum)
-            } else {
-                sum
-            };
         }
     }
 }
@@ -87,7 +83,7 @@ fn products_of_packed_operands<E: Element>() {
             depth,
             |i, p| a[i * depth + p],
             |p, j| b[p * columns + j],
-            |_, _, sum| sum,
+            |_, _| 0.0,
             &mut expected,
         );
         assert_equals_chain::<E>(&c, &expected, depth, &format!("{shape:?}, B by rows"));
@@ -168,7 +164,7 @@ fn outer_products<E: Element>() {
             block,
             |i, p| a[p * (rows + 2) + i],
             |p, j| b[p * columns + j],
-            |_, _, sum| sum,
+            |_, _| 0.0,
             &mut expected,
         );
         for n_threads in [1, 2, 3] {
@@ -236,9 +232,9 @@ fn linears<W: Element, E: Element>(wrap: impl Fn(Panels<W>) -> Weight) {
                 numbers::<E>(rank * columns, 7),
             );
             let reaches = |r: usize, j: usize| (r < 2) == (j < half);
-            let change = |i: usize, j: usize, sum: f32| {
+            let change = |i: usize, j: usize| {
                 let ranks = (0..rank).filter(|&r| i >= from && reaches(r, j));
-                ranks.fold(sum, |sum, r| {
+                ranks.fold(0.0, |sum, r| {
                     h[(i - from) * rank + r]
                         .to_f32()
                         .mul_add(q[r * columns + j].to_f32(), sum)
@@ -266,16 +262,22 @@ fn linears<W: Element, E: Element>(wrap: impl Fn(Panels<W>) -> Weight) {
             panels
                 .pack_rows(&masked, columns, rank, columns, 1.0)
                 .unwrap();
-            let change = LowRank {
-                rows: from..rows,
-                h: Left::rows(&h, rank),
+            let reach = [(0..half, 0..2), (half..columns, 2..4)];
+            let change = |rows: Range<usize>| LowRank {
+                h: Left::rows(&h[(rows.start - from) * rank..], rank),
+                rows,
                 q: &panels,
-                reach: &[(0..half, 0..2), (half..columns, 2..4)],
+                reach: &reach,
             };
+            let middle = from + (rows - from) / 2;
+            let one = [change(from..rows)];
+            // As if the rows had different adapters.
+            let two = [change(from..middle), change(middle..rows)];
             bias.resize(columns.next_multiple_of(PANEL), 0.0);
-            for n_threads in [1, 3] {
+            let mut results = Vec::new();
+            for (n_threads, changes) in [(1, &one[..]), (3, &one[..]), (1, &two[..]), (3, &two[..])]
+            {
                 let mut y = vec![f32::NAN; rows * columns];
-                let changes = std::slice::from_ref(&change);
                 linear(
                     &Pool::new(n_threads),
                     rows,
@@ -291,7 +293,12 @@ fn linears<W: Element, E: Element>(wrap: impl Fn(Panels<W>) -> Weight) {
                     depth + rank,
                     &format!("{shape:?} {side:?}, {n_threads} threads"),
                 );
+                results.push(y);
             }
+            assert!(
+                results.iter().all(|y| *y == results[0]),
+                "{shape:?} {side:?}: adapters and threads"
+            );
             // A row of a batch equals its single run.
             let mut y = vec![f32::NAN; columns];
             let last = Left::rows(&x[(rows - 1) * depth..], depth);

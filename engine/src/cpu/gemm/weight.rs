@@ -41,6 +41,10 @@ pub(super) struct Block<'a> {
     /// Words of a panel.
     pub panel: usize,
     pub dot: Dot,
+    /// Of codes; empty for all else.
+    pub scales: &'a [f32],
+    /// Scales of a panel.
+    pub scales_panel: usize,
 }
 
 impl Weight {
@@ -84,14 +88,23 @@ impl Weight {
         }
     }
 
-    /// Panels of `columns` and `depth` for a product in `E`: where they lie, or unpacked into `scratch`. Both ranges begin at a multiple of 16.
+    /// Panels of `columns` and `depth` for a product of `n_rows` rows in `E`: where they lie, or unpacked into `scratch`. Both ranges
+    /// begin at a multiple of 16.
     pub(super) fn block<'a, E: Element>(
         &'a self,
         side: Side,
+        n_rows: usize,
         columns: Range<usize>,
         depth: Range<usize>,
         Unpacked { words, rows }: &'a mut Unpacked,
     ) -> Block<'a> {
+        if let (Weight::Quantized(parts), Side::Forward, Precision::Fp32) =
+            (self, side, E::PRECISION)
+            && n_rows <= FEW_ROWS
+            && let Some(block) = coded(parts, &columns, &depth)
+        {
+            return block;
+        }
         match (self, side, E::PRECISION) {
             (Weight::F32(panels), Side::Forward, Precision::Fp32) => {
                 in_place(panels, columns, depth, Dot::F32)
@@ -137,6 +150,35 @@ impl Weight {
             }
         }
     }
+}
+
+/// So few rows read codes as they lie; for more they are unpacked once.
+const FEW_ROWS: usize = 16;
+
+/// The codes of `columns` and `depth`, if they lie in panels of one matrix.
+fn coded<'a>(
+    parts: &'a [Quantized],
+    columns: &Range<usize>,
+    depth: &Range<usize>,
+) -> Option<Block<'a>> {
+    let mut first = 0;
+    for part in parts {
+        let last = first + part.rows();
+        if columns.start < last {
+            let row = columns.start - first;
+            let is_whole = columns.end <= last && row.is_multiple_of(PANEL);
+            let codes = part.codes_at(row, depth.start).filter(|_| is_whole)?;
+            return Some(Block {
+                words: codes.words,
+                panel: codes.panel,
+                dot: Dot::Codes,
+                scales: codes.scales,
+                scales_panel: codes.scales_panel,
+            });
+        }
+        first = last;
+    }
+    None
 }
 
 /// Whether sixteen rows of W, from a multiple of sixteen on, are always sixteen of one matrix, in order.
@@ -222,6 +264,8 @@ fn in_place<F: Element>(
         words: &panels.words()[start..],
         panel,
         dot,
+        scales: &[],
+        scales_panel: 0,
     }
 }
 
@@ -237,5 +281,7 @@ fn unpacked<E: Element>(words: &[u32], panel: usize) -> Block<'_> {
         words,
         panel,
         dot: Dot::of::<E>(),
+        scales: &[],
+        scales_panel: 0,
     }
 }

@@ -1,0 +1,174 @@
+//! Owns the innermost loops: a tile of C held in registers, one kernel for each instruction-set level and kind of product.
+
+#[macro_use]
+mod tile;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod portable;
+
+use std::sync::OnceLock;
+
+use half::bf16;
+
+use super::PANEL;
+use crate::cpu::element::round;
+use crate::cpu::simd::Isa;
+
+/// How the words of A and B are multiplied and added up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dot {
+    /// A word is one f32.
+    F32 = 0,
+    /// A word is a pair of bf16.
+    Bf16 = 1,
+    /// A word of B is a pair of bf16, which meets two f32 of A: the chain of `F32` over widened weights.
+    Mixed = 2,
+    /// A word of B is four bytes, codes of columns side by side, each of which times its column's scale meets an f32 of A: the chain
+    /// of `F32` over the values that the codes stand for.
+    Codes = 3,
+}
+
+/// Part of the depth: where A and B lie for it. Distances are in 32-bit words.
+#[derive(Clone, Copy)]
+pub(super) struct Segment {
+    /// Words of B for each column.
+    pub units: usize,
+    pub a: *const u32,
+    /// Between rows of A, within a group of eight.
+    pub a_row: usize,
+    /// Between groups of eight rows of A.
+    pub a_group: usize,
+    /// Between units of A.
+    pub a_unit: usize,
+    pub b: *const u32,
+    /// Between panels of B.
+    pub b_panel: usize,
+    /// Of codes, sixteen for each [`CODES_PER_SCALE`] units, from a multiple of those on; null for all else.
+    pub scales: *const f32,
+    /// Between the scales of panels.
+    pub scales_panel: usize,
+}
+
+/// Units of codes that share a scale.
+pub(crate) const CODES_PER_SCALE: usize = 32;
+
+/// What becomes of the sums.
+#[derive(Clone, Copy)]
+pub(super) enum Target {
+    Set(*mut f32),
+    Add(*mut f32),
+    Round(*mut bf16),
+}
+
+/// One tile of C: a chain that begins with `start`, goes on over `change` in the product of A's own format, then over `main` in the
+/// kernel's kind of product.
+pub(super) struct Tile {
+    pub main: Segment,
+    pub change: Segment,
+    /// What the sums begin with; null for zeros. Rows are `start_row` apart, and have room for whole panels.
+    pub start: *const f32,
+    pub start_row: usize,
+    /// What is added to the sums at the end; null for nothing. Rows are `plus_row` apart.
+    pub plus: *const f32,
+    pub plus_row: usize,
+    pub target: Target,
+    /// Between rows of the target, in its own numbers.
+    pub row: usize,
+    /// Columns that are written; the last panel may be a part.
+    pub n_columns: usize,
+}
+
+type TileFn = unsafe fn(&Tile);
+
+/// A tile that there is a kernel for.
+struct Form {
+    rows: usize,
+    panels: usize,
+    /// By [`Dot`].
+    run: [TileFn; 4],
+}
+
+/// The kernels of one level.
+pub(super) struct Kernel {
+    /// Most panels of a tile.
+    pub panels: usize,
+    /// For each number of panels from 1 on, the forms with falling numbers of rows, down to 1.
+    forms: Vec<Vec<Form>>,
+}
+
+impl Kernel {
+    /// The kernels for this machine.
+    pub fn detected() -> &'static Self {
+        static KERNEL: OnceLock<Kernel> = OnceLock::new();
+        KERNEL.get_or_init(|| Kernel::for_isa(Isa::detect()))
+    }
+
+    /// The kernels of a level, which the machine must have.
+    pub fn for_isa(isa: Isa) -> Self {
+        let forms = match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => avx512::with_pairs::forms(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::plain::forms(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::forms(),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon::forms(),
+            _ => portable::forms(),
+        };
+        let panels = forms.iter().map(|form| form.panels).max().unwrap_or(1);
+        let mut by_panels: Vec<Vec<Form>> = (0..panels).map(|_| Vec::new()).collect();
+        for form in forms {
+            by_panels[form.panels - 1].push(form);
+        }
+        Self {
+            panels,
+            forms: by_panels,
+        }
+    }
+
+    /// The most rows ≤ `n_rows` that one tile of `n_panels` can take.
+    #[inline]
+    pub fn rows(&self, n_rows: usize, n_panels: usize) -> usize {
+        self.form(n_rows, n_panels).rows
+    }
+
+    /// Runs a tile of exactly [`Self::rows`] rows.
+    ///
+    /// # Safety
+    /// `tile` must describe memory that is valid, and that nobody else uses for C.
+    #[inline]
+    pub unsafe fn run(&self, dot: Dot, n_rows: usize, n_panels: usize, tile: &Tile) {
+        // SAFETY: promised by the caller.
+        unsafe { self.form(n_rows, n_panels).run[dot as usize](tile) }
+    }
+
+    #[inline]
+    fn form(&self, n_rows: usize, n_panels: usize) -> &Form {
+        self.forms[n_panels - 1]
+            .iter()
+            .find(|form| form.rows <= n_rows)
+            .expect("every level has forms of one row — a bug in this file")
+    }
+}
+
+const F32: u8 = Dot::F32 as u8;
+const BF16: u8 = Dot::Bf16 as u8;
+const MIXED: u8 = Dot::Mixed as u8;
+const CODES: u8 = Dot::Codes as u8;
+
+/// The lower bf16 of a word, as f32.
+#[inline(always)]
+fn low(word: u32) -> u32 {
+    word << 16
+}
+
+/// The upper bf16 of a word, as f32.
+#[inline(always)]
+fn high(word: u32) -> u32 {
+    word & 0xffff_0000
+}

@@ -1,0 +1,202 @@
+//! The loops of a tile, written once for every vector type.
+
+/// Writes the kernels of a level. The module it is used in has, as functions with the attribute's features: a vector type `V` of
+/// `LANES` f32, `zero`, `load`, `load_codes` (bytes as f32), `store`, `store_rounded` (to bf16), `splat` (of a word's bits), `mul_add`, `mul`, `add`, `low` and `high` (of every word), and `dot`
+/// for pairs of bf16, which is used where `HAS_DOT`.
+macro_rules! kernels {
+    ($(#[$attribute:meta])* $([$rows:literal x $panels:literal])*) => {
+        use $crate::cpu::gemm::kernel::{
+            BF16, CODES, CODES_PER_SCALE, F32, Form, MIXED, PANEL, Segment, Target, Tile, high as high_of, low as low_of, round,
+        };
+        use $crate::cpu::simd::prefetch;
+
+        /// The products alone. Here every index is a constant once the loops are unrolled, so the sums stay in registers.
+        ///
+        /// # Safety
+        /// As for `Kernel::run`.
+        $(#[$attribute])*
+        #[inline]
+        unsafe fn products<const DOT: u8, const ROWS: usize, const VECTORS: usize>(
+            s: &Segment,
+            mut acc: [[V; VECTORS]; ROWS],
+        ) -> [[V; VECTORS]; ROWS] {
+            // SAFETY: promised by the caller.
+            unsafe {
+                let (mut a, mut b) = (s.a, s.b);
+                for _ in 0..s.units {
+                    let mut words = [zero(); VECTORS];
+                    for v in 0..VECTORS {
+                        words[v] = load(b.add(v * LANES / PANEL * s.b_panel + v * LANES % PANEL).cast());
+                    }
+                    let widened = DOT == MIXED || (DOT == BF16 && !HAS_DOT);
+                    let (mut lows, mut highs) = ([zero(); VECTORS], [zero(); VECTORS]);
+                    if widened {
+                        for v in 0..VECTORS {
+                            (lows[v], highs[v]) = (low(words[v]), high(words[v]));
+                        }
+                    }
+                    for i in 0..ROWS {
+                        let at = a.add(i / 8 * s.a_group + i % 8 * s.a_row);
+                        if widened {
+                            let (x, y) = if DOT == MIXED { (*at, *at.add(1)) } else { (low_of(*at), high_of(*at)) };
+                            let (x, y) = (splat(x), splat(y));
+                            for v in 0..VECTORS {
+                                acc[i][v] = mul_add(y, highs[v], mul_add(x, lows[v], acc[i][v]));
+                            }
+                        } else {
+                            let x = splat(*at);
+                            for v in 0..VECTORS {
+                                acc[i][v] = if DOT == F32 { mul_add(x, words[v], acc[i][v]) } else { dot(acc[i][v], x, words[v]) };
+                            }
+                        }
+                    }
+                    a = a.add(s.a_unit);
+                    b = b.add(PANEL);
+                }
+                acc
+            }
+        }
+
+        /// The same with codes and their scales for words.
+        ///
+        /// # Safety
+        /// As for `Kernel::run`.
+        $(#[$attribute])*
+        #[inline]
+        unsafe fn coded_products<const ROWS: usize, const VECTORS: usize>(
+            s: &Segment,
+            mut acc: [[V; VECTORS]; ROWS],
+        ) -> [[V; VECTORS]; ROWS] {
+            // Codes come too fast for the processor to fetch them by itself. Columns.
+            const AHEAD: usize = 4 * CODES_PER_SCALE * PANEL;
+            // SAFETY: promised by the caller.
+            unsafe {
+                let (mut a, mut b, mut scales) = (s.a, s.b.cast::<i8>(), s.scales);
+                for first in (0..s.units).step_by(CODES_PER_SCALE) {
+                    let mut scale = [zero(); VECTORS];
+                    for v in 0..VECTORS {
+                        let (panel, lane) = (v * LANES / PANEL, v * LANES % PANEL);
+                        scale[v] = load(scales.add(panel * s.scales_panel + lane));
+                        if lane == 0 {
+                            prefetch(b.wrapping_add(4 * panel * s.b_panel + AHEAD).cast(), CODES_PER_SCALE * PANEL);
+                        }
+                    }
+                    for _ in first..s.units.min(first + CODES_PER_SCALE) {
+                        let mut values = [zero(); VECTORS];
+                        for v in 0..VECTORS {
+                            let at = v * LANES / PANEL * 4 * s.b_panel + v * LANES % PANEL;
+                            values[v] = mul(load_codes(b.add(at)), scale[v]);
+                        }
+                        for i in 0..ROWS {
+                            let x = splat(*a.add(i / 8 * s.a_group + i % 8 * s.a_row));
+                            for v in 0..VECTORS {
+                                acc[i][v] = mul_add(x, values[v], acc[i][v]);
+                            }
+                        }
+                        a = a.add(s.a_unit);
+                        b = b.add(PANEL);
+                    }
+                    scales = scales.add(PANEL);
+                }
+                acc
+            }
+        }
+
+        /// # Safety
+        /// As for `Kernel::run`.
+        $(#[$attribute])*
+        unsafe fn tile<const DOT: u8, const CHANGE: u8, const ROWS: usize, const VECTORS: usize>(t: &Tile) {
+            // SAFETY: promised by the caller.
+            unsafe {
+                let mut sums = [[zero(); VECTORS]; ROWS];
+                if !t.start.is_null() {
+                    for (i, sums) in sums.iter_mut().enumerate() {
+                        for (v, sum) in sums.iter_mut().enumerate() {
+                            *sum = load(t.start.add(i * t.start_row + v * LANES));
+                        }
+                    }
+                }
+                if t.change.units > 0 {
+                    sums = products::<CHANGE, ROWS, VECTORS>(&t.change, sums);
+                }
+                sums = match DOT {
+                    CODES => coded_products::<ROWS, VECTORS>(&t.main, sums),
+                    _ => products::<DOT, ROWS, VECTORS>(&t.main, sums),
+                };
+                if !t.plus.is_null() {
+                    for (i, sums) in sums.iter_mut().enumerate() {
+                        for (v, sum) in sums.iter_mut().enumerate() {
+                            *sum = add(*sum, load(t.plus.add(i * t.plus_row + v * LANES)));
+                        }
+                    }
+                }
+                if t.n_columns < VECTORS * LANES {
+                    for (i, sums) in sums.iter().enumerate() {
+                        put_part(t, i, sums);
+                    }
+                    return;
+                }
+                match t.target {
+                    Target::Set(c) => {
+                        for (i, sums) in sums.iter().enumerate() {
+                            for (v, &sum) in sums.iter().enumerate() {
+                                store(c.add(i * t.row + v * LANES), sum);
+                            }
+                        }
+                    }
+                    Target::Add(c) => {
+                        for (i, sums) in sums.iter().enumerate() {
+                            for (v, &sum) in sums.iter().enumerate() {
+                                let at = c.add(i * t.row + v * LANES);
+                                store(at, add(load(at), sum));
+                            }
+                        }
+                    }
+                    Target::Round(c) => {
+                        for (i, sums) in sums.iter().enumerate() {
+                            for (v, &sum) in sums.iter().enumerate() {
+                                store_rounded(c.add(i * t.row + v * LANES).cast(), sum);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+
+        /// Hands the columns that are there of row `i` to the target.
+        ///
+        /// # Safety
+        /// As for `Kernel::run`.
+        $(#[$attribute])*
+        unsafe fn put_part<const VECTORS: usize>(t: &Tile, i: usize, sums: &[V; VECTORS]) {
+            // SAFETY: promised by the caller.
+            unsafe {
+                let mut row = [[0.0f32; LANES]; VECTORS];
+                for (to, &sum) in row.iter_mut().zip(sums) {
+                    store(to.as_mut_ptr(), sum);
+                }
+                for (j, &x) in row.as_flattened()[..t.n_columns].iter().enumerate() {
+                    let at = i * t.row + j;
+                    match t.target {
+                        Target::Set(c) => *c.add(at) = x,
+                        Target::Add(c) => *c.add(at) += x,
+                        Target::Round(c) => *c.add(at).cast::<u16>() = round(x),
+                    }
+                }
+            }
+        }
+
+        pub fn forms() -> Vec<Form> {
+            vec![$(Form {
+                rows: $rows,
+                panels: $panels,
+                run: [
+                    tile::<F32, F32, $rows, { $panels * PANEL / LANES }>,
+                    tile::<BF16, BF16, $rows, { $panels * PANEL / LANES }>,
+                    tile::<MIXED, F32, $rows, { $panels * PANEL / LANES }>,
+                    tile::<CODES, F32, $rows, { $panels * PANEL / LANES }>,
+                ],
+            }),*]
+        }
+    };
+}

@@ -47,7 +47,7 @@ pub(super) struct Segment {
     pub b: *const u32,
     /// Between panels of B.
     pub b_panel: usize,
-    /// Of codes, sixteen for each [`CODES_PER_SCALE`] units, from a multiple of those on; null for all else.
+    /// Of codes, sixteen for each [`CODES_PER_SCALE`] units, of which there is a whole number; null for all else.
     pub scales: *const f32,
     /// Between the scales of panels.
     pub scales_panel: usize,

@@ -8,7 +8,6 @@ macro_rules! kernels {
         use $crate::cpu::gemm::kernel::{
             BF16, CODES, CODES_PER_SCALE, F32, Form, MIXED, PANEL, Segment, Target, Tile, high as high_of, low as low_of, round,
         };
-        use $crate::cpu::simd::prefetch;
 
         /// The products alone. Here every index is a constant once the loops are unrolled, so the sums stay in registers.
         ///
@@ -67,21 +66,16 @@ macro_rules! kernels {
             s: &Segment,
             mut acc: [[V; VECTORS]; ROWS],
         ) -> [[V; VECTORS]; ROWS] {
-            // Codes come too fast for the processor to fetch them by itself. Columns.
-            const AHEAD: usize = 4 * CODES_PER_SCALE * PANEL;
             // SAFETY: promised by the caller.
             unsafe {
                 let (mut a, mut b, mut scales) = (s.a, s.b.cast::<i8>(), s.scales);
-                for first in (0..s.units).step_by(CODES_PER_SCALE) {
+                for _ in 0..s.units / CODES_PER_SCALE {
                     let mut scale = [zero(); VECTORS];
                     for v in 0..VECTORS {
                         let (panel, lane) = (v * LANES / PANEL, v * LANES % PANEL);
                         scale[v] = load(scales.add(panel * s.scales_panel + lane));
-                        if lane == 0 {
-                            prefetch(b.wrapping_add(4 * panel * s.b_panel + AHEAD).cast(), CODES_PER_SCALE * PANEL);
-                        }
                     }
-                    for _ in first..s.units.min(first + CODES_PER_SCALE) {
+                    for _ in 0..CODES_PER_SCALE {
                         let mut values = [zero(); VECTORS];
                         for v in 0..VECTORS {
                             let at = v * LANES / PANEL * 4 * s.b_panel + v * LANES % PANEL;

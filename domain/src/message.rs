@@ -159,6 +159,9 @@ pub struct FailRequest {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GenerateRequest {
     pub model: ServedModel,
+    /// The project that asks. What a worker has read for one is never used again for another.
+    #[serde(default)]
+    pub scope: String,
     pub messages: Vec<ChatMessage>,
     /// Tool definitions as the client spelled them; the chat template renders them.
     #[serde(default)]

@@ -249,6 +249,7 @@ fn a_request_for_an_answer() {
             base_model: "tiny".into(),
             adapter: Some(adapter(6)),
         },
+        scope: "proj_1".into(),
         messages: conversation(),
         tools: vec![serde_json::json!({"type": "function", "function": {"name": "look_up"}})],
         n: 2,

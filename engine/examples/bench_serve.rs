@@ -82,6 +82,7 @@ fn request(base: &BaseModel, i: usize, n_prompt: usize, n_new: usize) -> Generat
     GenerateRequest {
         prompt: (0..n_prompt).map(token).collect(),
         adapter: None,
+        scope: "".into(),
         sampling: Sampling {
             temperature: 0.0,
             ..Sampling::default()

@@ -87,6 +87,7 @@ fn complete(
     batcher.admit(GenerateRequest {
         prompt: example.tokens[..n_prompt].to_vec(),
         adapter: Some(adapter),
+        scope: "".into(),
         sampling: Sampling {
             temperature: 0.0,
             ..Sampling::default()

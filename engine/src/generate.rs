@@ -34,6 +34,9 @@ pub struct GenerateRequest {
     pub prompt: Vec<u32>,
     /// `None` is the base.
     pub adapter: Option<Arc<Adapter>>,
+    /// Whose sequence it is. What was run for one is used again for the same alone: how long an answer takes tells nobody what
+    /// others have asked.
+    pub scope: Arc<str>,
     pub sampling: Sampling,
     pub max_new_tokens: usize,
     /// Tokens that end the sequence.
@@ -138,7 +141,7 @@ impl Batcher {
         }
     }
 
-    /// Takes in a sequence; its prompt runs with the next steps, but for what was run before with the same adapter. The sequence needs
+    /// Takes in a sequence; its prompt runs with the next steps, but for what was run before in its scope with the same adapter. The sequence needs
     /// room for its prompt; if the answers outgrow the pages, the youngest sequences wait, and go on where they were.
     /// Errors: `Full` for now, the others for good.
     pub fn admit(&mut self, request: GenerateRequest) -> Result<SequenceId, AdmitError> {
@@ -149,6 +152,7 @@ impl Batcher {
         }
         let cache = KvCache::new(config, max_tokens);
         let beginning = Beginning::Empty {
+            scope: Arc::clone(&request.scope),
             adapter: request.adapter.as_ref().map(|adapter| adapter.number()),
             is_long: self.base.ropes.is_long(max_tokens),
         };
@@ -161,7 +165,7 @@ impl Batcher {
             tokens,
             max_tokens,
             cache,
-            beginning,
+            beginning: beginning.clone(),
             nothing: beginning,
             generated: HashMap::new(),
             n_reused: 0,
@@ -469,7 +473,7 @@ impl Sequence {
     fn reuse(&mut self, pages: &mut Pages) {
         let whole = self.tokens[..self.tokens.len() - 1].chunks_exact(PAGE);
         for tokens in whole {
-            let Some((longer, page)) = pages.find(self.beginning, tokens) else {
+            let Some((longer, page)) = pages.find(&self.beginning, tokens) else {
                 break;
             };
             self.beginning = longer;
@@ -486,7 +490,7 @@ impl Sequence {
         let full = self.cache.n_cached / PAGE..(self.cache.n_cached + n) / PAGE;
         for i in full {
             let tokens = &self.tokens[i * PAGE..(i + 1) * PAGE];
-            self.beginning = pages.keep(self.beginning, tokens, &mut self.cache.pages[i]);
+            self.beginning = pages.keep(&self.beginning, tokens, &mut self.cache.pages[i]);
         }
         self.cache.n_cached += n;
     }
@@ -495,7 +499,7 @@ impl Sequence {
     fn start_again(&mut self, pages: &mut Pages) {
         pages.give_back(self.cache.pages.drain(..));
         self.cache.n_cached = 0;
-        self.beginning = self.nothing;
+        self.beginning = self.nothing.clone();
     }
 
     fn choose(&self, logits: &mut [f32]) -> Option<crate::sampling::Choice> {

@@ -252,6 +252,7 @@ fn adapters_with_their_own_heads_norms_and_biases_are_served_side_by_side() {
             let request = GenerateRequest {
                 prompt: example(101, 7 + i, 3).tokens[..7].to_vec(),
                 adapter: adapter.clone(),
+                scope: "".into(),
                 sampling: Sampling {
                     temperature: 0.0,
                     ..Sampling::default()

@@ -24,6 +24,7 @@ fn request(len: usize, seed: u64, adapter: Option<Arc<Adapter>>) -> GenerateRequ
     GenerateRequest {
         prompt: (0..len).map(|_| numbers.below(101) as u32).collect(),
         adapter,
+        scope: "".into(),
         sampling: Sampling {
             temperature: (seed % 3) as f32 * 0.5,
             top_p: 0.9,
@@ -173,7 +174,7 @@ fn a_prompt_longer_than_a_step_takes_in_changes_nothing() {
 }
 
 #[test]
-fn a_beginning_that_was_run_before_is_used_again_by_the_same_adapter_alone() {
+fn a_beginning_that_was_run_before_is_used_again_in_its_scope_by_the_same_adapter_alone() {
     let pool = Pool::new(2);
     let base = LLAMA.load(&pool);
     let [_, first, second] = adapters(&base);
@@ -198,6 +199,14 @@ fn a_beginning_that_was_run_before_is_used_again_by_the_same_adapter_alone() {
             64,
         ),
         (prompt(140, &second), 0),
+        // What one project has asked is nothing that another is answered with.
+        (
+            GenerateRequest {
+                scope: "another".into(),
+                ..prompt(140, &first)
+            },
+            0,
+        ),
         (prompt(140, &None), 0),
         (prompt(140, &None), 128),
     ];

@@ -249,6 +249,7 @@ fn answers(dir: &Path) -> Vec<f32> {
             let request = GenerateRequest {
                 prompt: vec![3 + i, 7, 1],
                 adapter: None,
+                scope: "".into(),
                 sampling: Sampling {
                     temperature: 0.0,
                     ..Sampling::default()

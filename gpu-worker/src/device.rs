@@ -75,6 +75,8 @@ pub(crate) struct Ask {
     pub base: BaseFolder,
     pub prompt: Vec<u32>,
     pub adapter: Option<Arc<Adapter>>,
+    /// Whose it is: nobody else is answered with what was read for it.
+    pub scope: Arc<str>,
     /// Answer `i` draws with `sampling.seed + i`.
     pub sampling: Sampling,
     pub max_new_tokens: usize,

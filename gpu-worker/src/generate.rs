@@ -107,6 +107,7 @@ async fn begin(worker: Arc<Worker>, asked: GenerateRequest) -> Result<Body, Gene
         base: base.folder_as(frozen_weights),
         prompt,
         adapter,
+        scope: asked.scope.as_str().into(),
         sampling: sampling(&asked.sampling),
         max_new_tokens,
         stop_token_ids: base.chat.stop_token_ids().to_vec(),

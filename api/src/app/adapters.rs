@@ -261,6 +261,7 @@ impl Brought<'_> {
                 base_model: model.base_model.clone(),
                 adapter: Some(model.adapter.clone()),
             },
+            scope: model.project_id.to_string(),
             messages: vec![message],
             tools: Vec::new(),
             n: 1,

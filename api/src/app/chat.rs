@@ -35,6 +35,7 @@ pub async fn begin(state: &State, project: &Project, order: ChatOrder) -> Result
         .ok_or_else(|| unknown(&model))?;
     let request = GenerateRequest {
         model: served,
+        scope: project.id.to_string(),
         messages: order.messages,
         tools: order.tools,
         n: order.n,

@@ -302,6 +302,7 @@ mod tests {
                 base_model: base_model.to_owned(),
                 adapter,
             },
+            scope: String::new(),
             messages: Vec::new(),
             tools: Vec::new(),
             n: 1,

@@ -70,14 +70,18 @@ impl Pages {
     }
 
     /// The page of `tokens` after `beginning`, and the beginning with them, if they were run before.
-    pub fn find(&mut self, beginning: Beginning, tokens: &[u32]) -> Option<(Beginning, Arc<Page>)> {
+    pub fn find(
+        &mut self,
+        beginning: &Beginning,
+        tokens: &[u32],
+    ) -> Option<(Beginning, Arc<Page>)> {
         self.prefixes.find(beginning, tokens)
     }
 
     /// `page` is full, with `tokens` after `beginning`. If another sequence has run the same meanwhile, `page` becomes its page.
     pub fn keep(
         &mut self,
-        beginning: Beginning,
+        beginning: &Beginning,
         tokens: &[u32],
         page: &mut Arc<Page>,
     ) -> Beginning {

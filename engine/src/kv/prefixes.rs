@@ -1,5 +1,5 @@
-//! Owns the beginnings of texts whose pages can be used again. A beginning is known by its tokens and the adapter that read them,
-//! compared whole: no hash decides what is shared.
+//! Owns the beginnings of texts whose pages can be used again. A beginning is known by its tokens, whose they are, and the adapter that
+//! read them, compared whole: no hash decides what is shared.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,10 +7,12 @@ use std::sync::Arc;
 use super::Page;
 
 /// Some whole pages of tokens, from the first on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Beginning {
     /// No token yet.
     Empty {
+        /// Whose sequences share it.
+        scope: Arc<str>,
         /// The number of the adapter, whose values never change; `None` is the base.
         adapter: Option<u64>,
         /// Whether positions turn by the frequencies of long texts.
@@ -39,8 +41,8 @@ pub(super) struct Prefixes {
 }
 
 impl Prefixes {
-    pub fn find(&mut self, after: Beginning, tokens: &[u32]) -> Option<(Beginning, Arc<Page>)> {
-        let &number = self.longer.get(&(after, tokens.into()))?;
+    pub fn find(&mut self, after: &Beginning, tokens: &[u32]) -> Option<(Beginning, Arc<Page>)> {
+        let &number = self.longer.get(&(after.clone(), tokens.into()))?;
         self.uses += 1;
         let entry = self.entries.get_mut(&number)?;
         entry.last_used = self.uses;
@@ -50,7 +52,7 @@ impl Prefixes {
     /// Takes `page` over, unless there is one already; returns the one that counts.
     pub fn keep(
         &mut self,
-        after: Beginning,
+        after: &Beginning,
         tokens: &[u32],
         page: &Arc<Page>,
     ) -> (Beginning, Arc<Page>) {
@@ -61,13 +63,14 @@ impl Prefixes {
         self.next += 1;
         self.uses += 1;
         if let Beginning::Pages(number) = after {
-            let shorter = self.entries.get_mut(&number);
+            let shorter = self.entries.get_mut(number);
             shorter.expect("its page is with the sequence").n_longer += 1;
         }
-        self.longer.insert((after, Arc::clone(&tokens)), self.next);
+        let key = (after.clone(), Arc::clone(&tokens));
+        self.longer.insert(key, self.next);
         let entry = Entry {
             page: Arc::clone(page),
-            after,
+            after: after.clone(),
             tokens,
             last_used: self.uses,
             n_longer: 0,

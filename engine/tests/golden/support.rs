@@ -200,6 +200,7 @@ impl Model {
             let request = GenerateRequest {
                 prompt: greedy.prompt.clone(),
                 adapter,
+                scope: "".into(),
                 sampling: greedy_sampling(),
                 max_new_tokens: tokens.len(),
                 stop_token_ids: vec![],

@@ -225,6 +225,7 @@ impl Ask {
         GenerateRequest {
             prompt: self.prompt.clone(),
             adapter: self.adapter.clone(),
+            scope: Arc::clone(&self.scope),
             sampling: Sampling {
                 seed,
                 ..self.sampling.clone()

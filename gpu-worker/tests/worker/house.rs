@@ -284,6 +284,7 @@ pub fn ask(content: &str, max_tokens: u32) -> GenerateRequest {
             base_model: "tiny".to_owned(),
             adapter: None,
         },
+        scope: "proj_house".to_owned(),
         messages: vec![message(content)],
         tools: Vec::new(),
         n: 1,

@@ -38,7 +38,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .collect::<Result<Vec<_>, Box<dyn Error>>>()?;
     let limits = Limits {
         max_sequences: n_sequences,
-        max_cached_tokens: n_sequences * (n_prompt + n_new),
+        // Room for all, and pages are whole.
+        max_cached_tokens: n_sequences * (n_prompt + n_new + 64),
     };
     let mut batcher = Batcher::new(Arc::clone(&base), pool, limits);
     let mut n_rounds = 0;

@@ -276,6 +276,7 @@ fn the_blocks_of_a_file_train_and_answer_as_their_values_do() {
     let cases = [
         (SMALL, GgmlDType::Q8_0),
         (untied, GgmlDType::Q4_0),
+        (SMALL, GgmlDType::Q4_1),
         (SMALL, GgmlDType::Q5_1),
         (WIDE, GgmlDType::Q4K),
         (WIDE, GgmlDType::Q6K),

@@ -110,22 +110,6 @@ macro_rules! vectorized {
 }
 pub(crate) use vectorized;
 
-/// Asks for `n_bytes` from `start` on, which may lie anywhere, to be in the cache soon.
-#[inline(always)]
-pub(crate) fn prefetch(start: *const u8, n_bytes: usize) {
-    const LINE_BYTES: usize = 64;
-    for offset in (0..n_bytes).step_by(LINE_BYTES) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a hint, which reads nothing.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(offset).cast());
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = start.wrapping_add(offset);
-    }
-}
-
 /// Sums are kept in this many lanes on every machine, so that their order never depends on the vector width.
 pub(crate) const LANES: usize = 16;
 

@@ -62,7 +62,7 @@ pub(super) fn q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
 /// Scale and minimum of one of eight parts, 6 bits each, from 12 bytes: four scales, four minima, then four bytes with the
 /// low bits of the other scales and minima, whose high bits lie above the first ones.
 #[inline(always)]
-fn scale_and_minimum(bytes: &[u8], part: usize) -> (f32, f32) {
+pub(super) fn scale_and_minimum(bytes: &[u8], part: usize) -> (f32, f32) {
     let (scale, minimum) = if part < 4 {
         (bytes[part] & 63, bytes[part + 4] & 63)
     } else {

@@ -3,30 +3,31 @@
 //!
 //! What each kind costs, for normally distributed weights, as `cargo run -p engine --example quantize` printed it: the error
 //! is ‖w − ŵ‖ / ‖w‖ over a matrix of 1024 × 4096; the speeds, in GB of values written a second, are those of one thread of an
-//! EPYC with AVX-512, reading row after row into the same memory. The blocks of GGML are those that candle writes.
+//! EPYC with AVX-512, reading row after row into the same memory. The blocks of GGML are those that candle writes. Kinds with
+//! a star are kept in the order that products read ([`Coded`]), which is across the rows: products do not read them like this.
 //!
 //! | kind | bits per weight | error | f32 | bf16 |
 //! |---|---|---|---|---|
-//! | nf4 | 4.500 | 0.0919 | 17.3 | 6.1 |
-//! | nf4 with double quantisation | 4.127 | 0.0920 | 16.4 | 6.0 |
-//! | int8 | 8.008 | 0.0087 | 83.1 | 14.5 |
+//! | nf4 | 4.500 | 0.0919 | 17.3 | 6.0 |
+//! | nf4 with double quantisation | 4.127 | 0.0920 | 16.4 | 5.9 |
+//! | int8 | 8.008 | 0.0087 | 83.7 | 14.0 |
 //! | q2_k | 2.625 | 0.2899 | 14.7 | 5.4 |
 //! | q3_k | 3.438 | 0.1508 | 9.3 | 3.8 |
-//! | q4_0 | 4.500 | 0.0859 | 22.6 | 7.2 |
-//! | q4_1 | 5.000 | 0.0782 | 21.1 | 6.9 |
-//! | q4_k | 4.500 | 0.0745 | 17.6 | 6.1 |
-//! | q5_0 | 5.500 | 0.0426 | 28.7 | 8.4 |
+//! | q4_0* | 5.000 | 0.0859 | 1.2 | 0.6 |
+//! | q4_1* | 6.000 | 0.0782 | 1.1 | 0.6 |
+//! | q4_k* | 4.750 | 0.0745 | 1.1 | 0.5 |
+//! | q5_0 | 5.500 | 0.0426 | 27.6 | 8.4 |
 //! | q5_1 | 6.000 | 0.0378 | 5.2 | 2.3 |
-//! | q5_k | 5.500 | 0.0369 | 11.5 | 4.4 |
-//! | q6_k | 6.562 | 0.0183 | 9.4 | 3.8 |
-//! | q8_0, read across its panels | 9.000 | 0.0053 | 5.7 | 2.5 |
+//! | q5_k | 5.500 | 0.0369 | 11.4 | 4.5 |
+//! | q6_k* | 8.625 | 0.0183 | 1.2 | 0.6 |
+//! | q8_0* | 9.000 | 0.0053 | 1.1 | 0.6 |
 
+mod coded;
 mod dynamic;
 mod ggml;
 mod ggml_k;
 mod int8;
 mod nf4;
-mod q8_panels;
 
 use std::fmt;
 use std::ops::Range;
@@ -34,14 +35,12 @@ use std::ops::Range;
 use half::bf16;
 
 use crate::cpu::buffer::OutOfMemory;
-use crate::cpu::element::Element;
-use crate::cpu::gemm::PANEL;
+pub(crate) use coded::Coded;
 use ggml::Blocks;
 pub use ggml::GgmlType;
 pub(crate) use ggml::encode_q8_0;
 use int8::Int8;
 use nf4::Nf4;
-use q8_panels::{Codes, Q8Panels};
 
 /// The ways to keep a frozen matrix in few bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -113,17 +112,15 @@ pub struct Quantized {
 enum Data {
     Nf4(Nf4),
     Int8(Int8),
-    /// Any kind of block but q8_0.
     Ggml(Blocks),
-    Q8(Q8Panels),
+    /// Blocks of the commonest kinds.
+    Coded(Coded),
 }
 
 impl Data {
     fn of_blocks(blocks: Blocks, rows: usize, columns: usize) -> Result<Self, OutOfMemory> {
-        Ok(match blocks.kind {
-            GgmlType::Q8_0 => Data::Q8(Q8Panels::from_blocks(rows, columns, &blocks.bytes)?),
-            _ => Data::Ggml(blocks),
-        })
+        let coded = Coded::from_blocks(blocks.kind, rows, columns, &blocks.bytes)?;
+        Ok(coded.map_or(Data::Ggml(blocks), Data::Coded))
     }
 }
 
@@ -182,7 +179,7 @@ impl Quantized {
             Data::Nf4(_) => Kind::Nf4,
             Data::Int8(_) => Kind::Int8,
             Data::Ggml(blocks) => Kind::Ggml(blocks.kind),
-            Data::Q8(_) => Kind::Ggml(GgmlType::Q8_0),
+            Data::Coded(coded) => Kind::Ggml(coded.kind),
         }
     }
 
@@ -200,7 +197,7 @@ impl Quantized {
             Data::Nf4(nf4) => nf4.n_bytes(),
             Data::Int8(int8) => int8.n_bytes(),
             Data::Ggml(blocks) => blocks.bytes.len(),
-            Data::Q8(panels) => panels.n_bytes(),
+            Data::Coded(coded) => coded.n_bytes(),
         }
     }
 
@@ -220,38 +217,16 @@ impl Quantized {
             Data::Nf4(nf4) => nf4.dequantize(start, out),
             Data::Int8(int8) => int8.dequantize(row, start, out),
             Data::Ggml(blocks) => blocks.dequantize(start, out),
-            Data::Q8(panels) => panels.dequantize(row, columns.start, out),
+            Data::Coded(coded) => coded.dequantize(row, columns.start, out),
         }
     }
 
-    /// Writes sixteen rows, from a multiple of sixteen on, and `columns`, from a word's first on, to `out` as the panel of a right
-    /// operand in `E`: words (units, 16). False, and nothing is written, unless the matrix is kept in that order.
-    pub(crate) fn unpack_panel<E: Element>(
-        &self,
-        first_row: usize,
-        columns: Range<usize>,
-        out: &mut [u32],
-    ) -> bool {
+    /// The matrix in the order that products read, if it is kept in that.
+    pub(crate) fn coded(&self) -> Option<&Coded> {
         match &self.data {
-            Data::Q8(panels) => {
-                panels.unpack::<E>(first_row / PANEL, columns, out);
-                true
-            }
-            Data::Nf4(_) | Data::Int8(_) | Data::Ggml(_) => false,
+            Data::Coded(coded) => Some(coded),
+            Data::Nf4(_) | Data::Int8(_) | Data::Ggml(_) => None,
         }
-    }
-
-    /// The codes from a row, a multiple of sixteen, and a column, a multiple of 32, on, where they lie as products read them.
-    pub(crate) fn codes_at(&self, row: usize, column: usize) -> Option<Codes<'_>> {
-        match &self.data {
-            Data::Q8(panels) if row < self.rows => Some(panels.codes_at(row, column)),
-            _ => None,
-        }
-    }
-
-    /// Whether [`Self::unpack_panel`] works.
-    pub(crate) fn is_in_panels(&self) -> bool {
-        matches!(self.data, Data::Q8(_))
     }
 
     /// The same in bf16, each value rounded to the nearest, halves to even.

@@ -333,7 +333,7 @@ fn every_kind_says_what_it_is_and_what_memory_it_takes() {
     assert_eq!(bits_per_weight(Kind::Int8), 8.125);
     // In panels a scale is an f32.
     assert_eq!(bits_per_weight(Kind::Ggml(GgmlType::Q8_0)), 9.0);
-    assert_eq!(bits_per_weight(Kind::Ggml(GgmlType::Q4_0)), 4.5);
+    assert_eq!(bits_per_weight(Kind::Ggml(GgmlType::Q4_0)), 5.0);
 }
 
 #[test]

@@ -178,6 +178,7 @@ impl<E: Element> Product<'_, E> {
                                     .as_ptr(),
                             },
                             scales_panel: block.scales_panel,
+                            scales_group: block.scales_group,
                             units: if mixed {
                                 part.len() / 2
                             } else {

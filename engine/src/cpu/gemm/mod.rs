@@ -18,7 +18,7 @@ use std::ops::Range;
 
 use crate::cpu::element::{Element, Precision};
 use crate::cpu::pool::{Pool, SharedMut};
-pub(crate) use kernel::{CODES_PER_SCALE, Dot};
+pub(crate) use kernel::Dot;
 use kernel::{Kernel, Segment, Target, Tile};
 pub(crate) use linear::{LowRank, Out, linear};
 pub(crate) use outer::add_outer;
@@ -360,6 +360,7 @@ struct Operands {
     units: usize,
     scales: *const f32,
     scales_panel: usize,
+    scales_group: usize,
 }
 
 impl Operands {
@@ -382,6 +383,7 @@ impl Operands {
             units: depth.div_ceil(E::PER_WORD),
             scales: std::ptr::null(),
             scales_panel: 0,
+            scales_group: 1,
         }
     }
 
@@ -398,6 +400,7 @@ impl Operands {
             b_panel: self.panel,
             scales: self.scales,
             scales_panel: self.scales_panel,
+            scales_group: self.scales_group,
         }
     }
 }
@@ -412,6 +415,7 @@ const NOTHING: Segment = Segment {
     b_panel: 0,
     scales: std::ptr::null(),
     scales_panel: 0,
+    scales_group: 1,
 };
 
 /// At most [`GROUP`] columns of C.

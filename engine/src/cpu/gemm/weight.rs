@@ -8,7 +8,7 @@ use super::kernel::Dot;
 use super::{PANEL, Panels, pack};
 use crate::cpu::buffer::Buffer;
 use crate::cpu::element::{Element, Precision};
-use crate::quant::Quantized;
+use crate::quant::{Coded, Quantized};
 
 /// Which product a weight W (N, K) is the right operand of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,10 +41,12 @@ pub(super) struct Block<'a> {
     /// Words of a panel.
     pub panel: usize,
     pub dot: Dot,
-    /// Of codes; empty for all else.
+    /// Of codes, (groups, 2, 16) for each panel; empty for all else.
     pub scales: &'a [f32],
-    /// Scales of a panel.
+    /// Numbers of them for a panel.
     pub scales_panel: usize,
+    /// Units that share a scale.
+    pub scales_group: usize,
 }
 
 impl Weight {
@@ -101,9 +103,9 @@ impl Weight {
         if let (Weight::Quantized(parts), Side::Forward, Precision::Fp32) =
             (self, side, E::PRECISION)
             && n_rows <= FEW_ROWS
-            && let Some(block) = coded(parts, &columns, &depth)
+            && let Some((coded, row)) = coded(parts, &columns)
         {
-            return block;
+            return codes(coded, row, columns, depth, rows);
         }
         match (self, side, E::PRECISION) {
             (Weight::F32(panels), Side::Forward, Precision::Fp32) => {
@@ -155,36 +157,56 @@ impl Weight {
 /// So few rows read codes as they lie; for more they are unpacked once.
 const FEW_ROWS: usize = 16;
 
-/// The codes of `columns` and `depth`, if they lie in panels of one matrix.
-fn coded<'a>(
-    parts: &'a [Quantized],
-    columns: &Range<usize>,
-    depth: &Range<usize>,
-) -> Option<Block<'a>> {
+/// The matrix in whose panels all `columns` lie, and its row that is the first of them.
+fn coded<'a>(parts: &'a [Quantized], columns: &Range<usize>) -> Option<(&'a Coded, usize)> {
     let mut first = 0;
     for part in parts {
         let last = first + part.rows();
         if columns.start < last {
             let row = columns.start - first;
             let is_whole = columns.end <= last && row.is_multiple_of(PANEL);
-            let codes = part.codes_at(row, depth.start).filter(|_| is_whole)?;
-            return Some(Block {
-                words: codes.words,
-                panel: codes.panel,
-                dot: Dot::Codes,
-                scales: codes.scales,
-                scales_panel: codes.scales_panel,
-            });
+            return part.coded().filter(|_| is_whole).map(|coded| (coded, row));
         }
         first = last;
     }
     None
 }
 
+/// The codes as they lie, and their scales in `room`.
+fn codes<'a>(
+    coded: &'a Coded,
+    row: usize,
+    columns: Range<usize>,
+    depth: Range<usize>,
+    room: &'a mut Buffer<f32>,
+) -> Block<'a> {
+    let (codes, len) = (
+        coded.codes_at(row, depth.start),
+        coded.scales_len(depth.len()),
+    );
+    room.ensure(columns.len().div_ceil(PANEL) * len)
+        .expect("memory for the scales of a block");
+    for (panel, scales) in (row / PANEL..).zip(room.chunks_exact_mut(len)) {
+        coded.scales(panel, depth.clone(), scales);
+    }
+    Block {
+        words: codes.words,
+        panel: codes.panel,
+        dot: if codes.bits == 8 {
+            Dot::Bytes
+        } else {
+            Dot::Nibbles
+        },
+        scales: room,
+        scales_panel: len,
+        scales_group: codes.group,
+    }
+}
+
 /// Whether sixteen rows of W, from a multiple of sixteen on, are always sixteen of one matrix, in order.
 fn in_panels(parts: &[Quantized]) -> bool {
     let (_, above) = parts.split_last().expect("a weight has a matrix");
-    parts.iter().all(Quantized::is_in_panels)
+    parts.iter().all(|part| part.coded().is_some())
         && above.iter().all(|part| part.rows().is_multiple_of(PANEL))
 }
 
@@ -202,8 +224,9 @@ fn unpack<E: Element>(
             row -= if is_here { 0 } else { part.rows() };
             is_here
         });
-        let part = part.expect("the row is one of the matrices' — a bug in the caller");
-        part.unpack_panel::<E>(row, columns, out);
+        let coded = part.and_then(Quantized::coded);
+        let coded = coded.expect("the row is one of the matrices' — a bug in the caller");
+        coded.unpack::<E>(row / PANEL, columns, out);
     };
     let panel = PANEL * depth.len().div_ceil(E::PER_WORD);
     let panels = out
@@ -266,6 +289,7 @@ fn in_place<F: Element>(
         dot,
         scales: &[],
         scales_panel: 0,
+        scales_group: 1,
     }
 }
 
@@ -283,5 +307,6 @@ fn unpacked<E: Element>(words: &[u32], panel: usize) -> Block<'_> {
         dot: Dot::of::<E>(),
         scales: &[],
         scales_panel: 0,
+        scales_group: 1,
     }
 }

@@ -52,16 +52,20 @@ fn splat(word: u32) -> V {
 
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-unsafe fn load_codes(from: *const i8) -> V {
+unsafe fn load_bytes(from: *const u8) -> V {
     // SAFETY: promised by the caller.
     let bytes = unsafe { _mm_loadl_epi64(from.cast()) };
-    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))
+    _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes))
 }
 
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-fn mul(a: V, b: V) -> V {
-    _mm256_mul_ps(a, b)
+unsafe fn load_nibbles(from: *const u8) -> (V, V) {
+    // SAFETY: promised by the caller.
+    let bytes = _mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(from.cast()) });
+    let low = _mm256_and_si256(bytes, _mm256_set1_epi32(15));
+    let high = _mm256_srli_epi32::<4>(bytes);
+    (_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
 }
 
 #[target_feature(enable = "avx2,fma")]

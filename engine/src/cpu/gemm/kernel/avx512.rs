@@ -50,16 +50,20 @@ macro_rules! avx512_vectors {
 
         #[target_feature(enable = "avx512f")]
         #[inline]
-        unsafe fn load_codes(from: *const i8) -> V {
+        unsafe fn load_bytes(from: *const u8) -> V {
             // SAFETY: promised by the caller.
             let bytes = unsafe { _mm_loadu_si128(from.cast()) };
-            _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
+            _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))
         }
 
         #[target_feature(enable = "avx512f")]
         #[inline]
-        fn mul(a: V, b: V) -> V {
-            _mm512_mul_ps(a, b)
+        unsafe fn load_nibbles(from: *const u8) -> (V, V) {
+            // SAFETY: promised by the caller.
+            let bytes = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(from.cast()) });
+            let low = _mm512_and_si512(bytes, _mm512_set1_epi32(15));
+            let high = _mm512_srli_epi32::<4>(bytes);
+            (_mm512_cvtepi32_ps(low), _mm512_cvtepi32_ps(high))
         }
 
         #[target_feature(enable = "avx512f")]

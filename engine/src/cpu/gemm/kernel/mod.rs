@@ -27,9 +27,11 @@ pub(crate) enum Dot {
     Bf16 = 1,
     /// A word of B is a pair of bf16, which meets two f32 of A: the chain of `F32` over widened weights.
     Mixed = 2,
-    /// A word of B is four bytes, codes of columns side by side, each of which times its column's scale meets an f32 of A: the chain
-    /// of `F32` over the values that the codes stand for.
-    Codes = 3,
+    /// A word of B is four bytes, codes of columns side by side; code · scale + offset of its column meets an f32 of A: the chain of
+    /// `F32` over the values that the codes stand for.
+    Bytes = 3,
+    /// The same with codes of two units in a byte, the first in its lower half.
+    Nibbles = 4,
 }
 
 /// Part of the depth: where A and B lie for it. Distances are in 32-bit words.
@@ -47,14 +49,13 @@ pub(super) struct Segment {
     pub b: *const u32,
     /// Between panels of B.
     pub b_panel: usize,
-    /// Of codes, sixteen for each [`CODES_PER_SCALE`] units, of which there is a whole number; null for all else.
+    /// Of codes, sixteen scales and sixteen offsets for each group of units, of which there is a whole number; null for all else.
     pub scales: *const f32,
     /// Between the scales of panels.
     pub scales_panel: usize,
+    /// Units of codes that share a scale.
+    pub scales_group: usize,
 }
-
-/// Units of codes that share a scale.
-pub(crate) const CODES_PER_SCALE: usize = 32;
 
 /// What becomes of the sums.
 #[derive(Clone, Copy)]
@@ -89,7 +90,7 @@ struct Form {
     rows: usize,
     panels: usize,
     /// By [`Dot`].
-    run: [TileFn; 4],
+    run: [TileFn; 5],
 }
 
 /// The kernels of one level.
@@ -159,7 +160,8 @@ impl Kernel {
 const F32: u8 = Dot::F32 as u8;
 const BF16: u8 = Dot::Bf16 as u8;
 const MIXED: u8 = Dot::Mixed as u8;
-const CODES: u8 = Dot::Codes as u8;
+const BYTES: u8 = Dot::Bytes as u8;
+const NIBBLES: u8 = Dot::Nibbles as u8;
 
 /// The lower bf16 of a word, as f32.
 #[inline(always)]

@@ -46,19 +46,30 @@ fn splat(word: u32) -> V {
     unsafe { vdupq_n_f32(f32::from_bits(word)) }
 }
 
+/// Four bytes, widened.
 #[inline]
-unsafe fn load_codes(from: *const i8) -> V {
+unsafe fn load_four(from: *const u8) -> uint32x4_t {
     // SAFETY: promised by the caller; the instructions as above.
     unsafe {
-        let bytes = vreinterpret_s8_u32(vdup_n_u32(from.cast::<u32>().read_unaligned()));
-        vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes))))
+        let bytes = vreinterpret_u8_u32(vdup_n_u32(from.cast::<u32>().read_unaligned()));
+        vmovl_u16(vget_low_u16(vmovl_u8(bytes)))
     }
 }
 
 #[inline]
-fn mul(a: V, b: V) -> V {
+unsafe fn load_bytes(from: *const u8) -> V {
     // SAFETY: as above.
-    unsafe { vmulq_f32(a, b) }
+    unsafe { vcvtq_f32_u32(load_four(from)) }
+}
+
+#[inline]
+unsafe fn load_nibbles(from: *const u8) -> (V, V) {
+    // SAFETY: as above.
+    unsafe {
+        let bytes = load_four(from);
+        let (low, high) = (vandq_u32(bytes, vdupq_n_u32(15)), vshrq_n_u32::<4>(bytes));
+        (vcvtq_f32_u32(low), vcvtq_f32_u32(high))
+    }
 }
 
 #[inline]

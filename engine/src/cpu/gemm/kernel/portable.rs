@@ -31,13 +31,15 @@ fn splat(word: u32) -> V {
     f32::from_bits(word)
 }
 
-unsafe fn load_codes(from: *const i8) -> V {
+unsafe fn load_bytes(from: *const u8) -> V {
     // SAFETY: promised by the caller.
     unsafe { f32::from(*from) }
 }
 
-fn mul(a: V, b: V) -> V {
-    a * b
+unsafe fn load_nibbles(from: *const u8) -> (V, V) {
+    // SAFETY: promised by the caller.
+    let byte = unsafe { *from };
+    (f32::from(byte & 15), f32::from(byte >> 4))
 }
 
 fn mul_add(a: V, b: V, c: V) -> V {

@@ -1,12 +1,12 @@
 //! The loops of a tile, written once for every vector type.
 
 /// Writes the kernels of a level. The module it is used in has, as functions with the attribute's features: a vector type `V` of
-/// `LANES` f32, `zero`, `load`, `load_codes` (bytes as f32), `store`, `store_rounded` (to bf16), `splat` (of a word's bits), `mul_add`, `mul`, `add`, `low` and `high` (of every word), and `dot`
+/// `LANES` f32, `zero`, `load`, `load_bytes` (as f32), `load_nibbles` (the lower and the upper halves of bytes), `store`, `store_rounded` (to bf16), `splat` (of a word's bits), `mul_add`, `add`, `low` and `high` (of every word), and `dot`
 /// for pairs of bf16, which is used where `HAS_DOT`.
 macro_rules! kernels {
     ($(#[$attribute:meta])* $([$rows:literal x $panels:literal])*) => {
         use $crate::cpu::gemm::kernel::{
-            BF16, CODES, CODES_PER_SCALE, F32, Form, MIXED, PANEL, Segment, Target, Tile, high as high_of, low as low_of, round,
+            BF16, BYTES, F32, Form, MIXED, NIBBLES, PANEL, Segment, Target, Tile, high as high_of, low as low_of, round,
         };
 
         /// The products alone. Here every index is a constant once the loops are unrolled, so the sums stay in registers.
@@ -56,41 +56,55 @@ macro_rules! kernels {
             }
         }
 
-        /// The same with codes and their scales for words.
+        /// The same with codes and their scales for words; `DOT` is `BYTES` or `NIBBLES`.
         ///
         /// # Safety
         /// As for `Kernel::run`.
         $(#[$attribute])*
         #[inline]
-        unsafe fn coded_products<const ROWS: usize, const VECTORS: usize>(
+        unsafe fn coded_products<const DOT: u8, const ROWS: usize, const VECTORS: usize>(
             s: &Segment,
             mut acc: [[V; VECTORS]; ROWS],
         ) -> [[V; VECTORS]; ROWS] {
+            let units_of_byte = if DOT == NIBBLES { 2 } else { 1 };
             // SAFETY: promised by the caller.
             unsafe {
-                let (mut a, mut b, mut scales) = (s.a, s.b.cast::<i8>(), s.scales);
-                for _ in 0..s.units / CODES_PER_SCALE {
-                    let mut scale = [zero(); VECTORS];
+                let (mut a, mut b, mut scales) = (s.a, s.b.cast::<u8>(), s.scales);
+                for _ in 0..s.units / s.scales_group {
+                    let (mut scale, mut offset) = ([zero(); VECTORS], [zero(); VECTORS]);
                     for v in 0..VECTORS {
-                        let (panel, lane) = (v * LANES / PANEL, v * LANES % PANEL);
-                        scale[v] = load(scales.add(panel * s.scales_panel + lane));
+                        let at = scales.add(v * LANES / PANEL * s.scales_panel + v * LANES % PANEL);
+                        (scale[v], offset[v]) = (load(at), load(at.add(PANEL)));
                     }
-                    for _ in 0..CODES_PER_SCALE {
-                        let mut values = [zero(); VECTORS];
+                    for _ in 0..s.scales_group / units_of_byte {
+                        let (mut first, mut second) = ([zero(); VECTORS], [zero(); VECTORS]);
                         for v in 0..VECTORS {
-                            let at = v * LANES / PANEL * 4 * s.b_panel + v * LANES % PANEL;
-                            values[v] = mul(load_codes(b.add(at)), scale[v]);
-                        }
-                        for i in 0..ROWS {
-                            let x = splat(*a.add(i / 8 * s.a_group + i % 8 * s.a_row));
-                            for v in 0..VECTORS {
-                                acc[i][v] = mul_add(x, values[v], acc[i][v]);
+                            let at = b.add(v * LANES / PANEL * 4 * s.b_panel + v * LANES % PANEL);
+                            if DOT == NIBBLES {
+                                let (low, high) = load_nibbles(at);
+                                first[v] = mul_add(low, scale[v], offset[v]);
+                                second[v] = mul_add(high, scale[v], offset[v]);
+                            } else {
+                                first[v] = mul_add(load_bytes(at), scale[v], offset[v]);
                             }
                         }
-                        a = a.add(s.a_unit);
+                        for i in 0..ROWS {
+                            let at = a.add(i / 8 * s.a_group + i % 8 * s.a_row);
+                            let x = splat(*at);
+                            for v in 0..VECTORS {
+                                acc[i][v] = mul_add(x, first[v], acc[i][v]);
+                            }
+                            if DOT == NIBBLES {
+                                let y = splat(*at.add(s.a_unit));
+                                for v in 0..VECTORS {
+                                    acc[i][v] = mul_add(y, second[v], acc[i][v]);
+                                }
+                            }
+                        }
+                        a = a.add(units_of_byte * s.a_unit);
                         b = b.add(PANEL);
                     }
-                    scales = scales.add(PANEL);
+                    scales = scales.add(2 * PANEL);
                 }
                 acc
             }
@@ -114,7 +128,7 @@ macro_rules! kernels {
                     sums = products::<CHANGE, ROWS, VECTORS>(&t.change, sums);
                 }
                 sums = match DOT {
-                    CODES => coded_products::<ROWS, VECTORS>(&t.main, sums),
+                    BYTES | NIBBLES => coded_products::<DOT, ROWS, VECTORS>(&t.main, sums),
                     _ => products::<DOT, ROWS, VECTORS>(&t.main, sums),
                 };
                 if !t.plus.is_null() {
@@ -188,7 +202,8 @@ macro_rules! kernels {
                     tile::<F32, F32, $rows, { $panels * PANEL / LANES }>,
                     tile::<BF16, BF16, $rows, { $panels * PANEL / LANES }>,
                     tile::<MIXED, F32, $rows, { $panels * PANEL / LANES }>,
-                    tile::<CODES, F32, $rows, { $panels * PANEL / LANES }>,
+                    tile::<BYTES, F32, $rows, { $panels * PANEL / LANES }>,
+                    tile::<NIBBLES, F32, $rows, { $panels * PANEL / LANES }>,
                 ],
             }),*]
         }

@@ -67,7 +67,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         }))
     };
     round()?;
-    println!("{}", json!({ "ready": "luthier engine" }));
+    let adapter_bytes = adapters.first().map_or(0, |a| 4 * a.n_parameters());
+    println!(
+        "{}",
+        json!({ "ready": { "program": "luthier engine", "adapter_bytes": adapter_bytes } })
+    );
     for line in std::io::stdin().lock().lines() {
         if line?.trim() != "step" {
             break;

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import unittest
 import urllib.error
@@ -9,8 +10,11 @@ import zipfile
 
 import openai
 
+import tiny_model
 from service import MODEL, ROOT, Embedded, Production, examples, export, finish, wait_until
 
+# Folders of weights, one of each family at least.
+FIXTURES = ROOT / "engine" / "tests" / "fixtures"
 QUESTION = [{"role": "user", "content": "What is 3+3?"}]
 
 
@@ -96,6 +100,28 @@ class MainJob:
             self.service.luthier("model", "add", name, path, *self.service.place)
             installed = wait_until(f"{name} answers", lambda: answer(name))
             self.assertEqual(installed.choices[0].message.content, tuned, name)
+
+    def test_a_model_of_every_family_is_added_and_answers(self):
+        """The tiny models that transformers has made for the engine's tests, with a tokenizer beside them."""
+        names = []
+        for fixture in sorted(FIXTURES.glob("tiny_*")):
+            folder = self.service.dir / fixture.name
+            folder.mkdir()
+            for path in (fixture / "config.json", *fixture.glob("model*")):
+                shutil.copy(path, folder)
+            config = json.loads((folder / "config.json").read_text())
+            tiny_model.write_tokenizer(folder, config["vocab_size"])
+            names.append(fixture.name.replace("_", "-"))
+            self.service.luthier("model", "add", names[-1], folder, *self.service.place)
+        self.assertGreaterEqual(len(names), 12)
+        for name in names:
+            def answer():
+                return self.client.chat.completions.create(
+                    model=name, messages=QUESTION, max_tokens=3, logit_bias={"1": -100, "2": -100})
+
+            reply = wait_until(f"{name} answers", answer)
+            self.assertIn(reply.usage.completion_tokens, (1, 2, 3), name)
+            self.assertGreater(reply.usage.prompt_tokens, 20, name)
 
     def test_a_quantised_gguf_file_is_a_base_to_train_on(self):
         gguf = self.service.dir / "base-q8_0.gguf"

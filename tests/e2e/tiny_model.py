@@ -31,8 +31,9 @@ def byte_alphabet():
     return [table[byte] for byte in range(256)]
 
 
-def tokenizer():
-    vocab = {token: i for i, token in enumerate(SPECIAL + byte_alphabet())}
+def tokenizer(vocab_size=len(SPECIAL) + 256):
+    """One token a byte, for as many of the first bytes as there is room for."""
+    vocab = {token: i for i, token in enumerate((SPECIAL + byte_alphabet())[:vocab_size])}
     added = [
         {"id": i, "content": t, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
         for i, t in enumerate(SPECIAL)
@@ -67,6 +68,15 @@ def tensors(vocab_size):
     return shapes
 
 
+def write_tokenizer(folder, vocab_size):
+    """Makes a folder of weights one that can be talked to."""
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer(vocab_size)))
+    (folder / "tokenizer_config.json").write_text(json.dumps({
+        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "bos_token": None,
+        "model_max_length": 1024, "chat_template": TEMPLATE,
+    }))
+
+
 def write(folder, seed=7):
     """Writes the folder and returns its path."""
     folder = Path(folder)
@@ -88,11 +98,7 @@ def write(folder, seed=7):
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + b"".join(blobs))
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer()))
-    (folder / "tokenizer_config.json").write_text(json.dumps({
-        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "bos_token": None,
-        "model_max_length": 1024, "chat_template": TEMPLATE,
-    }))
+    write_tokenizer(folder, vocab_size)
     (folder / "config.json").write_text(json.dumps({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN,
         "intermediate_size": FEED_FORWARD, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,

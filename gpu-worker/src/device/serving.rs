@@ -90,7 +90,7 @@ impl Serving {
             }
             self.bases.iter_mut().for_each(LoadedBase::make_room);
             self.publish_load();
-            if let Some(wait) = self.owed.wait(self.load.is_training()) {
+            if let Some(wait) = self.owed.wait(Instant::now(), self.load.is_training()) {
                 match inbox.recv_timeout(wait) {
                     Ok(command) => self.take(command)?,
                     Err(RecvTimeoutError::Timeout) => {}
@@ -100,7 +100,8 @@ impl Serving {
             }
             let began = Instant::now();
             self.bases.iter_mut().try_for_each(LoadedBase::generate)?;
-            self.owed.generated(began, self.load.is_training());
+            let is_training = self.load.is_training();
+            self.owed.generated(began, Instant::now(), is_training);
             self.publish_load();
         }
     }
@@ -190,21 +191,57 @@ struct Owed {
 
 impl Owed {
     /// How long to leave the pool to a training, if at all.
-    fn wait(&self, is_training: bool) -> Option<Duration> {
-        let left_alone = self.last?.elapsed();
+    fn wait(&self, now: Instant, is_training: bool) -> Option<Duration> {
+        let left_alone = now - self.last?;
         let behind = self.time.checked_sub(left_alone + MAX_OWED)?;
         (is_training && !behind.is_zero()).then_some(behind)
     }
 
-    /// A step of generation that began at `began` has ended.
-    fn generated(&mut self, began: Instant, is_training: bool) {
-        let now = Instant::now();
+    /// A step of generation took from `began` to `ended`.
+    fn generated(&mut self, began: Instant, ended: Instant, is_training: bool) {
         let left_alone = self.last.map_or(Duration::ZERO, |last| began - last);
         self.time = self.time.saturating_sub(left_alone);
         if is_training {
             let share = TRAINING_SHARE / (1.0 - TRAINING_SHARE);
-            self.time += (now - began).mul_f64(share);
+            self.time += (ended - began).mul_f64(share);
         }
-        self.last = Some(now);
+        self.last = Some(ended);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEP: Duration = Duration::from_millis(20);
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    /// What a training gets of a minute in which a step of generation follows `pause` after the last.
+    fn left_to_training(pause: Duration, is_training: bool) -> Duration {
+        let (start, mut owed, mut waited) = (Instant::now(), Owed::default(), Duration::ZERO);
+        let mut now = start;
+        while now < start + MINUTE {
+            if let Some(wait) = owed.wait(now, is_training) {
+                (now, waited) = (now + wait, waited + wait);
+                continue;
+            }
+            owed.generated(now, now + STEP, is_training);
+            now += STEP + pause;
+        }
+        waited
+    }
+
+    #[test]
+    fn a_training_beside_generation_without_end_gets_its_share() {
+        let share = left_to_training(Duration::ZERO, true).as_secs_f64() / MINUTE.as_secs_f64();
+        // All of it but what it may fall behind.
+        let least = TRAINING_SHARE - 1.01 * MAX_OWED.as_secs_f64() / MINUTE.as_secs_f64();
+        assert!((least..=TRAINING_SHARE).contains(&share), "{share}");
+    }
+
+    #[test]
+    fn generation_that_leaves_the_device_alone_often_enough_never_waits() {
+        assert_eq!(left_to_training(STEP, true), Duration::ZERO);
+        assert_eq!(left_to_training(Duration::ZERO, false), Duration::ZERO);
     }
 }

@@ -1,0 +1,157 @@
+//! Owns one sequence: its tokens, what of them is cached, and how it begins, goes on and ends.
+
+use std::collections::HashMap;
+
+use super::{AdmitError, FinishReason, GenerateRequest, Limits, SequenceId, StepOutput};
+use crate::config::ModelConfig;
+use crate::kv::{Beginning, KvCache, PAGE, Pages};
+use crate::sampling::{Choice, choose};
+
+/// A sequence that is taken in and not finished.
+pub(super) struct Sequence {
+    pub id: SequenceId,
+    pub request: GenerateRequest,
+    /// Prompt and answer; those beyond the cache are yet to be run.
+    pub tokens: Vec<u32>,
+    /// Where the sequence ends, at the latest.
+    pub max_tokens: usize,
+    pub cache: KvCache,
+    /// The tokens of the full pages, and what it was before the first.
+    beginning: Beginning,
+    nothing: Beginning,
+    generated: HashMap<u32, u32>,
+    n_reused: usize,
+}
+
+impl Sequence {
+    /// `beginning`: of no token yet.
+    pub fn new(
+        id: SequenceId,
+        request: GenerateRequest,
+        max_tokens: usize,
+        cache: KvCache,
+        beginning: Beginning,
+    ) -> Self {
+        Self {
+            id,
+            tokens: request.prompt.clone(),
+            request,
+            max_tokens,
+            cache,
+            beginning: beginning.clone(),
+            nothing: beginning,
+            generated: HashMap::new(),
+            n_reused: 0,
+        }
+    }
+
+    pub fn pending(&self) -> &[u32] {
+        &self.tokens[self.cache.n_cached..]
+    }
+
+    /// Pages that its pending tokens need, and the next one.
+    pub fn n_missing(&self) -> usize {
+        let next = self.max_tokens.min(self.tokens.len() + 1);
+        self.cache.n_missing(next - self.cache.n_cached)
+    }
+
+    /// Begins with the pages of what was run before; the last token is always run, for its logits.
+    pub fn reuse(&mut self, pages: &mut Pages) {
+        let whole = self.tokens[..self.tokens.len() - 1].chunks_exact(PAGE);
+        for tokens in whole {
+            let Some((longer, page)) = pages.find(&self.beginning, tokens) else {
+                break;
+            };
+            self.beginning = longer;
+            self.cache.pages.push(page);
+            self.cache.n_cached += PAGE;
+        }
+        if self.generated.is_empty() {
+            self.n_reused = self.cache.n_cached;
+        }
+    }
+
+    /// `n` more tokens are cached; pages that are full now are kept for others.
+    pub fn advance(&mut self, n: usize, pages: &mut Pages) {
+        let full = self.cache.n_cached / PAGE..(self.cache.n_cached + n) / PAGE;
+        for i in full {
+            let tokens = &self.tokens[i * PAGE..(i + 1) * PAGE];
+            self.beginning = pages.keep(&self.beginning, tokens, &mut self.cache.pages[i]);
+        }
+        self.cache.n_cached += n;
+    }
+
+    /// Leaves its pages to others; what is still there when it runs again is used again.
+    pub fn start_again(&mut self, pages: &mut Pages) {
+        pages.give_back(self.cache.pages.drain(..));
+        self.cache.n_cached = 0;
+        self.beginning = self.nothing.clone();
+    }
+
+    pub fn choose(&self, logits: &mut [f32]) -> Option<Choice> {
+        let n_generated = (self.tokens.len() - self.request.prompt.len()) as u64;
+        let n_top = self.request.top_logprobs.unwrap_or(0);
+        choose(
+            logits,
+            &self.request.sampling,
+            &self.generated,
+            n_generated,
+            n_top,
+        )
+    }
+
+    pub fn push(&mut self, choice: Choice) -> StepOutput {
+        self.tokens.push(choice.token);
+        *self.generated.entry(choice.token).or_default() += 1;
+        let finished = if self.request.stop_token_ids.contains(&choice.token) {
+            Some(FinishReason::Stop)
+        } else if self.tokens.len() >= self.max_tokens {
+            Some(FinishReason::Length)
+        } else {
+            None
+        };
+        StepOutput {
+            id: self.id,
+            token: choice.token,
+            logprob: choice.logprob,
+            top: choice.top,
+            n_reused: self.n_reused,
+            finished,
+        }
+    }
+}
+
+/// Judges a request; returns the most tokens it can come to.
+pub(super) fn check_request(
+    config: &ModelConfig,
+    limits: Limits,
+    request: &GenerateRequest,
+) -> Result<usize, AdmitError> {
+    let n_tokens = request.prompt.len();
+    if n_tokens == 0 {
+        return Err(AdmitError::EmptyPrompt);
+    }
+    if request.max_new_tokens == 0 {
+        return Err(AdmitError::NothingToGenerate);
+    }
+    let max_tokens = n_tokens
+        .saturating_add(request.max_new_tokens)
+        .min(config.max_position_embeddings);
+    let limit = config.max_position_embeddings.min(limits.max_cached_tokens);
+    if n_tokens >= limit || max_tokens > limits.max_cached_tokens {
+        return Err(AdmitError::TooLong { n_tokens, limit });
+    }
+    check_tokens(config, &request.prompt)?;
+    match &request.adapter {
+        Some(adapter) if !adapter.layout().fits(config) => Err(AdmitError::WrongAdapter),
+        _ => Ok(max_tokens),
+    }
+}
+
+pub(super) fn check_tokens(config: &ModelConfig, tokens: &[u32]) -> Result<(), AdmitError> {
+    let vocab_size = config.vocab_size;
+    match tokens.iter().find(|&&token| token as usize >= vocab_size) {
+        Some(&token) => Err(AdmitError::UnknownToken { token, vocab_size }),
+        None => Ok(()),
+    }
+}

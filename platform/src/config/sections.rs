@@ -173,7 +173,7 @@ section! {
         beat_interval_s: u64 = 5,
         /// Most sequences generated at the same time.
         max_sequences: usize = 16,
-        /// Most tokens kept in the key-value cache, over all sequences.
+        /// Most tokens kept in the key-value cache: of answers being written, and of beginnings that may be asked for again.
         max_cached_tokens: usize = 32768,
         /// Longest training time between two checkpoints. Seconds.
         checkpoint_interval_s: u64 = 300,

@@ -6,11 +6,11 @@ The model has random weights of the given shape; every token is a label. SDPA at
 
 import argparse
 import json
-import os
 import sys
 import time
 
 from shapes import SHAPES
+from torch_on import torch_on
 from usage import cpu_s, peak_mib
 
 
@@ -23,17 +23,9 @@ def main():
     parser.add_argument("--seq", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     args = parser.parse_args()
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = str(args.threads)
-    os.environ["HF_HUB_OFFLINE"] = "1"
-
+    torch, transformers = torch_on(args.threads)
     import peft
-    import torch
-    import transformers
 
-    transformers.logging.set_verbosity_error()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
     hidden, layers, heads, kv_heads, feed_forward, vocab = SHAPES[args.shape]
     config = transformers.LlamaConfig(
         hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,

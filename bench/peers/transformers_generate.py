@@ -5,10 +5,10 @@ A round generates `--new` tokens, greedily, for each of `--batch` prompts of `--
 
 import argparse
 import json
-import os
 import sys
 import time
 
+from torch_on import torch_on
 from usage import cpu_s, peak_mib
 
 
@@ -18,16 +18,7 @@ def main():
     for name in ("--batch", "--prompt", "--new", "--threads"):
         parser.add_argument(name, type=int, required=True)
     args = parser.parse_args()
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = str(args.threads)
-    os.environ["HF_HUB_OFFLINE"] = "1"
-
-    import torch
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
+    torch, transformers = torch_on(args.threads)
     model = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
     ids = torch.randint(3, model.config.vocab_size, (args.batch, args.prompt))
     # Neither an end token nor padding: every sequence has its full length.

@@ -45,9 +45,10 @@ pub fn as_folder(gguf: &Path, out_dir: &Path) -> Result<(), GgufError> {
     // SAFETY: the map is private and read once, here.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io(gguf))?;
     let content = Content::read(&mut Cursor::new(&map[..]))?;
-    let tensors = tensors(&map, 0)?;
+    let source = Source::new(&content)?;
+    let tensors = source.tensors(map.len(), 0)?;
     let has_head = tensors.iter().any(|tensor| tensor.name == "lm_head.weight");
-    let config = Source::new(&content)?.config(has_head)?;
+    let config = source.config(has_head)?;
     std::fs::create_dir_all(out_dir).map_err(io(out_dir))?;
     let path = out_dir.join("config.json");
     std::fs::write(&path, config).map_err(io(&path))?;
@@ -62,20 +63,7 @@ pub fn as_folder(gguf: &Path, out_dir: &Path) -> Result<(), GgufError> {
 /// Errors: as [`GgufError`] says.
 pub(crate) fn tensors(map: &[u8], file: usize) -> Result<Vec<Stored>, GgufError> {
     let content = Content::read(&mut Cursor::new(map))?;
-    let source = Source::new(&content)?;
-    let mut tensors = content
-        .tensor_infos
-        .iter()
-        .map(|(name, info)| {
-            let stored = source.stored(name, info, file)?;
-            let cut_off = || GgufError::CutOff { name: name.clone() };
-            (stored.bytes.end <= map.len())
-                .then_some(stored)
-                .ok_or_else(cut_off)
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    tensors.sort_by_key(|tensor| (tensor.bytes.start, tensor.bytes.end));
-    Ok(tensors)
+    Source::new(&content)?.tensors(map.len(), file)
 }
 
 /// Modules of a block: GGUF's name, Hugging Face's.
@@ -137,6 +125,21 @@ impl<'a> Source<'a> {
             .size("attention.head_count_kv")
             .unwrap_or(source.n_heads);
         Ok(source)
+    }
+
+    /// Every tensor of a file of `len` bytes, in the order of their bytes.
+    fn tensors(&self, len: usize, file: usize) -> Result<Vec<Stored>, GgufError> {
+        let infos = self.content.tensor_infos.iter();
+        let stored = infos.map(|(name, info)| {
+            let stored = self.stored(name, info, file)?;
+            let cut_off = || GgufError::CutOff { name: name.clone() };
+            (stored.bytes.end <= len)
+                .then_some(stored)
+                .ok_or_else(cut_off)
+        });
+        let mut tensors = stored.collect::<Result<Vec<_>, _>>()?;
+        tensors.sort_by_key(|tensor| (tensor.bytes.start, tensor.bytes.end));
+        Ok(tensors)
     }
 
     fn number(&self, key: &str) -> Result<f64, GgufError> {

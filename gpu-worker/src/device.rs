@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, mpsc};
 
 use engine::MemoryLevel;
 use engine::batch::Example;
-use engine::generate::{FinishReason, Limits, Sampling, StepOutput};
+use engine::generate::{FinishReason, GenerateRequest, Limits, StepOutput};
 use engine::lora::{Adapter, LoraConfig};
 use engine::pool::Pool;
 use engine::train::{EvalReport, StepReport, TrainConfig};
@@ -73,15 +73,8 @@ pub(crate) struct BaseFolder {
 #[derive(Clone)]
 pub(crate) struct Ask {
     pub base: BaseFolder,
-    pub prompt: Vec<u32>,
-    pub adapter: Option<Arc<Adapter>>,
-    /// Whose it is: nobody else is answered with what was read for it.
-    pub scope: Arc<str>,
-    /// Answer `i` draws with `sampling.seed + i`.
-    pub sampling: Sampling,
-    pub max_new_tokens: usize,
-    pub stop_token_ids: Vec<u32>,
-    pub top_logprobs: Option<usize>,
+    /// Answer `i` draws with its seed + i.
+    pub request: GenerateRequest,
     pub n: u32,
 }
 

@@ -105,13 +105,15 @@ async fn begin(worker: Arc<Worker>, asked: GenerateRequest) -> Result<Body, Gene
     let n = asked.n.max(1);
     let ask = Ask {
         base: base.folder_as(frozen_weights),
-        prompt,
-        adapter,
-        scope: asked.scope.as_str().into(),
-        sampling: sampling(&asked.sampling),
-        max_new_tokens,
-        stop_token_ids: base.chat.stop_token_ids().to_vec(),
-        top_logprobs: asked.top_logprobs.map(usize::from),
+        request: engine::generate::GenerateRequest {
+            prompt,
+            adapter,
+            scope: asked.scope.as_str().into(),
+            sampling: sampling(&asked.sampling),
+            max_new_tokens,
+            stop_token_ids: base.chat.stop_token_ids().to_vec(),
+            top_logprobs: asked.top_logprobs.map(usize::from),
+        },
         n,
     };
     let generation = worker.device.generate(ask).await.map_err(refusal)?;

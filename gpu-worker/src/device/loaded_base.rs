@@ -4,9 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::generate::{
-    AdmitError, Batcher, GenerateError, GenerateRequest, Limits, Sampling, SequenceId,
-};
+use engine::generate::{AdmitError, Batcher, GenerateError, GenerateRequest, Limits, SequenceId};
 use engine::lora::Adapter;
 use engine::pool::Pool;
 use engine::weights::BaseModel;
@@ -221,19 +219,9 @@ impl LoadedBase {
 
 impl Ask {
     fn request(&self, index: u32) -> GenerateRequest {
-        let seed = self.sampling.seed.wrapping_add(index.into());
-        GenerateRequest {
-            prompt: self.prompt.clone(),
-            adapter: self.adapter.clone(),
-            scope: Arc::clone(&self.scope),
-            sampling: Sampling {
-                seed,
-                ..self.sampling.clone()
-            },
-            max_new_tokens: self.max_new_tokens,
-            stop_token_ids: self.stop_token_ids.clone(),
-            top_logprobs: self.top_logprobs,
-        }
+        let mut request = self.request.clone();
+        request.sampling.seed = request.sampling.seed.wrapping_add(index.into());
+        request
     }
 }
 

@@ -132,88 +132,87 @@ impl<E: Element> Product<'_, E> {
     fn strip(&self, rows: Range<usize>, columns: Range<usize>) {
         let (n_columns, depth) = self.weight.size(self.side);
         let step = DEPTH_BLOCK * E::PER_WORD;
-        SCRATCH.with_borrow_mut(
-            |Scratch {
-                 unpacked,
-                 sums,
-                 changes,
-             }| {
-                for start in (0..depth).step_by(step) {
-                    let part = start..depth.min(start + step);
-                    let is_last = part.end == depth;
-                    if !is_last && start == 0 {
-                        sums.ensure(rows.len() * GROUP)
-                            .expect("memory for a strip of sums");
-                    }
-                    let sums_at = sums.as_mut_ptr().wrapping_sub(rows.start * GROUP);
-                    // A sum goes through f32 memory from block to block; the bias joins the first.
-                    let (plus, plus_row) = match (start, self.bias) {
-                        (0, Some(bias)) => (bias[columns.start..].as_ptr(), 0),
-                        (0, None) => (std::ptr::null(), 0),
-                        _ => (sums_at.cast_const(), GROUP),
-                    };
-                    let block = self.weight.block::<E>(
-                        self.side,
-                        rows.len(),
-                        columns.clone(),
-                        part.clone(),
-                        unpacked,
-                    );
-                    let mixed = block.dot == Dot::Mixed;
-                    let strip = |narrow: Range<usize>| Strip {
-                        n_columns: narrow.len(),
-                        dot: block.dot,
-                        main: Operands {
-                            a: self.x.at(0, start),
-                            row: self.x.row,
-                            group: self.x.group,
-                            unit: if mixed { 2 } else { self.x.unit },
-                            b: block.words[(narrow.start - columns.start) / PANEL * block.panel..]
+        SCRATCH.with_borrow_mut(|scratch| {
+            let Scratch {
+                unpacked,
+                sums,
+                changes,
+            } = scratch;
+            for start in (0..depth).step_by(step) {
+                let part = start..depth.min(start + step);
+                let is_last = part.end == depth;
+                if !is_last && start == 0 {
+                    sums.ensure(rows.len() * GROUP)
+                        .expect("memory for a strip of sums");
+                }
+                let sums_at = sums.as_mut_ptr().wrapping_sub(rows.start * GROUP);
+                // A sum goes through f32 memory from block to block; the bias joins the first.
+                let (plus, plus_row) = match (start, self.bias) {
+                    (0, Some(bias)) => (bias[columns.start..].as_ptr(), 0),
+                    (0, None) => (std::ptr::null(), 0),
+                    _ => (sums_at.cast_const(), GROUP),
+                };
+                let block = self.weight.block::<E>(
+                    self.side,
+                    rows.len(),
+                    columns.clone(),
+                    part.clone(),
+                    unpacked,
+                );
+                let mixed = block.dot == Dot::Mixed;
+                let strip = |narrow: Range<usize>| Strip {
+                    n_columns: narrow.len(),
+                    dot: block.dot,
+                    main: Operands {
+                        a: self.x.at(0, start),
+                        row: self.x.row,
+                        group: self.x.group,
+                        unit: if mixed { 2 } else { self.x.unit },
+                        b: block.words[(narrow.start - columns.start) / PANEL * block.panel..]
+                            .as_ptr(),
+                        panel: block.panel,
+                        scales: match block.scales {
+                            [] => std::ptr::null(),
+                            scales => scales
+                                [(narrow.start - columns.start) / PANEL * block.scales_panel..]
                                 .as_ptr(),
-                            panel: block.panel,
-                            scales: match block.scales {
-                                [] => std::ptr::null(),
-                                scales => scales
-                                    [(narrow.start - columns.start) / PANEL * block.scales_panel..]
-                                    .as_ptr(),
-                            },
-                            scales_panel: block.scales_panel,
-                            scales_group: block.scales_group,
-                            units: if mixed {
-                                part.len() / 2
-                            } else {
-                                part.len().div_ceil(E::PER_WORD)
-                            },
                         },
-                        change: None,
-                        start: std::ptr::null(),
-                        start_row: 0,
-                        plus: if plus.is_null() {
-                            plus
+                        scales_panel: block.scales_panel,
+                        scales_group: block.scales_group,
+                        units: if mixed {
+                            part.len() / 2
                         } else {
-                            plus.wrapping_add(narrow.start - columns.start)
+                            part.len().div_ceil(E::PER_WORD)
                         },
-                        plus_row,
-                        target: if is_last {
-                            self.target(narrow.start)
-                        } else {
-                            Target::Set(sums_at.wrapping_add(narrow.start - columns.start))
-                        },
-                        stride: if is_last { n_columns } else { GROUP },
-                    };
-                    let width = self.kernel.panels * PANEL;
-                    for first in columns.clone().step_by(width) {
-                        let narrow = first..columns.end.min(first + width);
-                        let strip = strip(narrow.clone());
-                        match start {
-                            0 => self.changed(strip, rows.clone(), narrow, changes),
-                            // SAFETY: `linear` has checked all operands and the result; tasks write disjoint parts of it.
-                            _ => unsafe { strip.run(self.kernel, rows.clone()) },
-                        }
+                    },
+                    change: None,
+                    start: std::ptr::null(),
+                    start_row: 0,
+                    plus: if plus.is_null() {
+                        plus
+                    } else {
+                        plus.wrapping_add(narrow.start - columns.start)
+                    },
+                    plus_row,
+                    target: if is_last {
+                        self.target(narrow.start)
+                    } else {
+                        Target::Set(sums_at.wrapping_add(narrow.start - columns.start))
+                    },
+                    stride: if is_last { n_columns } else { GROUP },
+                };
+                let width = self.kernel.panels * PANEL;
+                for first in columns.clone().step_by(width) {
+                    let narrow = first..columns.end.min(first + width);
+                    let strip = strip(narrow.clone());
+                    match start {
+                        0 => self.changed(strip, rows.clone(), narrow, changes),
+                        // SAFETY: `linear` has checked all operands and the result; tasks write disjoint parts of it.
+                        _ => unsafe { strip.run(self.kernel, rows.clone()) },
                     }
                 }
-            },
-        );
+            }
+        });
     }
 
     /// Runs the rows; the sums of each begin with the change that is its own.

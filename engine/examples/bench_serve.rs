@@ -95,5 +95,6 @@ fn request(base: &BaseModel, i: usize, n_prompt: usize, n_new: usize) -> Generat
         max_new_tokens: n_new,
         stop_token_ids: Vec::new(),
         top_logprobs: None,
+        grammar: None,
     }
 }

@@ -95,6 +95,7 @@ fn complete(
         max_new_tokens: (example.tokens.len() - n_prompt).max(1),
         stop_token_ids: vec![],
         top_logprobs: None,
+        grammar: None,
     })?;
     while !batcher.is_idle() {
         for output in batcher.step()? {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::cpu::simd::{exp, max, sum, vectorized};
+use crate::generate::is_allowed;
 use crate::rng::{Purpose, Stream};
 
 /// How the next token is chosen, in OpenAI's terms.
@@ -50,18 +51,28 @@ pub(crate) struct Choice {
     pub top: Vec<(u32, f32)>,
 }
 
-/// Chooses from `logits`, which are used up. `generated` counts the tokens generated so far; `index` is their number.
-/// Returns `None` if the logits are no numbers.
+/// Why no token was chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Nothing {
+    /// The logits are no numbers.
+    NotFinite,
+    /// No token is allowed.
+    Allowed,
+}
+
+/// Chooses from `logits`, which it changes. `generated` counts the tokens generated so far; `index` is their number. `allowed`
+/// has a bit for each token, as [`Walk::allowed`](crate::generate::Walk::allowed) says.
 pub(crate) fn choose(
     logits: &mut [f32],
     sampling: &Sampling,
     generated: &HashMap<u32, u32>,
+    allowed: Option<&[u32]>,
     index: u64,
     n_top: usize,
-) -> Option<Choice> {
+) -> Result<Choice, Nothing> {
     let lse = log_sum_exp(logits);
     if !lse.is_finite() {
-        return None;
+        return Err(Nothing::NotFinite);
     }
     let top = likeliest(logits, n_top)
         .into_iter()
@@ -71,6 +82,9 @@ pub(crate) fn choose(
     let raw: Vec<f32> = changed.iter().map(|&(token, _)| logits[token]).collect();
     for &(token, change) in &changed {
         logits[token] += change;
+    }
+    if let Some(allowed) = allowed {
+        forbid_others(logits, allowed)?;
     }
     let token = if sampling.temperature <= 0.0 {
         likeliest(logits, 1)[0].0
@@ -83,11 +97,28 @@ pub(crate) fn choose(
         .position(|&(i, _)| i == token as usize)
         .map(|i| raw[i]);
     let own = unchanged.unwrap_or(logits[token as usize]);
-    Some(Choice {
+    Ok(Choice {
         token,
         logprob: own - lse,
         top,
     })
+}
+
+/// What is not allowed gets no probability at all. Errors: `Allowed` if nothing is left.
+fn forbid_others(logits: &mut [f32], allowed: &[u32]) -> Result<(), Nothing> {
+    let mut is_any = false;
+    for (token, logit) in logits.iter_mut().enumerate() {
+        if is_allowed(allowed, token) {
+            is_any = true;
+        } else {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+    if is_any {
+        Ok(())
+    } else {
+        Err(Nothing::Allowed)
+    }
 }
 
 fn adjustments(
@@ -133,23 +164,22 @@ fn likeliest(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
 }
 
 /// Draws from the softmax at the temperature, cut by top_k, then top_p, then min_p: the order of Hugging Face.
-fn draw(logits: &mut [f32], sampling: &Sampling, index: u64) -> u32 {
-    let total = weigh(logits, 1.0 / sampling.temperature);
-    let weights: &[f32] = logits;
+fn draw(logits: &[f32], sampling: &Sampling, index: u64) -> u32 {
+    let mut weights = logits.to_vec();
+    let total = weigh(&mut weights, 1.0 / sampling.temperature);
     let random = Stream::new(sampling.seed, Purpose::Sampling, 0).uniform_f64(index);
     let top_p = sampling.top_p.max(0.0);
     let mut tokens = match sampling.top_k.max(1) {
         k if k < weights.len() => {
-            let tokens = likeliest(weights, k);
+            let tokens = likeliest(&weights, k);
             let total = tokens.iter().map(|&(_, w)| w).sum();
             first_of(tokens, total, top_p)
         }
-        _ if top_p < 1.0 => nucleus(weights, total, top_p),
-        _ if sampling.min_p > 0.0 => tokens_of(weights, |w| w >= sampling.min_p),
-        _ => return pick(&tokens_of(weights, |_| true), random),
+        _ if top_p < 1.0 => nucleus(&weights, total, top_p),
+        _ => tokens_of(&weights, |w| w > 0.0),
     };
-    // The likeliest weighs 1.
-    tokens.retain(|&(_, w)| w >= sampling.min_p.min(1.0));
+    // The likeliest weighs 1. What weighs nothing is not allowed.
+    tokens.retain(|&(_, w)| w > 0.0 && w >= sampling.min_p.min(1.0));
     pick(&tokens, random)
 }
 
@@ -227,6 +257,7 @@ mod tests {
             &mut logits.to_vec(),
             sampling,
             &generated.iter().copied().collect(),
+            None,
             index,
             3,
         )
@@ -380,8 +411,66 @@ mod tests {
     fn logits_that_are_no_numbers_are_refused() {
         let mut logits = [1.0, f32::NAN, 0.0];
         assert_eq!(
-            choose(&mut logits, &Sampling::default(), &HashMap::new(), 0, 0),
-            None
+            choose(
+                &mut logits,
+                &Sampling::default(),
+                &HashMap::new(),
+                None,
+                0,
+                0
+            ),
+            Err(Nothing::NotFinite)
         );
+    }
+
+    #[test]
+    fn what_is_not_allowed_is_never_drawn_and_changes_no_logprob() {
+        let logits = [9.0f32, 1.0, 0.5, 8.0];
+        let none = HashMap::new();
+        let own = |token: u32| {
+            choice(&logits, &Sampling::default(), &[], 0).top[0].1 - 9.0 + logits[token as usize]
+        };
+        for (temperature, top_k, top_p) in [
+            (0.0, usize::MAX, 1.0),
+            (1.0, usize::MAX, 1.0),
+            (2.0, 3, 1.0),
+            (1.0, usize::MAX, 0.9),
+        ] {
+            let sampling = Sampling {
+                temperature,
+                top_k,
+                top_p,
+                ..Sampling::default()
+            };
+            for index in 0..200 {
+                let got = choose(
+                    &mut logits.to_vec(),
+                    &sampling,
+                    &none,
+                    Some(&[0b0110]),
+                    index,
+                    0,
+                )
+                .unwrap();
+                assert!(
+                    [1, 2].contains(&got.token),
+                    "{sampling:?} drew {}",
+                    got.token
+                );
+                assert!((got.logprob - own(got.token)).abs() < 1e-5);
+            }
+        }
+        let nothing: [&[u32]; 3] = [&[], &[0], &[1 << 4]];
+        for allowed in nothing {
+            let got = choose(
+                &mut logits.to_vec(),
+                &Sampling::default(),
+                &none,
+                Some(allowed),
+                0,
+                0,
+            );
+            assert_eq!(got, Err(Nothing::Allowed));
+        }
     }
 }

@@ -260,6 +260,7 @@ fn adapters_with_their_own_heads_norms_and_biases_are_served_side_by_side() {
                 max_new_tokens: 12,
                 stop_token_ids: vec![],
                 top_logprobs: None,
+                grammar: None,
             };
             ids.push(batcher.admit(request).unwrap());
         }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use common::{LLAMA, Numbers, QWEN2, adapter, example};
 use engine::generate::{
-    AdmitError, Batcher, FinishReason, GenerateRequest, Limits, Sampling, SequenceId, StepOutput,
+    AdmitError, Batcher, FinishReason, GenerateError, GenerateRequest, Grammar, Limits, Sampling,
+    SequenceId, StepOutput, Walk,
 };
 use engine::lora::{Adapter, LoraConfig};
 use engine::pool::Pool;
@@ -34,6 +35,7 @@ fn request(len: usize, seed: u64, adapter: Option<Arc<Adapter>>) -> GenerateRequ
         max_new_tokens: 12,
         stop_token_ids: vec![],
         top_logprobs: Some(3),
+        grammar: None,
     }
 }
 
@@ -145,17 +147,21 @@ fn what_is_generated_has_the_logprobs_that_scoring_gives() {
             max_cached_tokens: 2048,
         },
     );
-    // Greedy, and longer than one block of rows and one block of depth: decoding meets every edge of the cache.
-    let mut request = request(150, 0, Some(adapter.clone()));
-    request.max_new_tokens = 60;
-    let mut tokens = request.prompt.clone();
-    let id = batcher.admit(request).unwrap();
-    let outputs = &drain(&mut batcher)[&id];
-    tokens.extend(outputs.iter().map(|o| o.token));
-    let scores = batcher.score(&tokens, Some(&adapter)).unwrap();
-    let generated: Vec<f32> = outputs.iter().map(|o| o.logprob).collect();
-    assert_eq!(generated, scores[149..]);
-    assert!(outputs.iter().all(|o| o.top[0] == (o.token, o.logprob)));
+    for temperature in [0.0, 1.0, 0.5] {
+        // Longer than one block of rows and one block of depth: decoding meets every edge of the cache.
+        let mut request = request(150, 0, Some(adapter.clone()));
+        request.max_new_tokens = 60;
+        request.sampling.temperature = temperature;
+        let mut tokens = request.prompt.clone();
+        let id = batcher.admit(request).unwrap();
+        let outputs = &drain(&mut batcher)[&id];
+        tokens.extend(outputs.iter().map(|o| o.token));
+        let scores = batcher.score(&tokens, Some(&adapter)).unwrap();
+        let generated: Vec<f32> = outputs.iter().map(|o| o.logprob).collect();
+        assert_eq!(generated, scores[149..], "{temperature}");
+        let is_first = |o: &StepOutput| o.top[0] == (o.token, o.logprob);
+        assert_eq!(outputs.iter().all(is_first), temperature == 0.0);
+    }
 }
 
 #[test]
@@ -377,4 +383,112 @@ fn what_cannot_be_run_is_not_admitted() {
     batcher.admit(good.clone()).unwrap();
     assert_eq!(batcher.admit(good).unwrap_err(), AdmitError::Full);
     assert_eq!(batcher.n_live(), 2);
+}
+
+/// Answers whose token `i` is in set `i` of the list, and that end with the list.
+struct Sets(Vec<Vec<u32>>);
+
+struct InSets {
+    sets: std::vec::IntoIter<Vec<u32>>,
+    words: [u32; 4],
+}
+
+impl InSets {
+    fn next(&mut self) -> bool {
+        let set = self.sets.next();
+        self.words = [0; 4];
+        for token in set.iter().flatten() {
+            self.words[*token as usize / 32] |= 1 << (token % 32);
+        }
+        set.is_none()
+    }
+}
+
+impl Grammar for Sets {
+    fn begin(&self) -> Box<dyn Walk> {
+        let (sets, words) = (self.0.clone().into_iter(), [0; 4]);
+        let mut walk = InSets { sets, words };
+        walk.next();
+        Box::new(walk)
+    }
+}
+
+impl Walk for InSets {
+    fn allowed(&mut self) -> Result<Option<&[u32]>, String> {
+        Ok(Some(&self.words))
+    }
+
+    fn take(&mut self, _token: u32) -> bool {
+        self.next()
+    }
+}
+
+#[test]
+fn a_grammar_holds_in_any_batch_through_preemption_and_ends_the_answer() {
+    let base = LLAMA.load(&Pool::new(2));
+    let sets = vec![vec![7, 70], vec![5], vec![100, 99, 98], vec![64, 65]];
+    let requests: Vec<_> = (0..6)
+        .map(|i| {
+            let grammar: Option<Arc<dyn Grammar>> =
+                (i % 2 == 0).then(|| Arc::new(Sets(sets.clone())) as _);
+            let plain = request(60 + i, i as u64, None);
+            GenerateRequest { grammar, ..plain }
+        })
+        .collect();
+    let alone: Vec<_> = requests
+        .iter()
+        .map(|request| {
+            let mut batcher = Batcher::new(base.clone(), Pool::new(1), LIMITS);
+            let id = batcher.admit(request.clone()).unwrap();
+            told(&drain(&mut batcher)[&id])
+        })
+        .collect();
+    for answer in alone.iter().step_by(2) {
+        let tokens: Vec<u32> = answer.iter().map(|told| told.0).collect();
+        assert!(
+            tokens
+                .iter()
+                .zip(&sets)
+                .all(|(token, set)| set.contains(token)),
+            "{tokens:?}"
+        );
+        assert_eq!(
+            (tokens.len(), answer[3].3),
+            (4, Some(FinishReason::Complete))
+        );
+    }
+    // Room for the prompts and little more: some make way for others, and go on where they were.
+    let narrow = Limits {
+        max_cached_tokens: 6 * 128 - 64,
+        ..LIMITS
+    };
+    let mut batcher = Batcher::new(base, Pool::new(2), narrow);
+    let ids: Vec<_> = requests
+        .into_iter()
+        .map(|request| batcher.admit(request).unwrap())
+        .collect();
+    let together = drain(&mut batcher);
+    for (id, alone) in ids.iter().zip(alone) {
+        assert_eq!(told(&together[id]), alone);
+    }
+}
+
+#[test]
+fn a_grammar_that_cannot_go_on_ends_its_own_sequence_alone() {
+    let base = LLAMA.load(&Pool::new(2));
+    let mut batcher = Batcher::new(base, Pool::new(2), LIMITS);
+    let stuck = GenerateRequest {
+        grammar: Some(Arc::new(Sets(vec![vec![3], vec![]]))),
+        ..request(20, 1, None)
+    };
+    let other = batcher.admit(request(20, 2, None)).unwrap();
+    let stuck = batcher.admit(stuck).unwrap();
+    batcher.step().unwrap();
+    let GenerateError::Grammar { sequence, reason } = batcher.step().unwrap_err() else {
+        panic!("no error of a grammar")
+    };
+    assert_eq!(sequence, stuck);
+    assert!(reason.contains("no token"), "{reason}");
+    batcher.cancel(stuck);
+    assert_eq!(drain(&mut batcher)[&other].len(), 11);
 }

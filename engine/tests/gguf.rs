@@ -257,6 +257,7 @@ fn answers(dir: &Path) -> Vec<f32> {
                 max_new_tokens: 6,
                 stop_token_ids: vec![],
                 top_logprobs: None,
+                grammar: None,
             };
             batcher.admit(request).unwrap();
         }

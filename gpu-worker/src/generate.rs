@@ -113,6 +113,7 @@ async fn begin(worker: Arc<Worker>, asked: GenerateRequest) -> Result<Body, Gene
             max_new_tokens,
             stop_token_ids: base.chat.stop_token_ids().to_vec(),
             top_logprobs: asked.top_logprobs.map(usize::from),
+            grammar: None,
         },
         n,
     };
@@ -282,7 +283,7 @@ impl Stream {
     ) -> Result<(), Gone> {
         use engine::generate::FinishReason as Engine;
         let mut finish_reason = finished.map(|reason| match reason {
-            Engine::Stop => FinishReason::Stop,
+            Engine::Stop | Engine::Complete => FinishReason::Stop,
             Engine::Length => FinishReason::Length,
         });
         let mut stopped = false;

@@ -1,6 +1,7 @@
 //! Owns generation: sequences with their caches, advanced together, one forward for all, adapters mixed. Knows no text,
 //! no request and no clock.
 
+mod grammar;
 mod sequence;
 
 use std::collections::VecDeque;
@@ -16,6 +17,8 @@ use crate::nn::attention::Heads;
 use crate::nn::rope::Position;
 pub use crate::sampling::Sampling;
 use crate::weights::BaseModel;
+pub(crate) use grammar::is_allowed;
+pub use grammar::{Grammar, Walk};
 use sequence::{Sequence, check_request, check_tokens};
 
 /// Tokens that one step runs at most, unless there are more sequences than that: a long prompt must not hold up those beside it.
@@ -44,6 +47,8 @@ pub struct GenerateRequest {
     pub stop_token_ids: Vec<u32>,
     /// How many of the likeliest tokens to report at each place.
     pub top_logprobs: Option<usize>,
+    /// What the answer must be; `None`: anything.
+    pub grammar: Option<Arc<dyn Grammar>>,
 }
 
 /// Names a sequence for as long as its batcher lives.
@@ -55,6 +60,8 @@ pub struct SequenceId(pub u64);
 pub enum FinishReason {
     /// A stop token, which is the token reported.
     Stop,
+    /// The grammar allows nothing after this token.
+    Complete,
     /// `max_new_tokens`, or the model's context.
     Length,
 }
@@ -97,6 +104,11 @@ pub enum GenerateError {
     OutOfMemory(#[from] OutOfMemory),
     #[error("the logits of sequence {} are not finite", .0.0)]
     NotFinite(SequenceId),
+    #[error("the grammar of sequence {} cannot go on: {reason}", .sequence.0)]
+    Grammar {
+        sequence: SequenceId,
+        reason: String,
+    },
     #[error("{0}")]
     BadInput(String),
 }
@@ -157,7 +169,7 @@ impl Batcher {
 
     /// One forward for all live sequences: a new token for each whose prompt is through. Finished ones leave. A training that
     /// shares the pool goes on when the step is done; the step waits for no more than one of its products.
-    /// Errors: `OutOfMemory`; `NotFinite` names a sequence, which the caller should cancel. No sequence is changed.
+    /// Errors: `OutOfMemory`; `NotFinite` and `Grammar` name a sequence, which the caller should cancel. No sequence is changed.
     pub fn step(&mut self) -> Result<Vec<StepOutput>, GenerateError> {
         let pool = self.pool.clone();
         let held = pool.hold();
@@ -214,12 +226,7 @@ impl Batcher {
                 .iter()
                 .zip(logits.chunks_exact_mut(base.config().vocab_size))
             {
-                chosen.push((
-                    i,
-                    self.live[i]
-                        .choose(logits)
-                        .ok_or(GenerateError::NotFinite(self.live[i].id))?,
-                ));
+                chosen.push((i, self.live[i].choose(logits)?));
             }
         }
         for &(i, n, _) in &plan {

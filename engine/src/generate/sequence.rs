@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 
-use super::{AdmitError, FinishReason, GenerateRequest, Limits, SequenceId, StepOutput};
+use super::{
+    AdmitError, FinishReason, GenerateError, GenerateRequest, Limits, SequenceId, StepOutput, Walk,
+};
 use crate::config::ModelConfig;
 use crate::kv::{Beginning, KvCache, PAGE, Pages};
-use crate::sampling::{Choice, choose};
+use crate::sampling::{Choice, Nothing, choose};
 
 /// A sequence that is taken in and not finished.
 pub(super) struct Sequence {
@@ -20,6 +22,7 @@ pub(super) struct Sequence {
     beginning: Beginning,
     nothing: Beginning,
     generated: HashMap<u32, u32>,
+    walk: Option<Box<dyn Walk>>,
     n_reused: usize,
 }
 
@@ -35,6 +38,7 @@ impl Sequence {
         Self {
             id,
             tokens: request.prompt.clone(),
+            walk: request.grammar.as_ref().map(|grammar| grammar.begin()),
             request,
             max_tokens,
             cache,
@@ -88,23 +92,40 @@ impl Sequence {
         self.beginning = self.nothing.clone();
     }
 
-    pub fn choose(&self, logits: &mut [f32]) -> Option<Choice> {
+    /// The next token out of its logits. Errors: `NotFinite`, `Grammar`.
+    pub fn choose(&mut self, logits: &mut [f32]) -> Result<Choice, GenerateError> {
         let n_generated = (self.tokens.len() - self.request.prompt.len()) as u64;
+        let sequence = self.id;
+        let stuck = |reason| GenerateError::Grammar { sequence, reason };
+        let allowed = match &mut self.walk {
+            Some(walk) => walk.allowed().map_err(stuck)?,
+            None => None,
+        };
         let n_top = self.request.top_logprobs.unwrap_or(0);
+        let sampling = &self.request.sampling;
         choose(
             logits,
-            &self.request.sampling,
+            sampling,
             &self.generated,
+            allowed,
             n_generated,
             n_top,
         )
+        .map_err(|nothing| match nothing {
+            Nothing::NotFinite => GenerateError::NotFinite(sequence),
+            Nothing::Allowed => stuck("it allows no token of the vocabulary".to_owned()),
+        })
     }
 
     pub fn push(&mut self, choice: Choice) -> StepOutput {
         self.tokens.push(choice.token);
         *self.generated.entry(choice.token).or_default() += 1;
+        let walk = self.walk.as_mut();
+        let is_complete = walk.is_some_and(|walk| walk.take(choice.token));
         let finished = if self.request.stop_token_ids.contains(&choice.token) {
             Some(FinishReason::Stop)
+        } else if is_complete {
+            Some(FinishReason::Complete)
         } else if self.tokens.len() >= self.max_tokens {
             Some(FinishReason::Length)
         } else {

@@ -205,6 +205,7 @@ impl Model {
                 max_new_tokens: tokens.len(),
                 stop_token_ids: vec![],
                 top_logprobs: None,
+                grammar: None,
             };
             (batcher.admit(request).unwrap(), tokens)
         });

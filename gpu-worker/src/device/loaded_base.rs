@@ -158,8 +158,11 @@ impl LoadedBase {
         }
         let outputs = match self.batcher.step() {
             Ok(outputs) => outputs,
-            Err(GenerateError::NotFinite(sequence)) => {
-                self.fail(sequence);
+            Err(
+                ref error @ (GenerateError::NotFinite(sequence)
+                | GenerateError::Grammar { sequence, .. }),
+            ) => {
+                self.fail(sequence, error);
                 return Ok(());
             }
             Err(error) => return self.fail_all(error.into()),
@@ -180,11 +183,11 @@ impl LoadedBase {
         Ok(())
     }
 
-    /// One sequence computed nonsense (an adapter with damaged values); the others go on.
-    fn fail(&mut self, sequence: SequenceId) {
+    /// One sequence computed nonsense (an adapter with damaged values) or left its grammar; the others go on.
+    fn fail(&mut self, sequence: SequenceId, error: &GenerateError) {
         self.batcher.cancel(sequence);
         if let Some(live) = self.live.remove(&sequence) {
-            let error = DeviceError::BadInput(GenerateError::NotFinite(sequence).to_string());
+            let error = DeviceError::BadInput(error.to_string());
             // A reader that left needs no error.
             let _ = live.outputs.send(Output::Failed(error));
         }
@@ -229,9 +232,9 @@ impl From<GenerateError> for DeviceError {
     fn from(error: GenerateError) -> Self {
         match error {
             GenerateError::OutOfMemory(_) => DeviceError::OutOfMemory(error.to_string()),
-            GenerateError::BadInput(_) | GenerateError::NotFinite(_) => {
-                DeviceError::BadInput(error.to_string())
-            }
+            GenerateError::BadInput(_)
+            | GenerateError::NotFinite(_)
+            | GenerateError::Grammar { .. } => DeviceError::BadInput(error.to_string()),
         }
     }
 }

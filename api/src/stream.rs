@@ -70,6 +70,20 @@ impl Frame {
                 let logprobs = self.has_logprobs.then(|| Logprobs::from(logprobs));
                 self.choice(&mut out, index, Delta::text(text), logprobs, None);
             }
+            GenerateEvent::ToolCall {
+                index,
+                call,
+                id,
+                name,
+            } => self.choice(&mut out, index, Delta::call(call, id, name), None, None),
+            GenerateEvent::ToolArguments {
+                index,
+                call,
+                arguments,
+            } => {
+                let delta = Delta::arguments(call, arguments);
+                self.choice(&mut out, index, delta, None, None);
+            }
             GenerateEvent::Finished {
                 index,
                 finish_reason: reason,
@@ -204,6 +218,39 @@ mod tests {
         ]
         .concat();
         assert_eq!(spelled(events(), false).await, expected);
+    }
+
+    #[tokio::test]
+    async fn calls_are_spelled_as_openai_spells_them() {
+        let mut calling = events();
+        let begins = GenerateEvent::ToolCall {
+            index: 0,
+            call: 0,
+            id: "call_1".to_owned(),
+            name: "get".to_owned(),
+        };
+        let arguments = GenerateEvent::ToolArguments {
+            index: 0,
+            call: 0,
+            arguments: "{}".to_owned(),
+        };
+        let finished = GenerateEvent::Finished {
+            index: 0,
+            finish_reason: FinishReason::ToolCalls,
+        };
+        calling.splice(1..3, [begins, arguments, finished]);
+        let begins = r#"{"index":0,"delta":{"tool_calls":[{"index":0,"id":"call_1","type":"function","function":{"name":"get","arguments":""}}]},"logprobs":null,"finish_reason":null}"#;
+        let arguments = r#"{"index":0,"delta":{"tool_calls":[{"index":0,"function":{"arguments":"{}"}}]},"logprobs":null,"finish_reason":null}"#;
+        let end = r#"{"index":0,"delta":{},"logprobs":null,"finish_reason":"tool_calls"}"#;
+        let expected = [
+            head(ROLE, ""),
+            head(begins, ""),
+            head(arguments, ""),
+            head(end, ""),
+            "data: [DONE]\n\n".to_owned(),
+        ]
+        .concat();
+        assert_eq!(spelled(calling, false).await, expected);
     }
 
     #[tokio::test]

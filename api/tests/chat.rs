@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use domain::generation::{Role, SamplingParams};
+use domain::generation::{ResponseFormat, Role, SamplingParams, ToolChoice};
 use domain::id::{JobId, WorkerId};
 use domain::worker::WorkerStatus;
 use futures::StreamExt;
@@ -55,7 +55,8 @@ async fn what_is_asked_for_reaches_the_worker() {
         ],
         "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "n": 2, "max_completion_tokens": 9, "stop": "\n", "seed": -1,
         "frequency_penalty": 0.25, "presence_penalty": -0.5, "logit_bias": {"5": -100}, "logprobs": true,
-        "top_logprobs": 2, "tools": [tool], "tool_choice": "auto", "user": "u", "service_tier": "auto",
+        "top_logprobs": 2, "tools": [tool], "tool_choice": "auto", "parallel_tool_calls": false,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "strict": true, "schema": {"type": "object"}}}, "user": "u", "service_tier": "auto",
     });
     let answer = app.post(CHAT, body).await.json();
     let asked = app.worker.last();
@@ -70,6 +71,18 @@ async fn what_is_asked_for_reaches_the_worker() {
     assert_eq!(
         (asked.stop, asked.tools),
         (vec!["\n".to_owned()], vec![tool])
+    );
+    let format = ResponseFormat::JsonSchema {
+        schema: json!({"type": "object"}),
+        strict: true,
+    };
+    assert_eq!(
+        (
+            asked.tool_choice,
+            asked.parallel_tool_calls,
+            asked.response_format
+        ),
+        (ToolChoice::Auto, false, format)
     );
     let expected = SamplingParams {
         temperature: 0.5,
@@ -89,6 +102,38 @@ async fn what_is_asked_for_reaches_the_worker() {
     let top = json!({"token": "Hello", "logprob": -0.5, "bytes": [72, 101, 108, 108, 111]});
     let first = json!({"token": "Hello", "logprob": -0.5, "bytes": [72, 101, 108, 108, 111], "top_logprobs": [top, top]});
     assert_eq!((logprobs.len(), &logprobs[0]), (2, &first));
+}
+
+#[tokio::test]
+async fn an_answer_that_calls_functions_has_no_content() {
+    let app = App::start().await;
+    let tool = json!({"type": "function", "function": {"name": "get"}});
+    let reply = chat(
+        &app,
+        "hi",
+        json!({"tools": [tool], "tool_choice": "required"}),
+    )
+    .await;
+    let call = |id: &str| json!({"id": id, "type": "function", "function": {"name": "get", "arguments": "{\"n\": 1}"}});
+    let message = json!({
+        "role": "assistant", "content": null, "tool_calls": [call("call_0"), call("call_1")], "refusal": null,
+        "annotations": [],
+    });
+    let choice =
+        json!({"index": 0, "message": message, "logprobs": null, "finish_reason": "tool_calls"});
+    assert_eq!(reply.json()["choices"], json!([choice]));
+}
+
+#[tokio::test]
+async fn what_no_answer_can_be_held_to_is_the_clients_fault() {
+    let app = App::start().await;
+    let reply = chat(&app, "unanswerable", json!({})).await;
+    reply.assert_error(
+        400,
+        Some("invalid_value"),
+        Some("response_format.json_schema.schema"),
+        "Invalid value for 'response_format.json_schema.schema': no such keyword.",
+    );
 }
 
 /// The data of each event of a stream.
@@ -331,13 +376,13 @@ async fn what_is_not_done_here_is_refused_by_name() {
     let tool = json!({"type": "function", "function": {"name": "get"}});
     for (fields, code, param) in [
         (
-            json!({"response_format": {"type": "json_object"}}),
-            "unsupported_value",
+            json!({"response_format": {"type": "grammar"}}),
+            "invalid_value",
             "response_format.type",
         ),
         (
-            json!({"tools": [tool], "tool_choice": "required"}),
-            "unsupported_value",
+            json!({"tools": [tool], "tool_choice": {"type": "function", "function": {"name": "put"}}}),
+            "invalid_value",
             "tool_choice",
         ),
         (

@@ -50,6 +50,36 @@ pub struct ToolCall {
     pub arguments: String,
 }
 
+/// What an answer must be.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ResponseFormat {
+    #[default]
+    Text,
+    /// A JSON object.
+    JsonObject,
+    /// JSON that the schema allows.
+    JsonSchema {
+        schema: serde_json::Value,
+        /// Whether a schema that cannot be held to in all it says is refused.
+        strict: bool,
+    },
+}
+
+/// Whether and what the model calls.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToolChoice {
+    None,
+    /// As the model likes.
+    #[default]
+    Auto,
+    /// One function at least.
+    Required,
+    /// This one, once.
+    Named(String),
+}
+
 /// How tokens are drawn.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SamplingParams {
@@ -95,6 +125,8 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens` or the context is full.
     Length,
+    /// The model called functions and ended its turn.
+    ToolCalls,
 }
 
 /// The log-probability of one token of an answer.

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 use crate::base_model::BaseModel;
 use crate::checkpoint::StateRef;
 use crate::error::{FailureClass, JobError};
-use crate::generation::{ChatMessage, FinishReason, SamplingParams, TokenLogprob};
+use crate::generation::{
+    ChatMessage, FinishReason, ResponseFormat, SamplingParams, TokenLogprob, ToolChoice,
+};
 use crate::hyperparameters::ResolvedHyperparameters;
 use crate::id::{DispatchId, JobId, WorkerId};
 use crate::metrics::StepMetrics;
@@ -166,6 +168,13 @@ pub struct GenerateRequest {
     /// Tool definitions as the client spelled them; the chat template renders them.
     #[serde(default)]
     pub tools: Vec<serde_json::Value>,
+    #[serde(default)]
+    pub tool_choice: ToolChoice,
+    /// Whether a turn may call more than one function.
+    #[serde(default = "yes")]
+    pub parallel_tool_calls: bool,
+    #[serde(default)]
+    pub response_format: ResponseFormat,
     /// 1–128.
     pub n: u32,
     /// `None`: until the context is full.
@@ -175,6 +184,30 @@ pub struct GenerateRequest {
     pub sampling: SamplingParams,
     /// `Some(k)`: log-probabilities, with the `k` likeliest tokens (0–20).
     pub top_logprobs: Option<u8>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl GenerateRequest {
+    /// One answer in plain text, drawn as OpenAI does by default.
+    pub fn new(model: ServedModel, scope: String, messages: Vec<ChatMessage>) -> Self {
+        Self {
+            model,
+            scope,
+            messages,
+            tools: Vec::new(),
+            tool_choice: ToolChoice::Auto,
+            parallel_tool_calls: true,
+            response_format: ResponseFormat::Text,
+            n: 1,
+            max_tokens: None,
+            stop: Vec::new(),
+            sampling: SamplingParams::default(),
+            top_logprobs: None,
+        }
+    }
 }
 
 /// One line of the worker's answer.
@@ -189,6 +222,19 @@ pub enum GenerateEvent {
         text: String,
         #[serde(default)]
         logprobs: Vec<TokenLogprob>,
+    },
+    /// Answer `index` calls a function: its `call`th, from 0.
+    ToolCall {
+        index: u32,
+        call: u32,
+        id: String,
+        name: String,
+    },
+    /// More of the arguments of a call; together they are a JSON object.
+    ToolArguments {
+        index: u32,
+        call: u32,
+        arguments: String,
     },
     Finished {
         index: u32,
@@ -214,6 +260,9 @@ pub enum GenerateError {
     /// The template refuses these messages; the client's fault.
     #[error("the chat template refuses these messages: {reason}")]
     Unrenderable { reason: String },
+    /// No answer can be held to what was asked for; the client's fault. `param` is its path in the request.
+    #[error("{reason}")]
+    Unanswerable { param: String, reason: String },
     #[error("the model {model} is not installed on this worker")]
     ModelNotInstalled { model: String },
     /// The adapter cannot be had or is damaged; the base model is never used in its place.

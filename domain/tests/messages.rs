@@ -8,7 +8,8 @@ use std::path::Path;
 use domain::base_model::{BaseModel, ManifestFile};
 use domain::error::FailureClass;
 use domain::generation::{
-    ChatMessage, FinishReason, Role, SamplingParams, TokenLogprob, ToolCall, TopLogprob,
+    ChatMessage, FinishReason, ResponseFormat, Role, SamplingParams, TokenLogprob, ToolCall,
+    ToolChoice, TopLogprob,
 };
 use domain::hyperparameters::ResolvedHyperparameters;
 use domain::id::WorkerId;
@@ -252,6 +253,12 @@ fn a_request_for_an_answer() {
         scope: "proj_1".into(),
         messages: conversation(),
         tools: vec![serde_json::json!({"type": "function", "function": {"name": "look_up"}})],
+        tool_choice: ToolChoice::Named("look_up".into()),
+        parallel_tool_calls: false,
+        response_format: ResponseFormat::JsonSchema {
+            schema: serde_json::json!({"type": "object"}),
+            strict: true,
+        },
         n: 2,
         max_tokens: Some(64),
         stop: vec!["\n\n".into()],
@@ -292,9 +299,23 @@ fn the_lines_of_an_answer() {
         logprobs: vec![logprob],
     };
     check("event_delta", &delta);
+    let call = GenerateEvent::ToolCall {
+        index: 1,
+        call: 0,
+        id: "call_1".into(),
+        name: "look_up".into(),
+    };
+    check("event_tool_call", &call);
+    let arguments = GenerateEvent::ToolArguments {
+        index: 1,
+        call: 0,
+        arguments: "{\"word\": ".into(),
+    };
+    check("event_tool_arguments", &arguments);
     for (name, finish_reason) in [
         ("stop", FinishReason::Stop),
         ("length", FinishReason::Length),
+        ("tool_calls", FinishReason::ToolCalls),
     ] {
         check(
             &format!("event_finished_{name}"),

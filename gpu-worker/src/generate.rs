@@ -2,11 +2,12 @@
 //! `export`'s, `GET /healthz` says that the process lives. It turns messages into tokens and tokens into text; the device computes.
 
 mod answer;
+mod grammar;
 mod stop;
 
 use std::sync::Arc;
 
-use domain::generation::{FinishReason, SamplingParams};
+use domain::generation::{FinishReason, SamplingParams, ToolChoice};
 use domain::message::{GenerateError, GenerateEvent, GenerateRequest};
 use domain::usage::TokenUsage;
 use engine::generate::Sampling;
@@ -16,7 +17,7 @@ use poem::web::{Data, Json};
 use poem::{Body, IntoResponse, Request, Response, Route, handler};
 use tokio::sync::mpsc;
 
-use self::answer::{Answer, Piece};
+use self::answer::{Answer, CallPiece, Piece};
 use crate::adapters::AdapterError;
 use crate::base_models::{Base, BaseError};
 use crate::device::{Ask, DeviceError, Generation, Output};
@@ -65,9 +66,9 @@ async fn generate(
 
 fn status_of(error: &GenerateError) -> StatusCode {
     match error {
-        GenerateError::ContextLengthExceeded { .. } | GenerateError::Unrenderable { .. } => {
-            StatusCode::BAD_REQUEST
-        }
+        GenerateError::ContextLengthExceeded { .. }
+        | GenerateError::Unrenderable { .. }
+        | GenerateError::Unanswerable { .. } => StatusCode::BAD_REQUEST,
         GenerateError::ModelNotInstalled { .. } => StatusCode::NOT_FOUND,
         GenerateError::AdapterUnavailable { .. } | GenerateError::Busy => {
             StatusCode::SERVICE_UNAVAILABLE
@@ -100,6 +101,8 @@ async fn begin(worker: Arc<Worker>, asked: GenerateRequest) -> Result<Body, Gene
         None => None,
     };
     let (prompt, max_new_tokens) = prompt(&worker, &base, &asked)?;
+    let asked = Arc::new(asked);
+    let grammar = grammar::compile(&base, &asked).await?;
     let frozen_weights = asked.model.frozen_weights();
     let prompt_tokens = prompt.len() as u64;
     let n = asked.n.max(1);
@@ -113,7 +116,7 @@ async fn begin(worker: Arc<Worker>, asked: GenerateRequest) -> Result<Body, Gene
             max_new_tokens,
             stop_token_ids: base.chat.stop_token_ids().to_vec(),
             top_logprobs: asked.top_logprobs.map(usize::from),
-            grammar: None,
+            grammar,
         },
         n,
     };
@@ -201,7 +204,7 @@ fn internal(error: &impl std::error::Error) -> GenerateError {
 /// A conversation being answered. When the client leaves, `lines` closes; dropping `generation` frees the slots.
 struct Stream {
     base: Arc<Base>,
-    asked: GenerateRequest,
+    asked: Arc<GenerateRequest>,
     n: u32,
     prompt_tokens: u64,
     generation: Generation,
@@ -224,10 +227,9 @@ impl Stream {
     }
 
     async fn answer(&mut self) -> Result<(), Gone> {
-        let base = Arc::clone(&self.base);
-        let with_logprobs = self.asked.top_logprobs.is_some();
+        let (base, asked) = (Arc::clone(&self.base), Arc::clone(&self.asked));
         let mut answers: Vec<Answer<'_>> = (0..self.n)
-            .map(|_| Answer::new(&base.chat, &self.asked.stop, with_logprobs))
+            .map(|_| Answer::new(&base.chat, &asked))
             .collect();
         self.send(GenerateEvent::Started {
             prompt_tokens: self.prompt_tokens,
@@ -302,6 +304,11 @@ impl Stream {
             finish_reason = Some(FinishReason::Stop);
             self.generation.stop(index);
         }
+        // A client that names a function knows that it is called; OpenAI says `stop` then.
+        let is_named = matches!(self.asked.tool_choice, ToolChoice::Named(_));
+        if finish_reason == Some(FinishReason::Stop) && answer.n_calls() > 0 && !is_named {
+            finish_reason = Some(FinishReason::ToolCalls);
+        }
         let Some(finish_reason) = finish_reason else {
             return Ok(());
         };
@@ -313,16 +320,38 @@ impl Stream {
         .await
     }
 
-    async fn show(&self, index: u32, Piece { text, logprobs, .. }: Piece) -> Result<(), Gone> {
-        if text.is_empty() && logprobs.is_empty() {
-            return Ok(());
-        }
-        self.send(GenerateEvent::Delta {
-            index,
+    async fn show(&self, index: u32, piece: Piece) -> Result<(), Gone> {
+        let Piece {
             text,
             logprobs,
-        })
-        .await
+            calls,
+            ..
+        } = piece;
+        if !(text.is_empty() && logprobs.is_empty()) {
+            let delta = GenerateEvent::Delta {
+                index,
+                text,
+                logprobs,
+            };
+            self.send(delta).await?;
+        }
+        for piece in calls {
+            let event = match piece {
+                CallPiece::Begins { call, id, name } => GenerateEvent::ToolCall {
+                    index,
+                    call,
+                    id,
+                    name,
+                },
+                CallPiece::Arguments { call, arguments } => GenerateEvent::ToolArguments {
+                    index,
+                    call,
+                    arguments,
+                },
+            };
+            self.send(event).await?;
+        }
+        Ok(())
     }
 
     async fn fail(&self, error: GenerateError) -> Result<(), Gone> {

@@ -35,7 +35,7 @@ const EDGES: [(&str, &[&str]); 11] = [
 ];
 
 /// Crates that belong to a few rooms: a prefix of their names, and these rooms.
-const OWNED: [(&str, &[&str]); 9] = [
+const OWNED: [(&str, &[&str]); 10] = [
     ("sea-orm", &["store", "migrations"]),
     ("sqlx", &["store"]),
     ("aws-", &["platform"]),
@@ -45,6 +45,7 @@ const OWNED: [(&str, &[&str]); 9] = [
     // One renderer and one tokenizer for validation, training and serving.
     ("tokenizers", &["text"]),
     ("minijinja", &["text"]),
+    ("llguidance", &["text"]),
     // The pure rooms do no input and output, so they have no use for async.
     (
         "tokio",

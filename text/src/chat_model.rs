@@ -8,20 +8,24 @@ mod rendering;
 mod turns;
 
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use chrono::NaiveDateTime;
-use domain::generation::ChatMessage;
+use domain::generation::{ChatMessage, ResponseFormat, Role, ToolCall, ToolChoice};
 use serde_json::Value;
 
 use crate::chat_template::{ChatTemplate, TemplateError};
 use crate::decode::DecodeStream;
 use crate::formats::{ChatExample, TrainingExample};
+use crate::grammar::{Grammar, GrammarError, Grammars, Wanted};
 use crate::mask::{Labels, label_turn};
 use crate::tokenizer::{Tokenizer, TokenizerError};
+use crate::tools::told::Untold;
+use crate::tools::{CallReader, ToolSyntax};
 
 pub use self::fit::Fitted;
 pub use self::folder::LoadError;
-use self::rendering::Rendering;
+use self::rendering::{CallHabits, Habits, Rendering};
 
 const _: () = {
     const fn is_shared<T: Send + Sync>() {}
@@ -68,6 +72,11 @@ pub struct ChatModel {
     /// The token that ends a turn where the template writes it only as the opening of the next message.
     opener_id: Option<u32>,
     context_length: usize,
+    /// Found out when first asked for.
+    takes_system: OnceLock<bool>,
+    call_habits: OnceLock<CallHabits>,
+    tool_syntax: OnceLock<Option<Arc<ToolSyntax>>>,
+    grammars: OnceLock<Grammars>,
 }
 
 impl ChatModel {
@@ -174,7 +183,92 @@ impl ChatModel {
             Some(template) if !tools.is_empty() => template,
             _ => &self.template,
         };
-        Rendering::new(template, self.tokenizer.control(), messages, tools)
+        let mut habits = Habits::default();
+        if !tools.is_empty() && Untold::by(template).tools {
+            habits.takes_system = self.takes_system();
+        }
+        if messages
+            .iter()
+            .any(|message| !message.tool_calls.is_empty())
+        {
+            habits.calls = self.call_habits();
+        }
+        Rendering::new(template, self.tokenizer.control(), messages, tools, habits)
+    }
+
+    fn takes_system(&self) -> bool {
+        *self.takes_system.get_or_init(|| {
+            let messages = [
+                said(Role::System, "first-words"),
+                said(Role::User, "question"),
+            ];
+            let text = self.prompt_text(&messages, None);
+            text.is_ok_and(|text| text.contains("first-words"))
+        })
+    }
+
+    /// The first way in which the template writes a call at all.
+    fn call_habits(&self) -> CallHabits {
+        *self.call_habits.get_or_init(|| {
+            let call = ToolCall {
+                id: "a1b2c3d4e".to_owned(),
+                name: "first-function".to_owned(),
+                arguments: r#"{"key": "first-value"}"#.to_owned(),
+            };
+            let calling = ChatMessage {
+                tool_calls: vec![call],
+                ..said(Role::Assistant, "")
+            };
+            let messages = [said(Role::User, "question"), calling];
+            let template = self.tool_template.as_ref().unwrap_or(&self.template);
+            let writes = |calls: &CallHabits| {
+                let habits = Habits {
+                    calls: *calls,
+                    ..Habits::default()
+                };
+                let control = self.tokenizer.control();
+                let rendering = Rendering::new(template, control, &messages, &[], habits);
+                let text = rendering.until(messages.len()).unwrap_or_default();
+                text.contains("first-function") && text.contains("first-value")
+            };
+            let mut all = [false, true].into_iter().flat_map(|null_content| {
+                [false, true].map(|text_arguments| CallHabits {
+                    text_arguments,
+                    null_content,
+                })
+            });
+            all.find(writes).unwrap_or_default()
+        })
+    }
+
+    /// How this model calls functions; `None` where its template does so in a form that is not understood.
+    pub fn tool_syntax(&self) -> Option<&Arc<ToolSyntax>> {
+        let syntax = self
+            .tool_syntax
+            .get_or_init(|| self.probe_tool_syntax().map(Arc::new));
+        syntax.as_ref()
+    }
+
+    /// What an answer must be to be as wanted; `None`: anything. Takes milliseconds; the first time, up to some hundreds.
+    /// Errors: a schema that cannot be held to; calls that are required of a model whose calls are not understood.
+    pub fn grammar(&self, wanted: &Wanted) -> Result<Option<Grammar>, GrammarError> {
+        let is_plain = matches!(wanted.format, ResponseFormat::Text) && wanted.tools.is_empty();
+        if is_plain {
+            return Ok(None);
+        }
+        let grammars = self
+            .grammars
+            .get_or_init(|| Grammars::new(&self.tokenizer, &self.stop_token_ids));
+        grammars.compile(wanted, self.tool_syntax().map(Arc::as_ref))
+    }
+
+    /// Takes calls out of an answer; `None` where there can be none.
+    pub fn call_reader(&self, wanted: &Wanted) -> Option<CallReader> {
+        if wanted.tools.is_empty() || *wanted.choice == ToolChoice::None {
+            return None;
+        }
+        let syntax = Arc::clone(self.tool_syntax()?);
+        Some(CallReader::new(syntax, wanted.tools, wanted.is_call()))
     }
 
     /// Whether a content or name spells a control token. It is read as plain text all the same; who wrote it may want
@@ -218,5 +312,15 @@ impl ChatModel {
     /// The text of one token and its bytes.
     pub fn token_text(&self, id: u32) -> (String, Vec<u8>) {
         self.tokenizer.token_text(id)
+    }
+}
+
+fn said(role: Role, content: &str) -> ChatMessage {
+    ChatMessage {
+        role,
+        content: Some(content.to_owned()),
+        name: None,
+        tool_calls: Vec::new(),
+        tool_call_id: None,
     }
 }

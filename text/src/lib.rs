@@ -8,6 +8,8 @@ pub mod dataset;
 pub mod decode;
 pub mod formats;
 pub mod gguf;
+pub mod grammar;
 pub mod mask;
 pub mod report;
 pub mod tokenizer;
+pub mod tools;

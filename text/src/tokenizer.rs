@@ -135,6 +135,17 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
+    /// The largest id.
+    pub(crate) fn max_id(&self) -> u32 {
+        let ids = self.inner.get_vocab(true).into_values();
+        ids.max().unwrap_or_default()
+    }
+
+    /// Whether decoding leaves out a space that a text begins with.
+    pub(crate) fn strips_first_space(&self) -> bool {
+        self.pieces.strips_first_space()
+    }
+
     /// Encodes a rendered template: control tokens are recognised, except where `mark` breaks them; then `mark` is
     /// taken out. No token is put before or after: templates write those themselves.
     /// On a text without `mark` the ids are those of Hugging Face's tokenizers with `add_special_tokens` off.
@@ -218,7 +229,7 @@ impl Tokenizer {
 
     /// Text out of tokens as they come.
     pub fn decode_stream(&self) -> DecodeStream<'_> {
-        DecodeStream::new(self, self.pieces.strips_first_space())
+        DecodeStream::new(self, self.strips_first_space())
     }
 
     /// The text of `ids`, without special tokens.

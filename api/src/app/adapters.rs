@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use domain::adapter_file::{CONFIG_FILE, WEIGHTS_FILE};
-use domain::generation::{ChatMessage, Role, SamplingParams};
+use domain::generation::{ChatMessage, Role};
 use domain::id::{AdapterId, base62};
 use domain::message::{GenerateEvent, GenerateRequest};
 use domain::model::{AdapterRef, ServedModel, TunedModel, is_valid_suffix, tuned_model_name};
@@ -256,19 +256,13 @@ impl Brought<'_> {
             tool_calls: Vec::new(),
             tool_call_id: None,
         };
+        let served = ServedModel {
+            base_model: model.base_model.clone(),
+            adapter: Some(model.adapter.clone()),
+        };
         let request = GenerateRequest {
-            model: ServedModel {
-                base_model: model.base_model.clone(),
-                adapter: Some(model.adapter.clone()),
-            },
-            scope: model.project_id.to_string(),
-            messages: vec![message],
-            tools: Vec::new(),
-            n: 1,
             max_tokens: Some(1),
-            stop: Vec::new(),
-            sampling: SamplingParams::default(),
-            top_logprobs: None,
+            ..GenerateRequest::new(served, model.project_id.to_string(), vec![message])
         };
         let begun = workers::generate(self.state, &model.base_model, &request).await;
         let mut events = begun.map_err(|error| match error.code {

@@ -11,7 +11,9 @@ use super::workers::{self, Events};
 use crate::error::ApiError;
 use crate::state::State;
 use crate::wire::chat::ChatOrder;
-use crate::wire::chat_reply::{AnswerMessage, ChatCompletion, Choice, Logprobs, finish_reason};
+use crate::wire::chat_reply::{
+    AnswerMessage, ChatCompletion, Choice, Logprobs, ToolCallObject, finish_reason,
+};
 use crate::wire::decode::echo;
 use crate::wire::nullable::Nullable;
 
@@ -37,7 +39,10 @@ pub async fn begin(state: &State, project: &Project, order: ChatOrder) -> Result
         model: served,
         scope: project.id.to_string(),
         messages: order.messages,
-        tools: order.tools,
+        tools: order.tools.definitions,
+        tool_choice: order.tools.choice,
+        parallel_tool_calls: order.tools.parallel,
+        response_format: order.response_format,
         n: order.n,
         max_tokens: order.max_tokens,
         stop: order.stop,
@@ -70,16 +75,40 @@ pub async fn whole(mut answer: Answer) -> Result<ChatCompletion, ApiError> {
                 logprobs,
             } => {
                 let choice = choice(&mut choices, index)?;
-                choice.message.content.push_str(&text);
+                let content = &mut choice.message.content.0;
+                content.get_or_insert_default().push_str(&text);
                 if let Some(shown) = &mut choice.logprobs.0 {
                     shown.content.extend(logprobs.into_iter().map(Into::into));
                 }
+            }
+            GenerateEvent::ToolCall {
+                index, id, name, ..
+            } => {
+                let message = &mut choice(&mut choices, index)?.message;
+                let calls = message.tool_calls.get_or_insert_default();
+                calls.push(ToolCallObject::new(id, name));
+            }
+            GenerateEvent::ToolArguments {
+                index,
+                call,
+                arguments,
+            } => {
+                let calls = &mut choice(&mut choices, index)?.message.tool_calls;
+                let call = calls.iter_mut().flatten().nth(call as usize);
+                let call = call.ok_or_else(|| {
+                    ApiError::internal("the worker sent arguments before their call")
+                })?;
+                call.function.arguments += &arguments;
             }
             GenerateEvent::Finished {
                 index,
                 finish_reason: reason,
             } => {
-                choice(&mut choices, index)?.finish_reason = finish_reason(reason);
+                let choice = choice(&mut choices, index)?;
+                choice.finish_reason = finish_reason(reason);
+                if choice.message.tool_calls.is_none() {
+                    choice.message.content.0.get_or_insert_default();
+                }
             }
             GenerateEvent::Done { usage: done } => usage = Some(done),
             GenerateEvent::Failed { error } => return Err(workers::api_error(&error)),
@@ -108,7 +137,8 @@ fn empty(index: u32, has_logprobs: bool) -> Choice {
         index,
         message: AnswerMessage {
             role: "assistant",
-            content: String::new(),
+            content: Nullable(None),
+            tool_calls: None,
             refusal: Nullable(None),
             annotations: Vec::new(),
         },

@@ -167,6 +167,7 @@ fn mapped(error: GenerateError) -> Refused {
     match error {
         GenerateError::ContextLengthExceeded { .. }
         | GenerateError::Unrenderable { .. }
+        | GenerateError::Unanswerable { .. }
         | GenerateError::AdapterUnavailable { is_unfit: true, .. } => Refused::Final(shown),
         _ => Refused::Next(shown),
     }
@@ -190,6 +191,11 @@ pub fn api_error(error: &GenerateError) -> ApiError {
             "messages",
             "invalid_value",
             format!("The chat template of this model refuses these messages: {reason}."),
+        ),
+        GenerateError::Unanswerable { param, reason } => ApiError::invalid(
+            param.clone(),
+            "invalid_value",
+            format!("Invalid value for '{param}': {reason}."),
         ),
         GenerateError::Busy => {
             ApiError::overloaded("All workers are busy. Please try again shortly.")
@@ -297,20 +303,11 @@ mod tests {
             size_bytes: 1,
             frozen_weights: FrozenWeights::Stored,
         });
-        GenerateRequest {
-            model: ServedModel {
-                base_model: base_model.to_owned(),
-                adapter,
-            },
-            scope: String::new(),
-            messages: Vec::new(),
-            tools: Vec::new(),
-            n: 1,
-            max_tokens: None,
-            stop: Vec::new(),
-            sampling: Default::default(),
-            top_logprobs: None,
-        }
+        let model = ServedModel {
+            base_model: base_model.to_owned(),
+            adapter,
+        };
+        GenerateRequest::new(model, String::new(), Vec::new())
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! What a client asks of `POST /v1/chat/completions`.
 
-use domain::generation::{ChatMessage, SamplingParams};
+use domain::generation::{ChatMessage, ResponseFormat, SamplingParams};
 use poem_openapi::Object;
 use serde_json::Value;
 
-use super::chat_messages::{MessageRequest, messages, tools};
+use super::chat_messages::{MessageRequest, Tools, messages, name_of, tools};
 use super::decode::{At, Fields, metadata};
 use crate::body::Decode;
 use crate::error::ApiError;
@@ -18,7 +18,7 @@ const MAX_LOGIT_BIASES: usize = 1024;
 /// More than any vocabulary has.
 const MAX_TOP_K: u32 = 1 << 24;
 /// Accepted, because they change nothing about what this service answers.
-const IGNORED: [&str; 10] = [
+const IGNORED: [&str; 9] = [
     "user",
     "service_tier",
     "reasoning_effort",
@@ -28,7 +28,6 @@ const IGNORED: [&str; 10] = [
     "prompt_cache_key",
     "prompt_cache_retention",
     "prompt_cache_options",
-    "parallel_tool_calls",
 ];
 
 /// The body of `POST /v1/chat/completions`.
@@ -71,9 +70,12 @@ pub struct CreateChatCompletionRequest {
     pub stream_options: Option<StreamOptions>,
     /// Functions the model may call, at most 128; the chat template renders them.
     pub tools: Option<Vec<Value>>,
-    /// `auto` or `none`.
+    /// `auto`, `none`, `required`, or `{"type": "function", "function": {"name": …}}`.
     pub tool_choice: Option<Value>,
-    /// `{"type": "text"}` only.
+    /// Whether an answer may call more than one function; default true.
+    pub parallel_tool_calls: Option<bool>,
+    /// `{"type": "text"}`, `{"type": "json_object"}`, or `{"type": "json_schema", "json_schema": {"name": …, "schema": …, "strict": …}}`:
+    /// the answer is JSON that the schema allows.
     pub response_format: Option<Value>,
     /// Must be false or absent: answers are not stored.
     pub store: Option<bool>,
@@ -94,7 +96,8 @@ pub struct StreamOptions {
 pub struct ChatOrder {
     pub model: String,
     pub messages: Vec<ChatMessage>,
-    pub tools: Vec<Value>,
+    pub tools: Tools,
+    pub response_format: ResponseFormat,
     pub n: u32,
     pub max_tokens: Option<u32>,
     pub stop: Vec<String>,
@@ -118,6 +121,9 @@ impl Decode for ChatOrder {
             model: body.require("model")?.string_up_to(512)?,
             messages: messages(body.require("messages")?)?,
             tools: tools(&mut body)?,
+            response_format: body
+                .take("response_format")
+                .map_or(Ok(ResponseFormat::Text), response_format)?,
             n: body.take("n").map_or(Ok(1), |at| small(at, 1, 128))?,
             max_tokens: max_tokens(&mut body)?,
             stop: body.take("stop").map_or(Ok(Vec::new()), stop)?,
@@ -267,7 +273,6 @@ fn reply_form(body: &mut Fields) -> Result<ReplyForm, ApiError> {
 
 /// What would change the answer and is not done here is refused, never ignored.
 fn refuse_what_is_not_done(body: &mut Fields) -> Result<(), ApiError> {
-    response_format(body)?;
     if let Some(at) = body.take("modalities") {
         for item in at.items(0, 8)? {
             item.one_of(&["text"])?;
@@ -289,21 +294,33 @@ fn refuse_what_is_not_done(body: &mut Fields) -> Result<(), ApiError> {
     body.refuse(&["moderation"], "This service does not moderate.")
 }
 
-fn response_format(body: &mut Fields) -> Result<(), ApiError> {
-    let Some(at) = body.take("response_format") else {
-        return Ok(());
-    };
-    let mut format = at.object()?;
-    let name = format
+fn response_format(at: At) -> Result<ResponseFormat, ApiError> {
+    let mut fields = at.object()?;
+    let kind = fields
         .require("type")?
         .one_of(&["text", "json_object", "json_schema"])?;
-    if name != "text" {
-        let message = format!(
-            "Unsupported value: 'response_format.type' does not support '{name}' with this service."
-        );
-        return Err(ApiError::unsupported("response_format.type", message));
-    }
-    format.finish()
+    let format = match kind {
+        "text" => ResponseFormat::Text,
+        "json_object" => ResponseFormat::JsonObject,
+        _ => json_schema(fields.require("json_schema")?)?,
+    };
+    fields.finish()?;
+    Ok(format)
+}
+
+fn json_schema(at: At) -> Result<ResponseFormat, ApiError> {
+    let mut fields = at.object()?;
+    name_of(fields.require("name")?)?;
+    fields.take("description").map(At::string).transpose()?;
+    let strict = fields.take("strict").map_or(Ok(false), At::boolean)?;
+    let schema = match (fields.take("schema"), strict) {
+        (Some(at), _) => at.json_object()?,
+        // Any JSON.
+        (None, false) => Value::Object(Default::default()),
+        (None, true) => fields.require("schema")?.json_object()?,
+    };
+    fields.finish()?;
+    Ok(ResponseFormat::JsonSchema { schema, strict })
 }
 
 #[cfg(test)]
@@ -329,6 +346,27 @@ mod tests {
             (1, None, None)
         );
         assert_eq!(order.reply, ReplyForm::Whole);
+    }
+
+    #[test]
+    fn a_response_format_is_read() {
+        let read = |format: Value| {
+            decode(json!({"response_format": format}))
+                .unwrap()
+                .response_format
+        };
+        assert_eq!(read(json!({"type": "text"})), ResponseFormat::Text);
+        assert_eq!(
+            read(json!({"type": "json_object"})),
+            ResponseFormat::JsonObject
+        );
+        let schema = json!({"type": "object", "properties": {"b": {}, "a": {}}});
+        let format = json!({"type": "json_schema", "json_schema": {"name": "x", "strict": true, "schema": schema}});
+        let expected = ResponseFormat::JsonSchema {
+            schema,
+            strict: true,
+        };
+        assert_eq!(read(format), expected);
     }
 
     #[test]
@@ -400,9 +438,34 @@ mod tests {
                 "invalid_value",
             ),
             (
-                json!({"response_format": {"type": "json_object"}}),
+                json!({"response_format": {"type": "xml"}}),
                 "response_format.type",
-                "unsupported_value",
+                "invalid_value",
+            ),
+            (
+                json!({"response_format": {"type": "json_schema"}}),
+                "response_format.json_schema",
+                "missing_required_parameter",
+            ),
+            (
+                json!({"response_format": {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}}),
+                "response_format.json_schema.name",
+                "invalid_value",
+            ),
+            (
+                json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "strict": true}}}),
+                "response_format.json_schema.schema",
+                "missing_required_parameter",
+            ),
+            (
+                json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": [1]}}}),
+                "response_format.json_schema.schema",
+                "invalid_type",
+            ),
+            (
+                json!({"parallel_tool_calls": 1}),
+                "parallel_tool_calls",
+                "invalid_type",
             ),
             (json!({"store": true}), "store", "unsupported_value"),
             (

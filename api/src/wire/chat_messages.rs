@@ -1,16 +1,18 @@
 //! The messages and tools of a chat request.
 
-use domain::generation::{ChatMessage, Role, ToolCall};
+use domain::generation::{ChatMessage, Role, ToolCall, ToolChoice};
 use poem_openapi::Object;
 use serde_json::Value;
 
-use super::decode::{At, Fields};
+use super::decode::{At, Fields, echo};
 use crate::error::ApiError;
 
 /// Most messages of one request; a context holds fewer.
 const MAX_MESSAGES: usize = 8192;
 const MAX_PARTS: usize = 4096;
 const MAX_TOOLS: usize = 128;
+/// Longest name of a function or of a schema. Characters.
+const MAX_NAME_CHARS: usize = 64;
 /// Keys that the SDKs send back with an assistant's message and that say nothing to the model.
 const IGNORED_OF_ASSISTANT: [&str; 2] = ["annotations", "reasoning_content"];
 
@@ -140,33 +142,65 @@ fn calls(at: At) -> Result<Vec<ToolCall>, ApiError> {
     at.items(0, MAX_TOOLS)?.into_iter().map(read).collect()
 }
 
-/// The tools the chat template shows the model: none when `tool_choice` is `none`.
-pub fn tools(body: &mut Fields) -> Result<Vec<Value>, ApiError> {
-    let tools = body.take("tools").map_or(Ok(Vec::new()), |at| {
+/// Functions, and how the model may call them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tools {
+    /// As the client spelled them; the chat template shows them to the model. None when `tool_choice` is `none`.
+    pub definitions: Vec<Value>,
+    pub choice: ToolChoice,
+    pub parallel: bool,
+}
+
+/// `tools`, `tool_choice` and `parallel_tool_calls`.
+pub fn tools(body: &mut Fields) -> Result<Tools, ApiError> {
+    let definitions = body.take("tools").map_or(Ok(Vec::new()), |at| {
         at.items(0, MAX_TOOLS)?.into_iter().map(tool).collect()
     })?;
+    let parallel = body
+        .take("parallel_tool_calls")
+        .map_or(Ok(true), At::boolean)?;
+    let mut tools = Tools {
+        definitions,
+        choice: ToolChoice::Auto,
+        parallel,
+    };
     let Some(choice) = body.take("tool_choice") else {
         return Ok(tools);
     };
-    if tools.is_empty() {
+    if tools.definitions.is_empty() {
         let message = "Invalid value for 'tool_choice': 'tool_choice' is only allowed when 'tools' are specified.";
         return Err(ApiError::invalid("tool_choice", "invalid_value", message));
     }
-    if !choice.is_string() {
-        choice.object()?;
-        return Err(forced("a named function"));
+    tools.choice = if choice.is_string() {
+        match choice.one_of(&["none", "auto", "required"])? {
+            "none" => ToolChoice::None,
+            "auto" => ToolChoice::Auto,
+            _ => ToolChoice::Required,
+        }
+    } else {
+        named(choice, &tools.definitions)?
+    };
+    if tools.choice == ToolChoice::None {
+        tools.definitions.clear();
     }
-    match choice.one_of(&["none", "auto", "required"])? {
-        "none" => Ok(Vec::new()),
-        "auto" => Ok(tools),
-        other => Err(forced(&format!("'{other}'"))),
-    }
+    Ok(tools)
 }
 
-fn forced(what: &str) -> ApiError {
-    let message =
-        format!("Unsupported value: 'tool_choice' does not support {what} with this service.");
-    ApiError::unsupported("tool_choice", message)
+/// The choice of one function.
+fn named(at: At, definitions: &[Value]) -> Result<ToolChoice, ApiError> {
+    let mut choice = at.object()?;
+    choice.require("type")?.one_of(&["function"])?;
+    let mut function = choice.require("function")?.object()?;
+    let name = function.require("name")?.string_up_to(MAX_NAME_CHARS)?;
+    function.finish()?;
+    choice.finish()?;
+    let is_name = |tool: &Value| tool["function"]["name"] == name.as_str();
+    if !definitions.iter().any(is_name) {
+        let name = echo(&name);
+        let message = format!("Invalid value for 'tool_choice': 'tools' has no function '{name}'.");
+        return Err(ApiError::invalid("tool_choice", "invalid_value", message));
+    }
+    Ok(ToolChoice::Named(name))
 }
 
 /// Checks that it is a function with a name; the template gets it as the client spelled it.
@@ -176,12 +210,28 @@ fn tool(at: At) -> Result<Value, ApiError> {
     let mut fields = At::new(path, value.clone()).object()?;
     fields.require("type")?.one_of(&["function"])?;
     let mut function = fields.require("function")?.object()?;
-    function.require("name")?.string_up_to(64)?;
+    name_of(function.require("name")?)?;
     if let Some(parameters) = function.take("parameters") {
         parameters.object()?;
     }
+    function.take("strict").map(At::boolean).transpose()?;
     fields.finish()?;
     Ok(value)
+}
+
+/// The name of a function or of a schema.
+pub fn name_of(at: At) -> Result<String, ApiError> {
+    let path = at.path.clone();
+    let name = at.string_up_to(MAX_NAME_CHARS)?;
+    let is_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    if name.is_empty() || !name.chars().all(is_of_name) {
+        let message = format!(
+            "Invalid '{path}': expected a string that matches the pattern '^[a-zA-Z0-9_-]+$', got '{}'.",
+            echo(&name)
+        );
+        return Err(ApiError::invalid(path, "invalid_value", message));
+    }
+    Ok(name)
 }
 
 fn role_of(name: &str) -> Role {
@@ -286,21 +336,38 @@ mod tests {
     }
 
     #[test]
-    fn no_tool_choice_hides_tools_and_forcing_is_refused() {
+    fn a_tool_choice_is_read_and_none_hides_the_tools() {
         let tool = json!({"type": "function", "function": {"name": "get"}});
         let read = |choice: Value| {
             tools(&mut Fields::root(json!({"tools": [tool], "tool_choice": choice})).unwrap())
         };
-        assert_eq!(read(json!("auto")).unwrap().len(), 1);
-        assert_eq!(read(json!("none")).unwrap().len(), 0);
-        assert_eq!(
-            read(json!("required")).unwrap_err().code,
-            Some("unsupported_value")
-        );
-        let named = json!({"type": "function", "function": {"name": "get"}});
-        assert_eq!(
-            read(named).unwrap_err().param.as_deref(),
-            Some("tool_choice")
-        );
+        let named = |name: &str| json!({"type": "function", "function": {"name": name}});
+        for (choice, expected, n) in [
+            (json!(null), ToolChoice::Auto, 1),
+            (json!("auto"), ToolChoice::Auto, 1),
+            (json!("none"), ToolChoice::None, 0),
+            (json!("required"), ToolChoice::Required, 1),
+            (named("get"), ToolChoice::Named("get".to_owned()), 1),
+        ] {
+            let read = read(choice).unwrap();
+            assert_eq!((read.choice, read.definitions.len()), (expected, n));
+        }
+        for choice in [json!("get"), named("other"), json!({"type": "function"})] {
+            let error = read(choice.clone()).unwrap_err();
+            assert!(
+                error.param.as_deref().unwrap().starts_with("tool_choice"),
+                "{choice}"
+            );
+        }
+    }
+
+    #[test]
+    fn functions_have_names_that_can_be_called() {
+        for name in ["", "a b", "größe", "a.b"] {
+            let tool = json!([{"type": "function", "function": {"name": name}}]);
+            let read = tools(&mut Fields::root(json!({"tools": tool})).unwrap());
+            let error = read.unwrap_err();
+            assert_eq!(error.param.as_deref(), Some("tools[0].function.name"));
+        }
     }
 }

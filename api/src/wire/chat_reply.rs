@@ -24,18 +24,35 @@ reply! {
         index: u32,
         message: AnswerMessage,
         logprobs: Nullable<Logprobs>,
-        /// `stop` or `length`.
+        /// `stop`, `length` or `tool_calls`.
         finish_reason: &'static str,
     }
 
     AnswerMessage as "AnswerMessage" {
         /// `assistant`.
         role: &'static str,
-        content: String,
+        /// Null where the answer only calls functions.
+        content: Nullable<String>,
+        /// The functions it calls; absent if none.
+        tool_calls: Option<Vec<ToolCallObject>>,
         /// Always null.
         refusal: Nullable<String>,
         /// Always empty.
         annotations: Vec<serde_json::Value>,
+    }
+
+    /// A call of a function.
+    ToolCallObject as "ToolCall" {
+        id: String,
+        /// `function`.
+        r#type: &'static str,
+        function: CalledFunction,
+    }
+
+    CalledFunction as "CalledFunction" {
+        name: String,
+        /// A JSON object, as text.
+        arguments: String,
     }
 
     /// Log-probabilities of the answer's tokens.
@@ -98,7 +115,35 @@ reply! {
     Delta as "Delta" {
         role: Option<&'static str>,
         content: Option<String>,
+        tool_calls: Option<Vec<ToolCallDelta>>,
         refusal: Option<Nullable<String>>,
+    }
+
+    /// What is new of a call: id and name first, then pieces of its arguments.
+    ToolCallDelta as "ToolCallDelta" {
+        /// Which of the answer's calls, from 0.
+        index: u32,
+        id: Option<String>,
+        /// `function`.
+        r#type: Option<&'static str>,
+        function: FunctionDelta,
+    }
+
+    FunctionDelta as "FunctionDelta" {
+        name: Option<String>,
+        arguments: String,
+    }
+}
+
+impl ToolCallObject {
+    /// A call without arguments yet.
+    pub fn new(id: String, name: String) -> Self {
+        let arguments = String::new();
+        Self {
+            id,
+            r#type: "function",
+            function: CalledFunction { name, arguments },
+        }
     }
 }
 
@@ -108,6 +153,7 @@ impl Delta {
         Self {
             role: Some("assistant"),
             content: Some(String::new()),
+            tool_calls: None,
             refusal: Some(Nullable(None)),
         }
     }
@@ -119,11 +165,42 @@ impl Delta {
         }
     }
 
+    /// Call number `index` begins.
+    pub fn call(index: u32, id: String, name: String) -> Self {
+        Self::of_call(ToolCallDelta {
+            index,
+            id: Some(id),
+            r#type: Some("function"),
+            function: FunctionDelta {
+                name: Some(name),
+                arguments: String::new(),
+            },
+        })
+    }
+
+    pub fn arguments(index: u32, arguments: String) -> Self {
+        let name = None;
+        Self::of_call(ToolCallDelta {
+            index,
+            id: None,
+            r#type: None,
+            function: FunctionDelta { name, arguments },
+        })
+    }
+
+    fn of_call(call: ToolCallDelta) -> Self {
+        Self {
+            tool_calls: Some(vec![call]),
+            ..Self::nothing()
+        }
+    }
+
     /// Beside the finish reason.
     pub fn nothing() -> Self {
         Self {
             role: None,
             content: None,
+            tool_calls: None,
             refusal: None,
         }
     }
@@ -133,6 +210,7 @@ pub fn finish_reason(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Stop => "stop",
         FinishReason::Length => "length",
+        FinishReason::ToolCalls => "tool_calls",
     }
 }
 

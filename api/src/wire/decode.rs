@@ -242,6 +242,14 @@ impl At {
         ApiError::invalid(&self.path, code, message)
     }
 
+    /// An object as the client spelled it.
+    pub fn json_object(self) -> Result<Value, ApiError> {
+        match self.value {
+            Value::Object(_) => Ok(self.value),
+            _ => Err(self.wrong_type("an object")),
+        }
+    }
+
     pub fn object(self) -> Result<Fields, ApiError> {
         match self.value {
             Value::Object(map) => Ok(Fields {

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use domain::generation::{FinishReason, TokenLogprob, TopLogprob};
+use domain::generation::{FinishReason, TokenLogprob, ToolChoice, TopLogprob};
 use domain::id::WorkerId;
 use domain::message::{
     ExportError, ExportFormat, ExportRequest, GenerateError, GenerateEvent, GenerateRequest,
@@ -176,6 +176,13 @@ async fn generate(shared: Data<&Arc<Shared>>, request: &Request, body: Body) -> 
                 reason: "roles must alternate".to_owned(),
             },
         ),
+        "unanswerable" => refusal(
+            400,
+            &GenerateError::Unanswerable {
+                param: "response_format.json_schema.schema".to_owned(),
+                reason: "no such keyword".to_owned(),
+            },
+        ),
         "busy" => refusal(503, &GenerateError::Busy),
         "no adapter" => refusal(
             503,
@@ -215,8 +222,11 @@ fn lines(events: Vec<GenerateEvent>) -> Response {
         .body(bytes)
 }
 
-/// "Hello", then " wörld" of each answer.
+/// "Hello", then " wörld" of each answer; where calls are required, two calls instead.
 fn answer(asked: &GenerateRequest) -> Vec<GenerateEvent> {
+    if asked.tool_choice == ToolChoice::Required {
+        return calls();
+    }
     let mut events = vec![GenerateEvent::Started { prompt_tokens: 7 }];
     for index in 0..asked.n {
         for text in ["Hello", " wörld"] {
@@ -239,6 +249,37 @@ fn answer(asked: &GenerateRequest) -> Vec<GenerateEvent> {
         prompt_tokens: 7,
         cached_tokens: 4,
         completion_tokens: 3 * u64::from(asked.n),
+    };
+    events.push(GenerateEvent::Done { usage });
+    events
+}
+
+/// One answer that calls `get` twice, arguments in pieces.
+fn calls() -> Vec<GenerateEvent> {
+    let mut events = vec![GenerateEvent::Started { prompt_tokens: 7 }];
+    for call in 0..2 {
+        events.push(GenerateEvent::ToolCall {
+            index: 0,
+            call,
+            id: format!("call_{call}"),
+            name: "get".to_owned(),
+        });
+        for arguments in ["{\"n\": ", "1}"] {
+            events.push(GenerateEvent::ToolArguments {
+                index: 0,
+                call,
+                arguments: arguments.to_owned(),
+            });
+        }
+    }
+    events.push(GenerateEvent::Finished {
+        index: 0,
+        finish_reason: FinishReason::ToolCalls,
+    });
+    let usage = TokenUsage {
+        prompt_tokens: 7,
+        cached_tokens: 0,
+        completion_tokens: 20,
     };
     events.push(GenerateEvent::Done { usage });
     events

@@ -60,15 +60,25 @@ impl Running {
 
 impl House {
     pub async fn new() -> Self {
-        let dir = TempDir::new().unwrap();
-        let url = format!("file://{}", dir.path().join("objects").display());
-        let objects = Objects::open(&ObjectsConfig {
-            url,
-            ..ObjectsConfig::default()
-        })
-        .unwrap();
-        let key = ServiceKey::new(&Secret::from("0123456789abcdef0123456789abcdef"));
+        let (dir, objects) = bucket();
         let model = install(&objects, "tiny", 1).await;
+        Self::of(dir, objects, model).await
+    }
+
+    /// With a model that reads and writes so many tokens.
+    pub async fn with_context(context: usize) -> Self {
+        let (dir, objects) = bucket();
+        let files = tiny_model::files_with_context(1, context).into_iter();
+        let files = files
+            .map(|(name, bytes)| (name.to_owned(), bytes))
+            .collect();
+        let mut model = install_files(&objects, "tiny", 1, files).await;
+        model.context_length = context as u32;
+        Self::of(dir, objects, model).await
+    }
+
+    async fn of(dir: TempDir, objects: Objects, model: BaseModel) -> Self {
+        let key = ServiceKey::new(&Secret::from("0123456789abcdef0123456789abcdef"));
         let door = Door::open(key.clone()).await;
         door.with(|script| script.base_models = vec![model.clone()]);
         Self {
@@ -220,6 +230,17 @@ impl House {
 }
 
 /// Installs a tiny model in the bucket.
+fn bucket() -> (TempDir, Objects) {
+    let dir = TempDir::new().unwrap();
+    let url = format!("file://{}", dir.path().join("objects").display());
+    let config = ObjectsConfig {
+        url,
+        ..ObjectsConfig::default()
+    };
+    let objects = Objects::open(&config).unwrap();
+    (dir, objects)
+}
+
 pub async fn install(objects: &Objects, name: &str, seed: u64) -> BaseModel {
     let files = tiny_model::files(seed).into_iter();
     let files = files.map(|(file, bytes)| (file.to_owned(), bytes));
@@ -279,22 +300,17 @@ pub fn message(content: &str) -> ChatMessage {
 
 /// A greedy request for one answer of at most `max_tokens`.
 pub fn ask(content: &str, max_tokens: u32) -> GenerateRequest {
+    let model = ServedModel {
+        base_model: "tiny".to_owned(),
+        adapter: None,
+    };
     GenerateRequest {
-        model: ServedModel {
-            base_model: "tiny".to_owned(),
-            adapter: None,
-        },
-        scope: "proj_house".to_owned(),
-        messages: vec![message(content)],
-        tools: Vec::new(),
-        n: 1,
         max_tokens: Some(max_tokens),
-        stop: Vec::new(),
         sampling: SamplingParams {
             temperature: 0.0,
             ..SamplingParams::default()
         },
-        top_logprobs: None,
+        ..GenerateRequest::new(model, "proj_house".to_owned(), vec![message(content)])
     }
 }
 

@@ -6,5 +6,6 @@ mod generate;
 mod house;
 mod options;
 mod queue;
+mod structured;
 mod tiny_model;
 mod train;

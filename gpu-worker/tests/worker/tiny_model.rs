@@ -17,8 +17,13 @@ const TEMPLATE: &str = "{% for message in messages %}<|im_start|>{{ message.role
 
 /// The files of the folder, by name.
 pub fn files(seed: u64) -> Vec<(&'static str, Vec<u8>)> {
+    files_with_context(seed, CONTEXT)
+}
+
+/// As [`files`], for so many tokens.
+pub fn files_with_context(seed: u64, context: usize) -> Vec<(&'static str, Vec<u8>)> {
     vec![
-        ("config.json", config().to_string().into_bytes()),
+        ("config.json", config(context).to_string().into_bytes()),
         ("tokenizer.json", tokenizer().to_string().into_bytes()),
         (
             "tokenizer_config.json",
@@ -28,12 +33,12 @@ pub fn files(seed: u64) -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-fn config() -> Value {
+fn config(context: usize) -> Value {
     json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN,
         "intermediate_size": INTERMEDIATE, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS, "head_dim": HEAD_DIM, "vocab_size": VOCAB,
-        "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+        "max_position_embeddings": context, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
         "tie_word_embeddings": true, "torch_dtype": "float32", "bos_token_id": 256, "eos_token_id": 257
     })
 }

@@ -1,9 +1,9 @@
 //! Which token ends an answer, as the template shows it.
 
-use domain::generation::{ChatMessage, Role};
+use domain::generation::Role;
 
-use super::rendering::Rendering;
-use super::{ChatModel, RenderError};
+use super::rendering::{Habits, Rendering};
+use super::{ChatModel, RenderError, said};
 
 /// Words that no template writes by itself.
 const QUESTION: &str = "first-question";
@@ -24,19 +24,18 @@ impl ChatModel {
         declared: &[u32],
         bos_id: Option<u32>,
     ) -> Result<Option<EndOfTurn>, RenderError> {
-        let message = |role, content: &str| ChatMessage {
-            role,
-            content: Some(content.to_owned()),
-            name: None,
-            tool_calls: Vec::new(),
-            tool_call_id: None,
-        };
         let messages = [
-            message(Role::User, QUESTION),
-            message(Role::Assistant, ANSWER),
-            message(Role::User, NEXT),
+            said(Role::User, QUESTION),
+            said(Role::Assistant, ANSWER),
+            said(Role::User, NEXT),
         ];
-        let rendering = Rendering::new(&self.template, self.tokenizer.control(), &messages, &[]);
+        let rendering = Rendering::new(
+            &self.template,
+            self.tokenizer.control(),
+            &messages,
+            &[],
+            Habits::default(),
+        );
         let short = rendering.until(2)?;
         let text = rendering.until(3).ok().filter(|text| text.contains(NEXT));
         let text = text.unwrap_or_else(|| short.clone());

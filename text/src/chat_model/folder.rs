@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use chrono::NaiveDateTime;
 use serde_json::Value;
@@ -61,6 +62,10 @@ pub(super) fn load(dir: &Path, now: Option<NaiveDateTime>) -> Result<ChatModel, 
         stop_token_ids: Vec::new(),
         opener_id: None,
         context_length: context_length(&config),
+        takes_system: OnceLock::new(),
+        call_habits: OnceLock::new(),
+        tool_syntax: OnceLock::new(),
+        grammars: OnceLock::new(),
         tokenizer,
     };
 

@@ -7,15 +7,44 @@ use serde_json::{Map, Value, json};
 use super::RenderError;
 use crate::chat_template::{ChatTemplate, Conversation, TemplateError};
 use crate::control::{ControlTokens, unused_char};
+use crate::tools::told::{Untold, call_text, told};
 
 /// A template may write this much besides four times what it was given. Bytes.
 const TEMPLATE_ALLOWANCE_BYTES: usize = 64 << 10;
+
+/// How a template wants to be given what it could be given in two ways.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Habits {
+    /// It writes a system message.
+    pub takes_system: bool,
+    pub calls: CallHabits,
+}
+
+/// How a template wants to be given calls; the default is what most do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct CallHabits {
+    /// It adds arguments to its text as they are, and not an object.
+    pub text_arguments: bool,
+    /// A turn that says nothing beside its calls has no content, and not an empty one.
+    pub null_content: bool,
+}
+
+impl Default for Habits {
+    fn default() -> Self {
+        Self {
+            takes_system: true,
+            calls: CallHabits::default(),
+        }
+    }
+}
 
 pub(super) struct Rendering<'m> {
     template: &'m ChatTemplate,
     /// As the template sees them, control tokens in them broken by `mark`.
     pub(super) messages: Vec<Value>,
-    tools: TemplateValue,
+    tools: Vec<Value>,
+    untold: Untold,
+    habits: Habits,
     mark: char,
     /// A second private-use character, to find a message again in the output.
     pub(super) pin: char,
@@ -28,8 +57,10 @@ impl<'m> Rendering<'m> {
         control: &ControlTokens,
         messages: &[ChatMessage],
         tools: &[Value],
+        habits: Habits,
     ) -> Self {
-        let messages: Vec<Value> = messages.iter().map(|m| to_json(m, template)).collect();
+        let to_json = |message| to_json(message, template, habits.calls);
+        let messages: Vec<Value> = messages.iter().map(to_json).collect();
         let tools = tools.to_vec();
         let mut texts = vec![template.source().to_owned()];
         texts.extend(messages.iter().chain(&tools).map(ToString::to_string));
@@ -42,17 +73,14 @@ impl<'m> Rendering<'m> {
             .iter()
             .map(|message| guard_message(message, &guard))
             .collect();
-        let tools: Vec<Value> = tools.iter().map(guard).collect();
-        let tools = if tools.is_empty() {
-            TemplateValue::from(())
-        } else {
-            TemplateValue::from(Serde(tools))
-        };
+        let tools = tools.iter().map(guard).collect();
         let max_bytes = 4 * n_given_bytes + TEMPLATE_ALLOWANCE_BYTES;
         Self {
             template,
             messages,
             tools,
+            untold: Untold::by(template),
+            habits,
             mark,
             pin,
             max_bytes,
@@ -82,13 +110,19 @@ impl<'m> Rendering<'m> {
         messages: &[Value],
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
-        let messages: Vec<TemplateValue> = messages
+        let told = told(messages, &self.tools, self.untold, self.habits.takes_system);
+        let messages: Vec<TemplateValue> = told
             .iter()
             .map(|message| TemplateValue::from(Serde(message)))
             .collect();
+        let tools = if self.tools.is_empty() {
+            TemplateValue::from(())
+        } else {
+            TemplateValue::from(Serde(&self.tools))
+        };
         let conversation = Conversation {
             messages: &messages,
-            tools: &self.tools,
+            tools: &tools,
             add_generation_prompt,
         };
         self.template.render(&conversation, self.max_bytes)
@@ -96,7 +130,7 @@ impl<'m> Rendering<'m> {
 }
 
 /// A message in the form that templates read.
-fn to_json(message: &ChatMessage, template: &ChatTemplate) -> Value {
+fn to_json(message: &ChatMessage, template: &ChatTemplate, habits: CallHabits) -> Value {
     let role = match message.role {
         // OpenAI's newer name for a system message, which few templates know; some would drop it silently
         Role::Developer if !template.mentions("developer") => Role::System,
@@ -114,12 +148,15 @@ fn to_json(message: &ChatMessage, template: &ChatTemplate) -> Value {
             content.push_str(&call_text(call));
         }
     }
+    let says_nothing = content.is_empty() && !message.tool_calls.is_empty();
+    let content = (!(says_nothing && habits.null_content)).then_some(content);
     map.insert("content".to_owned(), content.into());
     if let Some(name) = &message.name {
         map.insert("name".to_owned(), name.clone().into());
     }
     if !message.tool_calls.is_empty() && knows_calls {
-        let calls = message.tool_calls.iter().map(call_json).collect();
+        let calls = message.tool_calls.iter();
+        let calls = calls.map(|call| call_json(call, habits)).collect();
         map.insert("tool_calls".to_owned(), Value::Array(calls));
     }
     if let Some(id) = &message.tool_call_id {
@@ -128,10 +165,10 @@ fn to_json(message: &ChatMessage, template: &ChatTemplate) -> Value {
     Value::Object(map)
 }
 
-/// Templates want the arguments as an object; text that is none stays text.
-fn call_json(call: &ToolCall) -> Value {
+/// Most templates want the arguments as an object; text that is none stays text.
+fn call_json(call: &ToolCall, habits: CallHabits) -> Value {
     let arguments = match serde_json::from_str(&call.arguments) {
-        Ok(Value::Object(arguments)) => Value::Object(arguments),
+        Ok(Value::Object(arguments)) if !habits.text_arguments => Value::Object(arguments),
         _ => Value::String(call.arguments.clone()),
     };
     json!({
@@ -139,15 +176,6 @@ fn call_json(call: &ToolCall) -> Value {
         "type": "function",
         "function": {"name": call.name, "arguments": arguments},
     })
-}
-
-/// A tool call as text, in the form most open models were taught.
-fn call_text(call: &ToolCall) -> String {
-    let name = Value::String(call.name.clone());
-    format!(
-        "<tool_call>\n{{\"name\": {name}, \"arguments\": {}}}\n</tool_call>",
-        call.arguments
-    )
 }
 
 /// Guards everything but the role, which is one of six words and part of the template's own text.

@@ -9,7 +9,7 @@ use text::formats::{ChatExample, TrainingExample};
 
 use crate::{FAMILIES, Family, json_lines, list, source};
 
-fn model(family: &Family, template: &str) -> ChatModel {
+pub(crate) fn model(family: &Family, template: &str) -> ChatModel {
     let dir = tempfile::tempdir().unwrap();
     let write =
         |name: &str, json: Value| std::fs::write(dir.path().join(name), json.to_string()).unwrap();
@@ -66,7 +66,7 @@ fn tokenizer(family: &Family) -> Value {
     tokenizer
 }
 
-fn message(json: &Value) -> ChatMessage {
+pub(crate) fn message(json: &Value) -> ChatMessage {
     let text = |json: &Value| json.as_str().map(str::to_owned);
     let calls = json["tool_calls"].as_array().into_iter().flatten();
     ChatMessage {

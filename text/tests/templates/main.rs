@@ -200,7 +200,7 @@ fn roles_that_templates_do_not_know_become_roles_that_they_know() {
     let text = model.conversation_text(&messages, None).unwrap();
     assert_eq!(
         text,
-        "<|im_start|>system\nd<|im_end|>\n<|im_start|>tool\nf<|im_end|>\n"
+        "<|im_start|>system\nd<|im_end|>\n<|im_start|>user\n<tool_response>\nf\n</tool_response><|im_end|>\n"
     );
 }
 

@@ -53,7 +53,7 @@ async fn what_is_asked_for_reaches_the_worker() {
             {"role": "developer", "content": "Be brief."},
             {"role": "user", "name": "bob", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
         ],
-        "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "n": 2, "max_completion_tokens": 9, "stop": "\n", "seed": -1,
+        "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "n": 2, "max_completion_tokens": 9, "stop": "\n", "stop_token_ids": [7], "seed": -1,
         "frequency_penalty": 0.25, "presence_penalty": -0.5, "logit_bias": {"5": -100}, "logprobs": true,
         "top_logprobs": 2, "tools": [tool], "tool_choice": "auto", "parallel_tool_calls": false,
         "response_format": {"type": "json_schema", "json_schema": {"name": "x", "strict": true, "schema": {"type": "object"}}}, "user": "u", "service_tier": "auto",
@@ -69,8 +69,8 @@ async fn what_is_asked_for_reaches_the_worker() {
         (2, Some(9), Some(2))
     );
     assert_eq!(
-        (asked.stop, asked.tools),
-        (vec!["\n".to_owned()], vec![tool])
+        (asked.stop, asked.stop_token_ids, asked.tools),
+        (vec!["\n".to_owned()], vec![7], vec![tool])
     );
     let format = ResponseFormat::JsonSchema {
         schema: json!({"type": "object"}),

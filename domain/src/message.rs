@@ -181,6 +181,9 @@ pub struct GenerateRequest {
     pub max_tokens: Option<u32>,
     /// At most 4; none of them appears in the answer.
     pub stop: Vec<String>,
+    /// Tokens that end an answer beside the model's own; none of them appears in it.
+    #[serde(default)]
+    pub stop_token_ids: Vec<u32>,
     pub sampling: SamplingParams,
     /// `Some(k)`: log-probabilities, with the `k` likeliest tokens (0–20).
     pub top_logprobs: Option<u8>,
@@ -204,6 +207,7 @@ impl GenerateRequest {
             n: 1,
             max_tokens: None,
             stop: Vec::new(),
+            stop_token_ids: Vec::new(),
             sampling: SamplingParams::default(),
             top_logprobs: None,
         }

@@ -262,6 +262,7 @@ fn a_request_for_an_answer() {
         n: 2,
         max_tokens: Some(64),
         stop: vec!["\n\n".into()],
+        stop_token_ids: vec![9],
         sampling: SamplingParams {
             temperature: 0.5,
             top_p: 0.75,

@@ -114,7 +114,7 @@ async fn begin(worker: Arc<Worker>, asked: GenerateRequest) -> Result<Body, Gene
             scope: asked.scope.as_str().into(),
             sampling: sampling(&asked.sampling),
             max_new_tokens,
-            stop_token_ids: base.chat.stop_token_ids().to_vec(),
+            stop_token_ids: [base.chat.stop_token_ids(), &asked.stop_token_ids].concat(),
             top_logprobs: asked.top_logprobs.map(usize::from),
             grammar,
         },

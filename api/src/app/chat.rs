@@ -46,6 +46,7 @@ pub async fn begin(state: &State, project: &Project, order: ChatOrder) -> Result
         n: order.n,
         max_tokens: order.max_tokens,
         stop: order.stop,
+        stop_token_ids: order.stop_token_ids,
         sampling: order.sampling,
         top_logprobs: order.top_logprobs,
     };

@@ -12,11 +12,12 @@ use crate::error::ApiError;
 /// Most tokens one answer may be asked for; the model's context is smaller anyway.
 const MAX_TOKENS: i64 = i32::MAX as i64;
 const MAX_STOPS: usize = 4;
+const MAX_STOP_TOKENS: usize = 64;
 /// Longest stop string. Characters.
 const MAX_STOP_CHARS: usize = 256;
 const MAX_LOGIT_BIASES: usize = 1024;
 /// More than any vocabulary has.
-const MAX_TOP_K: u32 = 1 << 24;
+const MAX_TOKEN: u32 = 1 << 24;
 /// Accepted, because they change nothing about what this service answers.
 const IGNORED: [&str; 9] = [
     "user",
@@ -53,6 +54,8 @@ pub struct CreateChatCompletionRequest {
     pub max_tokens: Option<u32>,
     /// A string or up to four; the answer ends before the first that appears.
     pub stop: Option<Value>,
+    /// An extension: ids of tokens that end the answer, up to 64; none of them appears in it.
+    pub stop_token_ids: Option<Vec<u32>>,
     /// The same seed and request give the same answer on the same device.
     pub seed: Option<i64>,
     /// −2–2.
@@ -101,6 +104,7 @@ pub struct ChatOrder {
     pub n: u32,
     pub max_tokens: Option<u32>,
     pub stop: Vec<String>,
+    pub stop_token_ids: Vec<u32>,
     pub sampling: SamplingParams,
     pub top_logprobs: Option<u8>,
     pub reply: ReplyForm,
@@ -127,6 +131,9 @@ impl Decode for ChatOrder {
             n: body.take("n").map_or(Ok(1), |at| small(at, 1, 128))?,
             max_tokens: max_tokens(&mut body)?,
             stop: body.take("stop").map_or(Ok(Vec::new()), stop)?,
+            stop_token_ids: body
+                .take("stop_token_ids")
+                .map_or(Ok(Vec::new()), stop_token_ids)?,
             sampling: sampling(&mut body)?,
             top_logprobs: top_logprobs(&mut body)?,
             reply: reply_form(&mut body)?,
@@ -181,6 +188,11 @@ fn stop(at: At) -> Result<Vec<String>, ApiError> {
     items.into_iter().map(read).collect()
 }
 
+fn stop_token_ids(at: At) -> Result<Vec<u32>, ApiError> {
+    let ids = at.items(0, MAX_STOP_TOKENS)?.into_iter();
+    ids.map(|at| small(at, 0, MAX_TOKEN)).collect()
+}
+
 fn sampling(body: &mut Fields) -> Result<SamplingParams, ApiError> {
     let mut number = |key: &str, min: f64, max: f64, default: f32| match body.take(key) {
         Some(at) => at.decimal(min, max).map(|value| value as f32),
@@ -202,7 +214,7 @@ fn sampling(body: &mut Fields) -> Result<SamplingParams, ApiError> {
         top_p,
         top_k: body
             .take("top_k")
-            .map(|at| small(at, 1, MAX_TOP_K))
+            .map(|at| small(at, 1, MAX_TOKEN))
             .transpose()?,
         min_p,
         frequency_penalty,
@@ -417,6 +429,11 @@ mod tests {
                 "array_above_max_length",
             ),
             (json!({"stop": ["a", 5]}), "stop[1]", "invalid_type"),
+            (
+                json!({"stop_token_ids": [1, -1]}),
+                "stop_token_ids[1]",
+                "integer_below_min_value",
+            ),
             (
                 json!({"logit_bias": {"5": 101}}),
                 "logit_bias.5",

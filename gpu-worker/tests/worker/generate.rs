@@ -62,6 +62,25 @@ async fn an_answer_streams_from_started_to_done_and_counts_its_tokens() {
 }
 
 #[tokio::test]
+async fn an_answer_ends_before_a_token_that_the_client_names() {
+    let house = House::new().await;
+    let worker = house.worker("a", |_| {}).await;
+    let asked = hot("Tell me", 60, 3);
+    let whole = text_of(&house.generate(&worker, &asked).await, 0);
+    // One token a byte, and the ids are the bytes.
+    let stop = whole.bytes().filter(u8::is_ascii).nth(10).unwrap();
+    let request = GenerateRequest {
+        stop_token_ids: vec![u32::from(stop)],
+        ..asked
+    };
+    let events = house.generate(&worker, &request).await;
+    let expected = whole.split(char::from(stop)).next().unwrap();
+    assert_eq!(text_of(&events, 0), expected);
+    assert_eq!(finish_reasons(&events), [FinishReason::Stop]);
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn no_part_of_a_stop_string_is_shown_even_across_tokens() {
     let house = House::new().await;
     let worker = house.worker("a", |_| {}).await;

@@ -83,7 +83,7 @@ class Tools:
         message = self.chat(**ask).choices[0].message
         self.assertGreater(len(message.tool_calls), 1)
         self.assertEqual(len({call.id for call in message.tool_calls}), len(message.tool_calls))
-        self.assertTrue(all(call.function.arguments == "{}" for call in message.tool_calls[:-1]))
+        self.assertTrue(all(json.loads(call.function.arguments) == {} for call in message.tool_calls[:-1]))
         answers = [{"role": "tool", "tool_call_id": call.id, "content": "done"} for call in message.tool_calls[:2]]
         asked = {"role": "assistant", "content": None, "tool_calls": [call.model_dump() for call in message.tool_calls[:2]]}
         reply = self.chat(messages=[*QUESTION, asked, *answers], tools=[WAIT], max_tokens=4)
@@ -95,13 +95,14 @@ class Tools:
         job = self.client.fine_tuning.jobs.create(
             model=MODEL, training_file=file.id, seed=7,
             method={"type": "supervised", "supervised": {"hyperparameters": {
-                "n_epochs": 20, "batch_size": 4, "learning_rate_multiplier": 8}}},
+                "n_epochs": 8, "batch_size": 4, "learning_rate_multiplier": 1}}},
             extra_body={"x_training": {"adapter": {"r": 32, "target_modules": "all-linear"}}})
         job = finish(self.client, job.id)
         self.assertEqual(job.status, "succeeded", f"{job.error}\n{self.service.logs()}")
         for stream in (False, True):
             with self.subTest(stream=stream):
-                ask = dict(model=job.fine_tuned_model, tools=[WEATHER], temperature=0, max_tokens=200)
+                # The tiny model cannot end its turn: with one call at most, the grammar ends it.
+                ask = dict(model=job.fine_tuned_model, tools=[WEATHER], temperature=0, max_tokens=200, parallel_tool_calls=False)
                 if stream:
                     chunks = [chunk.choices[0] for chunk in self.chat(**ask, stream=True)]
                     calls = [piece.function for chunk in chunks for piece in chunk.delta.tool_calls or []]

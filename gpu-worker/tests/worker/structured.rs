@@ -48,7 +48,7 @@ impl Schemas {
             0 => json!({"type": "string", "maxLength": 12}),
             1 => json!({"type": "string", "minLength": 3, "maxLength": 8}),
             2 => json!({"type": "string", "pattern": "^[A-Z]{2}-[0-9]{1,3}$"}),
-            3 => json!({"type": "string", "format": "time"}),
+            3 => json!({"type": "string", "format": "uuid"}),
             4 => json!({"type": "string", "format": "uuid"}),
             _ => json!({"type": "string", "format": "ipv4"}),
         }

@@ -1,6 +1,6 @@
 //! Answers that are held to a form: JSON of a schema, and calls of functions. The model is random, so whatever fits, fits because it had to.
 
-use std::sync::Arc;
+use std::collections::HashSet;
 
 use domain::generation::{FinishReason, ResponseFormat, SamplingParams, ToolChoice};
 use domain::message::{GenerateError, GenerateEvent, GenerateRequest};
@@ -135,18 +135,20 @@ fn finish_reason(events: &[GenerateEvent], answer: u32) -> FinishReason {
 
 #[tokio::test]
 async fn every_answer_to_five_hundred_schemas_is_json_that_its_schema_allows() {
-    let house = Arc::new(House::with_context(CONTEXT).await);
+    let house = House::with_context(CONTEXT).await;
     let worker = house
         .worker("a", |config| {
             config.max_sequences = 16;
             config.max_cached_tokens = 16 * CONTEXT;
         })
         .await;
-    let answers = futures::stream::iter(0..N_SCHEMAS as u64)
-        .map(|seed| {
+    let mut seen = HashSet::new();
+    let schemas = (0..).map(|seed| (seed, Schemas(seed).top()));
+    let schemas = schemas.filter(|(_, schema)| seen.insert(schema.to_string()));
+    let answers = futures::stream::iter(schemas.take(N_SCHEMAS))
+        .map(|(seed, schema)| {
             let (house, worker) = (&house, &worker);
             async move {
-                let schema = Schemas(seed).top();
                 let events = house
                     .generate(worker, &in_format(schema.clone(), seed))
                     .await;
@@ -156,7 +158,6 @@ async fn every_answer_to_five_hundred_schemas_is_json_that_its_schema_allows() {
         .buffer_unordered(16);
     let answers: Vec<(Value, Vec<GenerateEvent>)> = answers.collect().await;
     assert_eq!(answers.len(), N_SCHEMAS);
-    let mut distinct = std::collections::HashSet::new();
     for (schema, events) in answers {
         let text = text_of(&events, 0);
         assert_eq!(
@@ -173,9 +174,7 @@ async fn every_answer_to_five_hundred_schemas_is_json_that_its_schema_allows() {
         if let Err(error) = validator.validate(&value) {
             panic!("{error}\n{schema}\n{text}");
         }
-        distinct.insert(schema.to_string());
     }
-    assert!(distinct.len() > N_SCHEMAS * 9 / 10, "{}", distinct.len());
     worker.stop().await.unwrap();
 }
 

@@ -20,8 +20,8 @@ MIB = 1 << 20
 
 
 def fits(name, ours, limit, unit):
-    """A row whose second figure is the most that ours may be."""
-    return row(f"{name}, to fit in", [ours, limit], unit, limit / max(ours, 1e-9), 1.0)
+    """A row whose second figure is the most that ours may be; a hundredth of it, or less than nothing, is as good as can be told."""
+    return row(f"{name}, to fit in", [ours, limit], unit, limit / max(ours, limit / 100), 1.0)
 
 
 def bring_all(client, adapters, n):

@@ -139,11 +139,11 @@ CHAT_SHARE = 0.30
 
 def measure_training(args):
     """Chats beside a training, a training beside chats: each against itself alone; the adapter is to be the same, to the byte."""
-    idle_s, n_rows = (10, 300) if args.quick else (40, 1500)
+    idle_s, n_rows = (10, 120) if args.quick else (40, 1500)
     with tempfile.TemporaryDirectory() as folder, running(service.install(TRAINING_SHAPE, folder)) as up:
         client = Client(up)
         data = dataset(n_rows)
-        pause_s, share = paced(up, idle_s / 2)
+        pause_s, share = paced(up, idle_s / 4)
         idle = chat_for(up, pause_s, lambda began: time.perf_counter() - began < idle_s)
         alone, alone_speed = train(client, data)
         ended = threading.Event()
@@ -178,15 +178,17 @@ def chat_for(up, pause_s, goes_on):
 
 
 def paced(up, seconds):
-    """How often each client may begin a chat so that all take `CHAT_SHARE`, and the share that was measured with it."""
-    pause_s, share = 0.0, 0.0
-    for _ in range(3):
+    """How often each client may begin a chat so that all take `CHAT_SHARE`, and the share that was measured with it: the fewer chats run
+    beside each other, the more each costs."""
+    pause_s, share = 0.1, 0.0
+    for n_left in reversed(range(6)):
         began, cpu = time.perf_counter(), up.cpu_s()
-        n = len(chat_for(up, pause_s, lambda began: time.perf_counter() - began < seconds))
-        cpu, wall = up.cpu_s() - cpu, time.perf_counter() - began
-        share = cpu / wall / os.cpu_count()
-        last, pause_s = pause_s, CHATS * cpu / n / (CHAT_SHARE * os.cpu_count())
-    return last, share
+        chat_for(up, pause_s, lambda began: time.perf_counter() - began < seconds)
+        share = (up.cpu_s() - cpu) / (time.perf_counter() - began) / os.cpu_count()
+        if abs(share / CHAT_SHARE - 1) < 0.1 or n_left == 0:
+            break
+        pause_s *= share / CHAT_SHARE
+    return pause_s, share
 
 
 def dataset(n_rows):

@@ -1,6 +1,7 @@
 """What the benchmarks share: peers in a virtual environment of their own, programs that take steps in turn, and the table."""
 
 import datetime
+import functools
 import json
 import os
 import platform
@@ -18,7 +19,17 @@ def run(command, **kw):
 
 def build_example(name):
     """The engine's example in release mode."""
-    messages = run(["cargo", "build", "--release", "-q", "-p", "engine", "--example", name, "--message-format=json"])
+    return built(name, "-p", "engine", "--example", name)
+
+
+def build_binary():
+    """`luthier` in release mode."""
+    return built("luthier", "-p", "luthier", "--bin", "luthier")
+
+
+@functools.cache
+def built(name, *what):
+    messages = run(["cargo", "build", "--release", "-q", *what, "--message-format=json"])
     for line in messages.splitlines():
         message = json.loads(line)
         if message.get("executable") and message["target"]["name"] == name:

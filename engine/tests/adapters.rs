@@ -289,3 +289,25 @@ fn adapters_with_their_own_heads_norms_and_biases_are_served_side_by_side() {
         );
     }
 }
+
+#[test]
+fn an_adapter_that_was_made_ready_ahead_scores_to_the_bit_as_one_that_was_not() {
+    let pool = Pool::new(2);
+    let base = LLAMA.load(&pool);
+    let tokens = example(LLAMA.vocab, 30, 1).tokens;
+    for lora in [plain(), pissa(), whole()] {
+        let score = |prepare: bool| {
+            let adapter = trained(&base, &lora, 3, &pool);
+            if prepare {
+                adapter.prepare();
+            }
+            let limits = Limits {
+                max_sequences: 1,
+                max_cached_tokens: 64,
+            };
+            let mut batcher = Batcher::new(base.clone(), pool.clone(), limits);
+            batcher.score(&tokens, Some(&adapter)).unwrap()
+        };
+        assert_eq!(score(true), score(false), "{lora:?}");
+    }
+}

@@ -1,20 +1,27 @@
-//! Adapters in memory, by their folders in the bucket: fetched, verified, checked against the base's shapes, and dropped
-//! in the order of last use. Two folders may hold the same weights under configurations that make them two adapters. The base model never answers in place of one that cannot be had.
+//! Adapters by their folders in the bucket: in memory ready to multiply with, on this host's disk, or fetched; verified, checked
+//! against the base's shapes, and dropped in the order of last use. Two folders may hold the same weights under configurations that
+//! make them two adapters. The base model never answers in place of one that cannot be had.
+
+mod disk;
+mod lru;
 
 use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use domain::adapter_file::{CONFIG_FILE, WEIGHTS_FILE};
 use domain::model::AdapterRef;
+use engine::config::ModelConfig;
 use engine::lora::Adapter;
 use platform::objects::{Objects, ObjectsError};
 use sha2::{Digest, Sha256};
 
+use self::disk::Disk;
+use self::lru::Lru;
 use crate::base_models::Base;
 
-/// Weights kept in memory, over all adapters. Bytes: two hundred of rank 16 on a model of 135 M parameters.
-const CAPACITY_BYTES: u64 = 4 << 30;
 /// How long a request waits for another one's load of the same adapter.
 const LOAD_WAIT: Duration = Duration::from_secs(10);
 
@@ -27,24 +34,29 @@ pub(crate) enum AdapterError {
     Damaged { expected: String, found: String },
     #[error("it does not fit the base model: {0}")]
     Unfit(String),
+    #[error("its files on this host cannot be read: {0}")]
+    Unreadable(#[from] io::Error),
     #[error("it is still being loaded")]
     StillLoading,
 }
 
-/// The cache. Invariant: `size_bytes` is the sum over `entries`.
-pub(crate) struct Adapters {
-    objects: Objects,
-    cache: Mutex<Cache>,
-    /// One load per adapter at a time.
-    loading: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+/// How much is kept. Bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Budgets {
+    /// Of adapters as they multiply. Those in use, and those being loaded, may exceed it for as long as they are.
+    pub memory_bytes: u64,
+    /// Of files.
+    pub disk_bytes: u64,
 }
 
-#[derive(Default)]
-struct Cache {
-    entries: HashMap<String, Entry>,
-    size_bytes: u64,
-    /// Rises with every use.
-    uses: u64,
+/// Both tiers, and the way to the bucket.
+pub(crate) struct Adapters {
+    objects: Objects,
+    /// By their folders in the bucket.
+    memory: Mutex<Lru<Entry>>,
+    disk: Disk,
+    /// One load per adapter at a time.
+    loading: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 struct Entry {
@@ -53,28 +65,29 @@ struct Entry {
     sha256: String,
     /// The base its shapes were checked against.
     base_sha256: String,
-    size_bytes: u64,
-    last_use: u64,
 }
 
 impl Adapters {
-    pub(crate) fn new(objects: Objects) -> Self {
+    /// `dir` is where the files are kept.
+    pub(crate) fn new(objects: Objects, dir: PathBuf, budgets: Budgets) -> Self {
         Self {
             objects,
-            cache: Mutex::default(),
+            memory: Mutex::new(Lru::new(budgets.memory_bytes)),
+            disk: Disk::open(dir, budgets.disk_bytes),
             loading: Mutex::default(),
         }
     }
 
     /// The hashes of the adapters in memory, latest use first.
     pub(crate) fn list(&self) -> Vec<String> {
-        let cache = self.cache();
-        let mut entries: Vec<_> = cache.entries.iter().collect();
-        entries.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.last_use));
-        entries
-            .into_iter()
-            .map(|(_, entry)| entry.sha256.clone())
-            .collect()
+        let memory = self.memory();
+        let entries = memory.values().into_iter();
+        entries.map(|entry| entry.sha256.clone()).collect()
+    }
+
+    /// What is kept in memory and on the disk. Bytes.
+    pub(crate) fn sizes_bytes(&self) -> (u64, u64) {
+        (self.memory().size_bytes(), self.disk.size_bytes())
     }
 
     /// The adapter `reference` names, for `base`.
@@ -112,11 +125,8 @@ impl Adapters {
         weights: &[u8],
         base: &Base,
     ) -> Result<Arc<Adapter>, AdapterError> {
-        let adapter = Adapter::from_peft(config_json, weights, &base.config);
-        let adapter = Arc::new(adapter.map_err(|error| AdapterError::Unfit(error.to_string()))?);
-        self.cache()
-            .insert(reference, &adapter, &base.model.sha256, CAPACITY_BYTES);
-        Ok(adapter)
+        let adapter = parsed(config_json, weights, &base.config)?;
+        Ok(self.keep(reference, base, adapter))
     }
 
     async fn load(
@@ -124,17 +134,60 @@ impl Adapters {
         reference: &AdapterRef,
         base: &Base,
     ) -> Result<Arc<Adapter>, AdapterError> {
-        let config = self
-            .objects
-            .get_bytes(&format!("{}/{CONFIG_FILE}", reference.object_prefix))
-            .await?;
-        let key = format!("{}/{WEIGHTS_FILE}", reference.object_prefix);
-        let size_bytes = self.objects.size(&key).await?;
-        if size_bytes.is_some_and(|found| found != reference.size_bytes) {
-            let reason = format!("it has {size_bytes:?} bytes, not {}", reference.size_bytes);
-            return Err(ObjectsError::Corrupt { key, reason }.into());
+        let began = Instant::now();
+        let (adapter, from) = match self.on_disk(reference, base).await {
+            Some(adapter) => (adapter, "disk"),
+            None => (self.fetch(reference, base).await?, "bucket"),
+        };
+        metrics::histogram!("luthier_worker_adapter_load_seconds", "from" => from)
+            .record(began.elapsed().as_secs_f64());
+        Ok(self.keep(reference, base, adapter))
+    }
+
+    /// From the files on this host. Damaged ones are deleted.
+    async fn on_disk(&self, reference: &AdapterRef, base: &Base) -> Option<Adapter> {
+        let folder = self.disk.find(reference)?;
+        match read_folder(folder, base).await {
+            Ok(adapter) => Some(adapter),
+            Err(error) => {
+                tracing::warn!(prefix = reference.object_prefix, %error, "an adapter's files on this host are damaged and fetched again");
+                self.disk.forget(reference);
+                None
+            }
         }
-        let weights = self.objects.get_bytes(&key).await?;
+    }
+
+    /// From the bucket, by way of the disk; straight into memory where the disk cannot take it.
+    async fn fetch(&self, reference: &AdapterRef, base: &Base) -> Result<Adapter, AdapterError> {
+        let fetched = match self.disk.fetch(reference, &self.objects).await {
+            Ok(folder) => read_folder(folder, base).await,
+            Err(error) => Err(error.into()),
+        };
+        match fetched {
+            Ok(adapter) => {
+                self.disk.keep(reference);
+                Ok(adapter)
+            }
+            // Or the bucket cannot be reached, and says so again.
+            Err(
+                AdapterError::Unreadable(_)
+                | AdapterError::Objects(ObjectsError::Unavailable { .. }),
+            ) => self.fetch_into_memory(reference, base).await,
+            Err(error) => {
+                self.disk.forget(reference);
+                Err(error)
+            }
+        }
+    }
+
+    async fn fetch_into_memory(
+        &self,
+        reference: &AdapterRef,
+        base: &Base,
+    ) -> Result<Adapter, AdapterError> {
+        let key = |file| format!("{}/{file}", reference.object_prefix);
+        let config_json = self.objects.get_bytes(&key(CONFIG_FILE)).await?;
+        let weights = self.objects.get_bytes(&key(WEIGHTS_FILE)).await?;
         let found = sha256_hex(&weights);
         if found != reference.sha256 {
             return Err(AdapterError::Damaged {
@@ -142,15 +195,38 @@ impl Adapters {
                 found,
             });
         }
-        self.read(reference, &String::from_utf8_lossy(&config), &weights, base)
+        parsed(
+            &String::from_utf8_lossy(&config_json),
+            &weights,
+            &base.config,
+        )
+    }
+
+    fn keep(&self, reference: &AdapterRef, base: &Base, adapter: Adapter) -> Arc<Adapter> {
+        let size_bytes = adapter.size_bytes();
+        let adapter = Arc::new(adapter);
+        let entry = Entry {
+            adapter: Arc::clone(&adapter),
+            sha256: reference.sha256.clone(),
+            base_sha256: base.model.sha256.clone(),
+        };
+        // What is in use lives on through its Arc; here it only stops being found. The rest is freed once nobody waits for us.
+        let gone = self
+            .memory()
+            .insert(&reference.object_prefix, entry, size_bytes);
+        drop(gone);
+        adapter
     }
 
     fn find(&self, reference: &AdapterRef, base: &Base) -> Option<Arc<Adapter>> {
-        self.cache().touch(reference, &base.model.sha256)
+        let mut memory = self.memory();
+        let entry = memory.touch(&reference.object_prefix)?;
+        let is_same = entry.base_sha256 == base.model.sha256 && entry.sha256 == reference.sha256;
+        is_same.then(|| Arc::clone(&entry.adapter))
     }
 
-    fn cache(&self) -> MutexGuard<'_, Cache> {
-        self.cache
+    fn memory(&self) -> MutexGuard<'_, Lru<Entry>> {
+        self.memory
             .lock()
             .expect("no panic while locked — a bug in adapters")
     }
@@ -162,54 +238,23 @@ impl Adapters {
     }
 }
 
-impl Cache {
-    fn touch(&mut self, reference: &AdapterRef, base_sha256: &str) -> Option<Arc<Adapter>> {
-        let is_same = |entry: &&mut Entry| {
-            entry.base_sha256 == base_sha256 && entry.sha256 == reference.sha256
-        };
-        let entry = self
-            .entries
-            .get_mut(&reference.object_prefix)
-            .filter(is_same)?;
-        self.uses += 1;
-        entry.last_use = self.uses;
-        Some(Arc::clone(&entry.adapter))
-    }
+/// The adapter of a folder, ready to multiply with: on a thread of its own, as neither other requests nor a step should wait.
+async fn read_folder(folder: PathBuf, base: &Base) -> Result<Adapter, AdapterError> {
+    let config = base.config.clone();
+    let read = move || {
+        let config_json = std::fs::read_to_string(folder.join(CONFIG_FILE))?;
+        let weights = std::fs::read(folder.join(WEIGHTS_FILE))?;
+        let adapter = parsed(&config_json, &weights, &config)?;
+        adapter.prepare();
+        Ok(adapter)
+    };
+    let read = tokio::task::spawn_blocking(read).await;
+    read.expect("reading an adapter does not panic — a bug in the engine")
+}
 
-    fn insert(
-        &mut self,
-        reference: &AdapterRef,
-        adapter: &Arc<Adapter>,
-        base_sha256: &str,
-        capacity_bytes: u64,
-    ) {
-        let size_bytes = reference.size_bytes;
-        self.remove(&reference.object_prefix);
-        // What is in use lives on through its Arc; here it only stops being found.
-        while self.size_bytes + size_bytes > capacity_bytes {
-            let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.last_use);
-            let Some(oldest) = oldest.map(|(prefix, _)| prefix.clone()) else {
-                break;
-            };
-            self.remove(&oldest);
-        }
-        self.uses += 1;
-        self.size_bytes += size_bytes;
-        let entry = Entry {
-            adapter: Arc::clone(adapter),
-            sha256: reference.sha256.clone(),
-            base_sha256: base_sha256.to_owned(),
-            size_bytes,
-            last_use: self.uses,
-        };
-        self.entries.insert(reference.object_prefix.clone(), entry);
-    }
-
-    fn remove(&mut self, object_prefix: &str) {
-        if let Some(entry) = self.entries.remove(object_prefix) {
-            self.size_bytes -= entry.size_bytes;
-        }
-    }
+fn parsed(config_json: &str, weights: &[u8], model: &ModelConfig) -> Result<Adapter, AdapterError> {
+    Adapter::from_peft(config_json, weights, model)
+        .map_err(|error| AdapterError::Unfit(error.to_string()))
 }
 
 /// The SHA-256 of `bytes` in lower-case hexadecimal.
@@ -218,57 +263,4 @@ pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use engine::config::ModelConfig;
-    use engine::lora::LoraConfig;
-
-    use super::*;
-
-    fn adapter() -> Arc<Adapter> {
-        let config = ModelConfig::from_json(
-            r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
-                "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 8, "max_position_embeddings": 8,
-                "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu"}"#,
-        );
-        Arc::new(Adapter::init(&config.unwrap(), &LoraConfig::all_linear(2, 4.0), 1).unwrap())
-    }
-
-    fn reference(name: &str, size_bytes: u64) -> AdapterRef {
-        AdapterRef {
-            object_prefix: name.to_owned(),
-            sha256: format!("hash of {name}"),
-            size_bytes,
-            frozen_weights: Default::default(),
-        }
-    }
-
-    #[test]
-    fn the_adapter_that_was_not_used_for_longest_makes_room() {
-        let (mut cache, adapter) = (Cache::default(), adapter());
-        for name in ["a", "b", "c"] {
-            cache.insert(&reference(name, 30), &adapter, "base", 100);
-        }
-        assert!(cache.touch(&reference("a", 30), "base").is_some());
-        cache.insert(&reference("d", 40), &adapter, "base", 100);
-        let held =
-            ["a", "b", "c", "d"].map(|name| cache.touch(&reference(name, 30), "base").is_some());
-        assert_eq!((held, cache.size_bytes), ([true, false, true, true], 100));
-        assert!(
-            cache.touch(&reference("a", 30), "other base").is_none(),
-            "shapes were checked against one base"
-        );
-        let other_weights = AdapterRef {
-            sha256: "other".to_owned(),
-            ..reference("a", 30)
-        };
-        assert!(cache.touch(&other_weights, "base").is_none());
-        cache.insert(&reference("a", 10), &adapter, "base", 100);
-        assert_eq!(
-            cache.size_bytes, 80,
-            "an adapter that comes again counts once"
-        );
-    }
 }

@@ -162,6 +162,8 @@ struct Load {
     n_live: AtomicU32,
     /// Conversations asked for and not yet (wholly) admitted.
     n_waiting: AtomicU32,
+    /// Tokens there is room for beside those of live sequences, in the caches of all bases that are loaded.
+    n_free_tokens: AtomicU64,
     /// Whether a piece of a training is being computed.
     is_training: AtomicBool,
 }
@@ -170,6 +172,16 @@ impl Load {
     fn is_training(&self) -> bool {
         self.is_training.load(Ordering::Relaxed)
     }
+}
+
+/// How full the device is.
+pub(crate) struct Gauges {
+    /// Sequences being generated.
+    pub n_live: u32,
+    /// Conversations that wait for room.
+    pub n_waiting: u32,
+    /// Tokens there is room for beside those of live sequences.
+    pub n_free_tokens: u64,
 }
 
 /// A way to talk to the device; its threads end when the last one is dropped.
@@ -215,7 +227,16 @@ impl Device {
 
     /// Sequences being generated or waiting for room.
     pub(crate) fn n_live(&self) -> u32 {
-        self.load.n_live.load(Ordering::Relaxed) + self.load.n_waiting.load(Ordering::Relaxed)
+        let gauges = self.gauges();
+        gauges.n_live + gauges.n_waiting
+    }
+
+    pub(crate) fn gauges(&self) -> Gauges {
+        Gauges {
+            n_live: self.load.n_live.load(Ordering::Relaxed),
+            n_waiting: self.load.n_waiting.load(Ordering::Relaxed),
+            n_free_tokens: self.load.n_free_tokens.load(Ordering::Relaxed),
+        }
     }
 
     /// Puts a base model onto the device if it is not there; another one that nobody uses makes room.

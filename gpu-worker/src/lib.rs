@@ -9,6 +9,7 @@ mod door_client;
 mod export;
 mod generate;
 mod heart;
+mod operational;
 mod request;
 mod train;
 mod worker;
@@ -25,11 +26,13 @@ use platform::queue::Queue;
 use platform::service_token::ServiceKey;
 use platform::shutdown::Shutdown;
 use poem::listener::TcpAcceptor;
+use poem::{EndpointExt, Route};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::adapters::{Adapters, Budgets};
 use crate::device::{Device, DeviceError};
 use crate::worker::Worker;
 
@@ -181,6 +184,10 @@ fn assemble(
         max_sequences: config.max_sequences,
         max_cached_tokens: config.max_cached_tokens,
     };
+    let budgets = Budgets {
+        memory_bytes: config.adapter_memory_bytes,
+        disk_bytes: config.adapter_disk_bytes,
+    };
     let n_threads = match config.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,
@@ -196,8 +203,8 @@ fn assemble(
         work_dir: cache_dir.join("work"),
         door: door.map_err(|error| WorkerError::HttpClient(error.to_string()))?,
         device,
+        adapters: Adapters::new(objects.clone(), cache_dir.join("adapters"), budgets),
         bases: base_models::BaseModels::new(objects.clone(), cache_dir, config.models),
-        adapters: adapters::Adapters::new(objects.clone()),
         objects,
         draining,
         exports: Arc::new(Semaphore::new(export::MAX_EXPORTS)),
@@ -239,7 +246,12 @@ async fn preload(worker: Arc<Worker>, mut greeted: watch::Receiver<bool>) {
 async fn serve(listener: TcpListener, worker: Arc<Worker>, key: ServiceKey) -> std::io::Result<()> {
     let acceptor = TcpAcceptor::from_tokio(listener)?;
     let draining = worker.draining.clone();
-    let routes = generate::routes(worker, key);
+    let mut routes = Route::new();
+    if let Some(recorded) = operational::record_metrics() {
+        let show = poem::get(operational::show).data(recorded);
+        routes = routes.at("/metrics", show.data(Arc::clone(&worker)));
+    }
+    let routes = routes.nest_no_strip("/", generate::routes(worker, key));
     let drained = async move { draining.cancelled().await };
     poem::Server::new_with_acceptor(acceptor)
         .run_with_graceful_shutdown(routes, drained, Some(CHAT_LIMIT))

@@ -1,5 +1,5 @@
-//! Owns the threads that compute. Work is cut into numbered tasks that write disjoint memory; which thread takes a task
-//! never changes a result, so every number is the same for any thread count.
+//! Owns the threads that compute. Work is cut into numbered tasks that write disjoint memory; which thread takes a task, and what else
+//! runs between two of them, never changes a result, so every number is the same for any thread count.
 
 mod turn;
 
@@ -16,7 +16,7 @@ use turn::{Taken, Turn};
 const SPINS_BEFORE_SLEEP: u32 = 4_000;
 
 /// A persistent set of threads; cloning shares it. The calling thread is one of them. Callers on several threads take turns,
-/// region by region.
+/// region by region; one who holds the threads gets them between two tasks of another's region, which goes on afterwards.
 #[derive(Clone)]
 pub struct Pool {
     inner: Arc<Inner>,
@@ -40,8 +40,6 @@ impl Deref for Held<'_> {
 
 struct Inner {
     shared: Arc<Shared>,
-    /// One region at a time.
-    turn: Turn,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -50,12 +48,16 @@ struct Inner {
 struct Region {
     task: *const (dyn Fn(usize) + Sync),
     n_tasks: usize,
+    /// Whether it makes way for who wants to hold the pool.
+    makes_way: bool,
 }
 
 // SAFETY: the task behind the pointer is `Sync`, and `Pool::run` keeps it alive until every thread has left it.
 unsafe impl Send for Region {}
 
 struct Shared {
+    /// One region at a time.
+    turn: Turn,
     region: Mutex<Option<Region>>,
     started: Condvar,
     finished: Condvar,
@@ -72,6 +74,7 @@ impl Pool {
     /// Starts `n_threads - 1` threads beside the caller's; 0 counts as 1.
     pub fn new(n_threads: usize) -> Self {
         let shared = Arc::new(Shared {
+            turn: Turn::default(),
             region: Mutex::new(None),
             started: Condvar::new(),
             finished: Condvar::new(),
@@ -91,11 +94,7 @@ impl Pool {
             })
             .collect();
         Self {
-            inner: Arc::new(Inner {
-                shared,
-                turn: Turn::default(),
-                threads,
-            }),
+            inner: Arc::new(Inner { shared, threads }),
             is_held: false,
         }
     }
@@ -108,18 +107,17 @@ impl Pool {
     /// Runs `task(0)` … `task(n_tasks - 1)`, in any order on any thread, and returns when all are done.
     /// A task must not call `run` on the same pool. A panic in a task is raised again here.
     pub fn run(&self, n_tasks: usize, task: impl Fn(usize) + Sync) {
-        let _turn = (!self.is_held).then(|| self.inner.turn.take());
-        if n_tasks <= 1 || self.inner.threads.is_empty() {
-            (0..n_tasks).for_each(task);
-            return;
+        let Inner { shared, threads } = &*self.inner;
+        let n_threads = if n_tasks > 1 { threads.len() } else { 0 };
+        let mut n_done = 0;
+        while n_done < n_tasks {
+            let _turn = (!self.is_held).then(|| shared.turn.take());
+            n_done = shared.run(n_done, n_tasks, !self.is_held, &task, n_threads);
         }
-        self.inner
-            .shared
-            .run(n_tasks, &task, self.inner.threads.len());
     }
 
     /// Keeps the threads for many regions that belong together. Whoever holds goes before callers that run one region at a time,
-    /// and waits for no more than one of those.
+    /// and waits for no more than the tasks of theirs that are being computed.
     /// The holder must not run regions of the same pool by another handle.
     pub(crate) fn hold(&self) -> Held<'_> {
         let pool = Pool {
@@ -128,7 +126,7 @@ impl Pool {
         };
         Held {
             pool,
-            _turn: self.inner.turn.hold(),
+            _turn: self.inner.shared.turn.hold(),
         }
     }
 
@@ -194,22 +192,32 @@ impl Drop for Inner {
 }
 
 impl Shared {
-    fn run(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync), n_threads: usize) {
+    /// Runs tasks from `first` on, with `n_threads` beside the caller. Returns the first that is left.
+    fn run(
+        &self,
+        first: usize,
+        n_tasks: usize,
+        makes_way: bool,
+        task: &(dyn Fn(usize) + Sync),
+        n_threads: usize,
+    ) -> usize {
         // SAFETY: only the lifetime changes; `wait` below outlives every use of the pointer.
         let task_for_ever: *const (dyn Fn(usize) + Sync + 'static) =
             unsafe { std::mem::transmute(std::ptr::from_ref(task)) };
-        {
+        let new = Region {
+            task: task_for_ever,
+            n_tasks,
+            makes_way,
+        };
+        self.next_task.store(first, Ordering::Relaxed);
+        if n_threads > 0 {
             let mut region = lock(&self.region);
-            *region = Some(Region {
-                task: task_for_ever,
-                n_tasks,
-            });
-            self.next_task.store(0, Ordering::Relaxed);
+            *region = Some(new);
             self.active.store(n_threads, Ordering::Relaxed);
             self.epoch.fetch_add(1, Ordering::Release);
             self.started.notify_all();
         }
-        let own = catch_unwind(AssertUnwindSafe(|| self.work(task, n_tasks)));
+        let own = catch_unwind(AssertUnwindSafe(|| self.work(task, new)));
         self.wait();
         if let Err(panic) = own {
             resume_unwind(panic);
@@ -218,15 +226,21 @@ impl Shared {
             !self.panicked.swap(false, Ordering::Relaxed),
             "a task panicked on another thread"
         );
+        // Every task that was taken has been run.
+        self.next_task.load(Ordering::Relaxed).min(n_tasks)
     }
 
-    fn work(&self, task: &(dyn Fn(usize) + Sync), n_tasks: usize) {
+    /// Takes tasks until none is left or, after at least one, until somebody else wants the threads.
+    fn work(&self, task: &(dyn Fn(usize) + Sync), region: Region) {
         loop {
             let i = self.next_task.fetch_add(1, Ordering::Relaxed);
-            if i >= n_tasks {
+            if i >= region.n_tasks {
                 return;
             }
             task(i);
+            if region.makes_way && self.turn.is_wanted() {
+                return;
+            }
         }
     }
 
@@ -251,7 +265,7 @@ impl Shared {
         while let Some(region) = self.next_region(&mut seen) {
             // SAFETY: `Pool::run` waits until `active` is zero before the task goes away.
             let task = unsafe { &*region.task };
-            if catch_unwind(AssertUnwindSafe(|| self.work(task, region.n_tasks))).is_err() {
+            if catch_unwind(AssertUnwindSafe(|| self.work(task, region))).is_err() {
                 self.panicked.store(true, Ordering::Relaxed);
             }
             if self.active.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -402,6 +416,41 @@ mod tests {
                 }
                 is_done.store(true, Ordering::SeqCst);
             });
+        }
+    }
+
+    #[test]
+    fn a_hold_waits_for_the_tasks_that_run_and_the_region_goes_on_after_it() {
+        for n_threads in [1, 2] {
+            let pool = Pool::new(n_threads);
+            let counts: Vec<AtomicUsize> = (0..200).map(|_| AtomicUsize::new(0)).collect();
+            let n_late = AtomicUsize::new(0);
+            let n_run = || -> usize { counts.iter().map(|c| c.load(Ordering::SeqCst)).sum() };
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    pool.run(counts.len(), |i| {
+                        let late = usize::from(pool.inner.shared.turn.is_wanted());
+                        n_late.fetch_add(late, Ordering::SeqCst);
+                        std::thread::sleep(std::time::Duration::from_millis(1));
+                        counts[i].fetch_add(1, Ordering::SeqCst);
+                    });
+                });
+                for n_holds in 1..=3 {
+                    let before = n_run();
+                    while n_run() < before + 5 {
+                        std::thread::yield_now();
+                    }
+                    let held = pool.hold();
+                    // Each thread may have begun a task at the very moment.
+                    assert!(n_late.load(Ordering::SeqCst) <= n_holds * n_threads);
+                    let during = n_run();
+                    held.run(3, |_| {
+                        std::thread::sleep(std::time::Duration::from_millis(2))
+                    });
+                    assert_eq!(n_run(), during, "a task ran beside a hold");
+                }
+            });
+            assert!(counts.iter().all(|c| c.load(Ordering::SeqCst) == 1));
         }
     }
 

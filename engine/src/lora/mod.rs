@@ -72,6 +72,26 @@ impl Adapter {
         trained.map(|tensor| tensor.place.len() as u64).sum()
     }
 
+    /// What the adapter takes of memory, with the form that generation multiplies with, whether that was made already or not. Bytes.
+    pub fn size_bytes(&self) -> u64 {
+        let values = size_of::<f32>() * self.values.len();
+        (values + PackedLora::<f32>::new(&self.layout).forward_bytes()) as u64
+    }
+
+    /// Makes the form that generation multiplies with now, on the calling thread alone, so that the first step with the adapter
+    /// need not. One that needs the base for it (DoRA, biases, modules trained whole) is left to that step.
+    pub fn prepare(&self) {
+        let mut packed = PackedLora::new(&self.layout);
+        if packed.needs_base() {
+            return;
+        }
+        packed
+            .pack_low_rank(&Pool::new(1), &self.values)
+            .expect("memory for a second copy of an adapter");
+        // Where a step was faster, its copy is the same.
+        let _ = self.packed.set(packed);
+    }
+
     /// A (r, in) and B (out, r) of a linear, as they are trained; `None` if it is not changed.
     pub fn matrices(&self, layer: usize, module: Module) -> Option<(&[f32], &[f32])> {
         let slot =

@@ -9,6 +9,8 @@ use crate::weights::Linear;
 
 /// For one fused linear of N columns: y = gain ⊙ (W + s·B·A)·x + bias.
 pub(crate) struct Own {
+    /// N
+    n_out: usize,
     /// Magnitude over norm, and 1 where nothing is decomposed, (N); `None` is 1 everywhere.
     pub gain: Option<Vec<f32>>,
     /// (N); the base's where it is not trained, `None` if there is none.
@@ -47,6 +49,7 @@ impl Own {
         let biases = layout.biases().iter();
         let biases = biases.filter(|bias| here(bias.layer, bias.module.fused()));
         let own = Self {
+            n_out: layout.fused_n_out(fused),
             gain: None,
             bias: None,
             magnitudes: magnitudes.collect(),
@@ -55,6 +58,17 @@ impl Own {
                 .collect(),
         };
         (!own.magnitudes.is_empty() || !own.biases.is_empty()).then_some(own)
+    }
+
+    /// With the adapter's values taken in, or before. Bytes.
+    pub fn size_bytes(&self) -> usize {
+        let magnitudes = self.magnitudes.iter().map(|m| m.norms.len()).sum::<usize>();
+        let gain = if self.magnitudes.is_empty() {
+            0
+        } else {
+            self.n_out
+        };
+        size_of::<f32>() * (magnitudes + gain + self.n_out)
     }
 
     /// Takes in the adapter's values.

@@ -93,8 +93,37 @@ impl<E: Element> PackedLora<E> {
         base: &BaseModel,
         values: &[f32],
     ) -> Result<(), OutOfMemory> {
-        self.for_each(pool, |fused| fused.pack_for_forward(values))?;
+        self.pack_low_rank(pool, values)?;
         self.pack_own(pool, base, values)
+    }
+
+    /// Packs what the forward needs of an adapter that has nothing but changes of low rank: see [`Self::needs_base`].
+    /// Errors: `OutOfMemory`.
+    pub fn pack_low_rank(&mut self, pool: &Pool, values: &[f32]) -> Result<(), OutOfMemory> {
+        self.for_each(pool, |fused| fused.pack_for_forward(values))
+    }
+
+    /// Whether something here replaces a part of the base or is measured by it.
+    pub fn needs_base(&self) -> bool {
+        let mut fused = self.layers.iter().flatten();
+        self.embed_tokens.is_some()
+            || self.lm_head.is_some()
+            || fused.any(|fused| fused.own.is_some())
+    }
+
+    /// What the forward needs, packed already or not. Bytes.
+    pub fn forward_bytes(&self) -> usize {
+        let fused = self.layers.iter().flatten();
+        let saved = [
+            self.embed_tokens.as_ref().map(|(place, _)| place),
+            self.lm_head.as_ref().map(|(place, _)| place),
+        ];
+        fused.map(FusedLora::forward_bytes).sum::<usize>()
+            + saved
+                .into_iter()
+                .flatten()
+                .map(|place| size_of::<f32>() * place.len())
+                .sum::<usize>()
     }
 
     /// Packs what forward and backward need.
@@ -206,6 +235,13 @@ impl<E: Element> FusedLora<E> {
             parts,
             own: Own::new(layout, layer, fused),
         }
+    }
+
+    fn forward_bytes(&self) -> usize {
+        let own = self.own.as_ref().map_or(0, Own::size_bytes);
+        Panels::<E>::bytes_of(self.rank, self.n_in)
+            + Panels::<E>::bytes_of(self.n_out, self.rank)
+            + own
     }
 
     fn pack_for_forward(&mut self, values: &[f32]) -> Result<(), OutOfMemory> {

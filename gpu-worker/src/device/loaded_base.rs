@@ -97,6 +97,11 @@ impl LoadedBase {
         self.waiting.len()
     }
 
+    /// Tokens there is room for beside the live sequences.
+    pub(super) fn n_free_tokens(&self) -> usize {
+        self.batcher.n_free_tokens()
+    }
+
     pub(super) fn enqueue(&mut self, waiting: Waiting) {
         self.waiting.push_back(waiting);
     }

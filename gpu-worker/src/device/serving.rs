@@ -111,6 +111,10 @@ impl Serving {
         self.load.n_live.store(n_live as u32, Ordering::Relaxed);
         let n_waiting = self.n_waiting() as u32;
         self.load.n_waiting.store(n_waiting, Ordering::Relaxed);
+        let n_free: usize = self.bases.iter().map(LoadedBase::n_free_tokens).sum();
+        self.load
+            .n_free_tokens
+            .store(n_free as u64, Ordering::Relaxed);
     }
 
     fn n_waiting(&self) -> usize {

@@ -1,5 +1,6 @@
 //! The worker as a whole: a real device, a bucket in a directory, a scripted door. One program, so that it links once.
 
+mod adapters;
 mod door;
 mod export;
 mod generate;

@@ -175,6 +175,10 @@ section! {
         max_sequences: usize = 16,
         /// Most tokens kept in the key-value cache: of answers being written, and of beginnings that may be asked for again.
         max_cached_tokens: usize = 32768,
+        /// Memory for adapters that are ready to answer, over all base models. Bytes.
+        adapter_memory_bytes: u64 = 4 << 30,
+        /// Room on the disk for adapters that are not in memory. Bytes.
+        adapter_disk_bytes: u64 = 16 << 30,
         /// Longest training time between two checkpoints. Seconds.
         checkpoint_interval_s: u64 = 300,
         /// Base models that this worker takes work for; empty: all that are installed.

@@ -48,6 +48,11 @@ impl<E: Element> Panels<E> {
         })
     }
 
+    /// What panels of (depth, columns) take. Bytes.
+    pub fn bytes_of(columns: usize, depth: usize) -> usize {
+        size_of::<u32>() * columns.div_ceil(PANEL) * PANEL * depth.div_ceil(E::PER_WORD)
+    }
+
     /// Makes room for (depth, columns), zeros at first; memory is reused.
     /// Errors: `OutOfMemory`.
     pub fn ensure(&mut self, columns: usize, depth: usize) -> Result<(), OutOfMemory> {

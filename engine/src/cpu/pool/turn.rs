@@ -1,13 +1,17 @@
 //! Owns whose turn it is on the threads: one caller at a time, and whoever holds them for long goes first.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex};
 
 use super::lock;
 
-/// Regions take the turn one by one and leave it between them; a hold keeps it for many, and gets it before any region that waits.
+/// Regions take the turn one by one and leave it between them, or earlier where it is wanted; a hold keeps it for many, and gets it before
+/// any region that waits.
 #[derive(Default)]
 pub(super) struct Turn {
     state: Mutex<State>,
+    /// Whether somebody waits to hold; for those who look often.
+    is_wanted: AtomicBool,
     given_back: Condvar,
 }
 
@@ -35,16 +39,23 @@ impl Turn {
         Taken(self)
     }
 
-    /// For many regions: as soon as the one that runs is done.
+    /// For many regions: as soon as the one that runs is done, or has made way.
     pub(super) fn hold(&self) -> Taken<'_> {
         let mut state = lock(&self.state);
         state.n_holds += 1;
+        self.is_wanted.store(true, Ordering::Relaxed);
         while state.is_taken {
             state = self.wait(state);
         }
         state.n_holds -= 1;
+        self.is_wanted.store(state.n_holds > 0, Ordering::Relaxed);
         state.is_taken = true;
         Taken(self)
+    }
+
+    /// Whether somebody waits to hold.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.is_wanted.load(Ordering::Relaxed)
     }
 
     fn wait<'a>(

@@ -24,3 +24,5 @@ class CurlPage(unittest.TestCase):
         self.assertEqual(done.returncode, 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}\n{service.logs()}")
         self.assertIn('"succeeded"', done.stdout)
         self.assertIn('"chat.completion"', done.stdout)
+        self.assertIn('\\"urgent\\"', done.stdout)
+        self.assertIn('"open_ticket"', done.stdout)

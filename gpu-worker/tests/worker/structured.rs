@@ -130,7 +130,9 @@ fn finish_reason(events: &[GenerateEvent], answer: u32) -> FinishReason {
         } if *index == answer => Some(*finish_reason),
         _ => None,
     });
-    reasons.last().unwrap()
+    let reasons: Vec<FinishReason> = reasons.collect();
+    assert_eq!(reasons.len(), 1);
+    reasons[0]
 }
 
 #[tokio::test]

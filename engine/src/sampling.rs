@@ -86,10 +86,11 @@ pub(crate) fn choose(
     if let Some(allowed) = allowed {
         forbid_others(logits, allowed)?;
     }
-    let token = if sampling.temperature <= 0.0 {
-        likeliest(logits, 1)[0].0
-    } else {
+    // Below what f32 can divide by, the likeliest is all that is left.
+    let token = if sampling.temperature.recip().is_finite() && sampling.temperature > 0.0 {
         draw(logits, sampling, index)
+    } else {
+        likeliest(logits, 1)[0].0
     };
     // A token may have been changed more than once: its first entry holds the model's own logit.
     let unchanged = changed
@@ -109,7 +110,7 @@ fn forbid_others(logits: &mut [f32], allowed: &[u32]) -> Result<(), Nothing> {
     let mut is_any = false;
     for (token, logit) in logits.iter_mut().enumerate() {
         if is_allowed(allowed, token) {
-            is_any = true;
+            is_any |= *logit > f32::NEG_INFINITY;
         } else {
             *logit = f32::NEG_INFINITY;
         }
@@ -421,6 +422,18 @@ mod tests {
             ),
             Err(Nothing::NotFinite)
         );
+    }
+
+    #[test]
+    fn a_temperature_near_nothing_takes_the_likeliest() {
+        for temperature in [0.0, 1e-45, 1e-39, f32::MIN_POSITIVE, 1e-30] {
+            let sampling = Sampling {
+                temperature,
+                ..Sampling::default()
+            };
+            let got = choice(&[-1e30, 1.0, 3.0, 2.9], &sampling, &[], 0);
+            assert_eq!(got.token, 2, "{temperature}");
+        }
     }
 
     #[test]

@@ -249,7 +249,7 @@ impl ChatModel {
         syntax.as_ref()
     }
 
-    /// What an answer must be to be as wanted; `None`: anything. Takes milliseconds; the first time, up to some hundreds.
+    /// What an answer must be to be as wanted; `None`: anything. Takes milliseconds, with large schemas a second.
     /// Errors: a schema that cannot be held to; calls that are required of a model whose calls are not understood.
     pub fn grammar(&self, wanted: &Wanted) -> Result<Option<Grammar>, GrammarError> {
         let is_plain = matches!(wanted.format, ResponseFormat::Text) && wanted.tools.is_empty();

@@ -76,8 +76,10 @@ pub async fn whole(mut answer: Answer) -> Result<ChatCompletion, ApiError> {
                 logprobs,
             } => {
                 let choice = choice(&mut choices, index)?;
-                let content = &mut choice.message.content.0;
-                content.get_or_insert_default().push_str(&text);
+                if !text.is_empty() {
+                    let content = &mut choice.message.content.0;
+                    content.get_or_insert_default().push_str(&text);
+                }
                 if let Some(shown) = &mut choice.logprobs.0 {
                     shown.content.extend(logprobs.into_iter().map(Into::into));
                 }

@@ -79,7 +79,7 @@ impl<'a> Answer<'a> {
         }
         let began = self.decoded;
         let heard = self.hear(token);
-        if self.with_logprobs {
+        if self.with_logprobs && !self.reader.as_ref().is_some_and(is_calling) {
             let entry = self.describe(token, logprob, top);
             self.pending.push((began, self.decoded, entry));
         }

@@ -5,8 +5,12 @@ use std::sync::Arc;
 use domain::message::{GenerateError, GenerateRequest};
 use engine::generate::{Grammar, Walk};
 use text::grammar::{GrammarError, Wanted};
+use tokio::sync::Semaphore;
 
 use crate::base_models::Base;
+
+/// Grammars that are compiled at once: they take the cores from generation.
+static TURNS: Semaphore = Semaphore::const_new(2);
 
 /// What a request wants of its answers.
 pub(super) fn wanted(asked: &GenerateRequest) -> Wanted<'_> {
@@ -24,8 +28,16 @@ pub(super) async fn compile(
     asked: &Arc<GenerateRequest>,
 ) -> Result<Option<Arc<dyn Grammar>>, GenerateError> {
     let (base, asked) = (Arc::clone(base), Arc::clone(asked));
+    let turn = TURNS
+        .acquire()
+        .await
+        .map_err(|error| super::internal(&error))?;
     // A large schema takes a second.
-    let compile = move || base.chat.grammar(&wanted(&asked));
+    let compile = move || {
+        // Held even if the client leaves: the thread goes on.
+        let _turn = turn;
+        base.chat.grammar(&wanted(&asked))
+    };
     let compiled = tokio::task::spawn_blocking(compile).await;
     match compiled {
         Ok(Ok(grammar)) => Ok(grammar.map(|grammar| Arc::new(Held(Arc::new(grammar))) as _)),

@@ -187,7 +187,12 @@ impl Lark {
 /// The schema of a function's arguments. Without one it takes none; with one that cannot be held to, any.
 fn parameters(function: &Function) -> Value {
     match function.parameters {
-        Some(schema) => schema.clone(),
+        // A schema that leaves it open would let a number stand for all arguments.
+        Some(schema) => {
+            let mut schema = schema.clone();
+            schema["type"] = "object".into();
+            schema
+        }
         None if function.takes_none => {
             json!({"type": "object", "properties": {}, "additionalProperties": false})
         }

@@ -19,6 +19,9 @@ pub use self::walk::Walk;
 use crate::tokenizer::Tokenizer;
 use crate::tools::ToolSyntax;
 
+/// Longest grammar that is compiled, as text: no request has more to say. Bytes.
+const MAX_GRAMMAR_BYTES: usize = 4 << 20;
+
 /// Why there is no such grammar; the client's fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GrammarError {
@@ -126,16 +129,14 @@ impl Grammars {
         if let Some(syntax) = syntax {
             lark.calls(syntax, self.functions(wanted)?, wanted);
         }
-        let grammar = TopLevelGrammar::from_lark(lark.finish());
-        let parser = self.factory.create_parser(grammar);
-        let parser = parser.map_err(|error| GrammarError::Schema {
+        let parser = self.parser(lark).map_err(|reason| GrammarError::Schema {
             param: if syntax.is_some() {
                 "tools"
             } else {
                 "response_format"
             }
             .to_owned(),
-            reason: first_line(&error),
+            reason,
         })?;
         Ok(Some(Grammar {
             parser,
@@ -181,9 +182,19 @@ impl Grammars {
     fn check(&self, schema: &Value, is_strict: bool) -> Result<(), String> {
         let mut lark = Lark::new(false);
         lark.json_schema(schema, is_strict);
-        let grammar = TopLevelGrammar::from_lark(lark.finish());
-        let parser = self.factory.create_parser(grammar);
-        parser.map(drop).map_err(|error| first_line(&error))
+        self.parser(lark).map(drop)
+    }
+
+    fn parser(&self, lark: Lark) -> Result<llguidance::TokenParser, String> {
+        let text = lark.finish();
+        if text.len() > MAX_GRAMMAR_BYTES {
+            return Err(format!(
+                "schemas of {} bytes are more than {MAX_GRAMMAR_BYTES}",
+                text.len()
+            ));
+        }
+        let parser = self.factory.create_parser(TopLevelGrammar::from_lark(text));
+        parser.map_err(|error| first_line(&error))
     }
 }
 

@@ -23,6 +23,8 @@ pub struct CallReader {
     syntax: Arc<ToolSyntax>,
     /// The types that a function's parameters are declared to have.
     types: HashMap<(String, String), Value>,
+    /// Of the functions.
+    names: Vec<String>,
     state: State,
     unread: String,
     name: String,
@@ -66,6 +68,7 @@ impl CallReader {
         Self {
             syntax,
             types: declared_types(tools),
+            names: names(tools),
             state,
             unread: String::new(),
             name: String::new(),
@@ -131,9 +134,14 @@ impl CallReader {
             State::Open => {
                 let skipped = self.unread.len() - self.unread.trim_start().len();
                 match syntax.open.matches(&self.unread[skipped..]) {
-                    Match::Whole(len) => self.read(skipped + len, State::Name),
+                    Match::Whole(len) => match self.is_call(&syntax, &self.unread[skipped + len..])
+                    {
+                        Some(true) => self.read(skipped + len, State::Name),
+                        Some(false) => self.no_call(&syntax, heard),
+                        None => false,
+                    },
                     Match::Partial => false,
-                    Match::Not => self.go(State::TextOnly),
+                    Match::Not => self.no_call(&syntax, heard),
                 }
             }
             State::Name => {
@@ -179,6 +187,40 @@ impl CallReader {
                 false
             }
         }
+    }
+
+    /// Whether a known name and what follows it stand here; `None` where more must come to tell.
+    fn is_call(&self, syntax: &ToolSyntax, text: &str) -> Option<bool> {
+        let name = &text[..text.len() - text.trim_start_matches(is_of_id).len()];
+        if name.len() == text.len() {
+            let may_be = self.names.iter().any(|known| known.starts_with(name));
+            return (!may_be).then_some(false);
+        }
+        let is_known = self.names.iter().any(|known| known == name);
+        match syntax.middle.matches(&text[name.len()..]) {
+            _ if !is_known => Some(false),
+            Match::Whole(_) => Some(true),
+            Match::Partial => None,
+            Match::Not => Some(false),
+        }
+    }
+
+    /// It only looked like a call: a tag may still open one later.
+    fn no_call(&mut self, syntax: &ToolSyntax, heard: &mut Vec<Heard>) -> bool {
+        if !syntax
+            .trigger
+            .as_ref()
+            .is_some_and(|trigger| trigger.is_tag)
+        {
+            return self.go(State::TextOnly);
+        }
+        let spaces = self.unread.len() - self.unread.trim_start().len();
+        let first = self.unread[spaces..]
+            .chars()
+            .next()
+            .map_or(0, char::len_utf8);
+        self.say(spaces + first, heard);
+        self.go(State::Text { at_start: false })
     }
 
     fn text(&mut self, syntax: &ToolSyntax, at_start: bool, heard: &mut Vec<Heard>) -> bool {
@@ -340,6 +382,13 @@ fn split<'t>(text: &'t str, spelling: &Spelling) -> Option<(&'t str, &'t str)> {
         Match::Whole(len) => Some((&text[..at], &text[at + len..])),
         _ => None,
     })
+}
+
+fn names(tools: &[Value]) -> Vec<String> {
+    let names = tools.iter().map(|tool| &tool["function"]["name"]);
+    names
+        .filter_map(|name| name.as_str().map(str::to_owned))
+        .collect()
 }
 
 fn declared_types(tools: &[Value]) -> HashMap<(String, String), Value> {

@@ -411,6 +411,31 @@ fn a_grammar_allows_the_calls_that_the_template_writes_in_every_family() {
     );
 }
 
+#[test]
+fn what_only_looks_like_a_call_is_said_in_every_family() {
+    for (family, model) in family_models() {
+        let call = written(&model, family.ends, &turns()[0]).unwrap();
+        let other = call.replace("get_weather", "get_whether");
+        let object = "{\"name\": \"Bob\", \"age\": 3}".to_owned();
+        for n in [1, 3, usize::MAX] {
+            for answer in [&other, &object] {
+                let (said, calls) = read(&model, &ToolChoice::Auto, answer, n);
+                assert_eq!((said, calls), (answer.clone(), vec![]), "{}", family.name);
+            }
+            if model.tool_syntax().unwrap().may_follow_text() {
+                let both = format!("{other}\n{call}");
+                let (said, calls) = read(&model, &ToolChoice::Auto, &both, n);
+                assert_eq!(
+                    (said, calls),
+                    (other.clone(), expected(&turns()[0])),
+                    "{}",
+                    family.name
+                );
+            }
+        }
+    }
+}
+
 /// A number below `n`, out of a state that moves on.
 fn draw(state: &mut u64, n: usize) -> usize {
     *state = state

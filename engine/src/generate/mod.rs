@@ -168,7 +168,7 @@ impl Batcher {
     }
 
     /// One forward for all live sequences: a new token for each whose prompt is through. Finished ones leave. A training that
-    /// shares the pool goes on when the step is done; the step waits for no more than one of its products.
+    /// shares the pool goes on when the step is done; the step waits for no more than the tasks of it that are being computed.
     /// Errors: `OutOfMemory`; `NotFinite` and `Grammar` name a sequence, which the caller should cancel. No sequence is changed.
     pub fn step(&mut self) -> Result<Vec<StepOutput>, GenerateError> {
         let pool = self.pool.clone();

@@ -41,6 +41,19 @@ pub struct ChatMessage {
     pub tool_call_id: Option<String>,
 }
 
+impl ChatMessage {
+    /// A message that says something and calls nothing.
+    pub fn new(role: Role, content: &str) -> Self {
+        Self {
+            role,
+            content: Some(content.to_owned()),
+            name: None,
+            tool_calls: Vec::new(),
+            tool_call_id: None,
+        }
+    }
+}
+
 /// A function the assistant called.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToolCall {

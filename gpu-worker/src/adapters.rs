@@ -1,5 +1,5 @@
-//! Adapters by their folders in the bucket: in memory ready to multiply with, on this host's disk, or fetched; verified, checked
-//! against the base's shapes, and dropped in the order of last use. Two folders may hold the same weights under configurations that
+//! Adapters by their folders in the bucket: in memory ready to multiply with, on this host's disk, or fetched; verified when they are
+//! fetched, checked against the base's shapes, and dropped in the order of last use. Two folders may hold the same weights under configurations that
 //! make them two adapters. The base model never answers in place of one that cannot be had.
 
 mod disk;

@@ -4,14 +4,15 @@
 mod end_of_turn;
 mod fit;
 pub(crate) mod folder;
+mod habits;
 mod rendering;
-mod turns;
+pub(crate) mod turns;
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use chrono::NaiveDateTime;
-use domain::generation::{ChatMessage, ResponseFormat, Role, ToolCall, ToolChoice};
+use domain::generation::{ChatMessage, ResponseFormat, ToolChoice};
 use serde_json::Value;
 
 use crate::chat_template::{ChatTemplate, TemplateError};
@@ -25,7 +26,8 @@ use crate::tools::{CallReader, ToolSyntax};
 
 pub use self::fit::Fitted;
 pub use self::folder::LoadError;
-use self::rendering::{CallHabits, Habits, Rendering};
+use self::habits::{CallHabits, Habits};
+use self::rendering::Rendering;
 
 const _: () = {
     const fn is_shared<T: Send + Sync>() {}
@@ -196,51 +198,6 @@ impl ChatModel {
         Rendering::new(template, self.tokenizer.control(), messages, tools, habits)
     }
 
-    fn takes_system(&self) -> bool {
-        *self.takes_system.get_or_init(|| {
-            let messages = [
-                said(Role::System, "first-words"),
-                said(Role::User, "question"),
-            ];
-            let text = self.prompt_text(&messages, None);
-            text.is_ok_and(|text| text.contains("first-words"))
-        })
-    }
-
-    /// The first way in which the template writes a call at all.
-    fn call_habits(&self) -> CallHabits {
-        *self.call_habits.get_or_init(|| {
-            let call = ToolCall {
-                id: "a1b2c3d4e".to_owned(),
-                name: "first-function".to_owned(),
-                arguments: r#"{"key": "first-value"}"#.to_owned(),
-            };
-            let calling = ChatMessage {
-                tool_calls: vec![call],
-                ..said(Role::Assistant, "")
-            };
-            let messages = [said(Role::User, "question"), calling];
-            let template = self.tool_template.as_ref().unwrap_or(&self.template);
-            let writes = |calls: &CallHabits| {
-                let habits = Habits {
-                    calls: *calls,
-                    ..Habits::default()
-                };
-                let control = self.tokenizer.control();
-                let rendering = Rendering::new(template, control, &messages, &[], habits);
-                let text = rendering.until(messages.len()).unwrap_or_default();
-                text.contains("first-function") && text.contains("first-value")
-            };
-            let mut all = [false, true].into_iter().flat_map(|null_content| {
-                [false, true].map(|text_arguments| CallHabits {
-                    text_arguments,
-                    null_content,
-                })
-            });
-            all.find(writes).unwrap_or_default()
-        })
-    }
-
     /// How this model calls functions; `None` where its template does so in a form that is not understood.
     pub fn tool_syntax(&self) -> Option<&Arc<ToolSyntax>> {
         let syntax = self
@@ -312,15 +269,5 @@ impl ChatModel {
     /// The text of one token and its bytes.
     pub fn token_text(&self, id: u32) -> (String, Vec<u8>) {
         self.tokenizer.token_text(id)
-    }
-}
-
-fn said(role: Role, content: &str) -> ChatMessage {
-    ChatMessage {
-        role,
-        content: Some(content.to_owned()),
-        name: None,
-        tool_calls: Vec::new(),
-        tool_call_id: None,
     }
 }

@@ -249,13 +249,7 @@ impl Brought<'_> {
 
     /// The proof: a worker loads the adapter onto its base and computes one token with it.
     async fn answers(&self, model: &TunedModel) -> Result<(), ApiError> {
-        let message = ChatMessage {
-            role: Role::User,
-            content: Some("Hello".to_owned()),
-            name: None,
-            tool_calls: Vec::new(),
-            tool_call_id: None,
-        };
+        let message = ChatMessage::new(Role::User, "Hello");
         let served = ServedModel {
             base_model: model.base_model.clone(),
             adapter: Some(model.adapter.clone()),

@@ -1,5 +1,6 @@
 //! Adapter files on this host, a folder each below the cache directory, so that one that has left the memory need not come from
-//! the bucket again. From a bucket that is a directory they are links, which take no room and count all the same. It never looks into a file.
+//! the bucket again. From a bucket that is a directory they are links, which take no room and count all the same. It never looks into
+//! a file.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -289,13 +289,7 @@ pub fn row(question: &str, answer: &str) -> String {
 }
 
 pub fn message(content: &str) -> ChatMessage {
-    ChatMessage {
-        role: Role::User,
-        content: Some(content.to_owned()),
-        name: None,
-        tool_calls: Vec::new(),
-        tool_call_id: None,
-    }
+    ChatMessage::new(Role::User, content)
 }
 
 /// A greedy request for one answer of at most `max_tokens`.

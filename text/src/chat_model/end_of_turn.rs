@@ -1,9 +1,10 @@
 //! Which token ends an answer, as the template shows it.
 
-use domain::generation::Role;
+use domain::generation::{ChatMessage, Role};
 
-use super::rendering::{Habits, Rendering};
-use super::{ChatModel, RenderError, said};
+use super::habits::Habits;
+use super::rendering::Rendering;
+use super::{ChatModel, RenderError};
 
 /// Words that no template writes by itself.
 const QUESTION: &str = "first-question";
@@ -25,9 +26,9 @@ impl ChatModel {
         bos_id: Option<u32>,
     ) -> Result<Option<EndOfTurn>, RenderError> {
         let messages = [
-            said(Role::User, QUESTION),
-            said(Role::Assistant, ANSWER),
-            said(Role::User, NEXT),
+            ChatMessage::new(Role::User, QUESTION),
+            ChatMessage::new(Role::Assistant, ANSWER),
+            ChatMessage::new(Role::User, NEXT),
         ];
         let rendering = Rendering::new(
             &self.template,

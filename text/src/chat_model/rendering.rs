@@ -5,38 +5,13 @@ use minijinja::value::{Serde, Value as TemplateValue};
 use serde_json::{Map, Value, json};
 
 use super::RenderError;
+use super::habits::{CallHabits, Habits};
 use crate::chat_template::{ChatTemplate, Conversation, TemplateError};
 use crate::control::{ControlTokens, unused_char};
 use crate::tools::told::{Untold, call_text, told};
 
 /// A template may write this much besides four times what it was given. Bytes.
 const TEMPLATE_ALLOWANCE_BYTES: usize = 64 << 10;
-
-/// How a template wants to be given what it could be given in two ways.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Habits {
-    /// It writes a system message.
-    pub takes_system: bool,
-    pub calls: CallHabits,
-}
-
-/// How a template wants to be given calls; the default is what most do.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct CallHabits {
-    /// It adds arguments to its text as they are, and not an object.
-    pub text_arguments: bool,
-    /// A turn that says nothing beside its calls has no content, and not an empty one.
-    pub null_content: bool,
-}
-
-impl Default for Habits {
-    fn default() -> Self {
-        Self {
-            takes_system: true,
-            calls: CallHabits::default(),
-        }
-    }
-}
 
 pub(super) struct Rendering<'m> {
     template: &'m ChatTemplate,

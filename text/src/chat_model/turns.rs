@@ -153,7 +153,7 @@ impl Rendering<'_> {
 }
 
 /// How many bytes two texts have in common.
-fn common(left: impl Iterator<Item = char>, right: impl Iterator<Item = char>) -> usize {
+pub(crate) fn common(left: impl Iterator<Item = char>, right: impl Iterator<Item = char>) -> usize {
     let same = left.zip(right).take_while(|(left, right)| left == right);
     same.map(|(c, _)| c.len_utf8()).sum()
 }

@@ -110,10 +110,7 @@ impl Grammars {
             match (wanted.format, syntax) {
                 (ResponseFormat::Text, None) => return Ok(None),
                 (ResponseFormat::Text, Some(syntax)) => {
-                    let Some(trigger) = &syntax.trigger else {
-                        return Ok(None);
-                    };
-                    waits_for = Some(WaitsFor::new(trigger));
+                    waits_for = Some(WaitsFor::new(&syntax.trigger));
                 }
                 (ResponseFormat::JsonObject, _) => lark.json_object(),
                 (ResponseFormat::JsonSchema { schema, strict }, _) => {

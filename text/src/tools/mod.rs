@@ -17,8 +17,7 @@ pub struct ToolSyntax {
     pub(crate) between: Option<Spelling>,
     pub(crate) close: Spelling,
     pub(crate) arguments: Arguments,
-    /// `None`: nothing sets a call apart from other text.
-    pub(crate) trigger: Option<Trigger>,
+    pub(crate) trigger: Trigger,
     /// Whether the template refuses ids that are not nine letters and digits, as Mistral's do.
     pub has_short_ids: bool,
 }
@@ -29,14 +28,9 @@ impl ToolSyntax {
         self.between.is_some()
     }
 
-    /// Whether a call is told apart from other text, so that a model may call functions as it likes.
-    pub fn is_told_apart(&self) -> bool {
-        self.trigger.is_some()
-    }
-
     /// Whether a turn may say something before it calls functions.
     pub fn may_follow_text(&self) -> bool {
-        self.trigger.as_ref().is_some_and(|trigger| trigger.is_tag)
+        self.trigger.is_tag
     }
 }
 

@@ -4,6 +4,7 @@ use domain::generation::{ChatMessage, Role, ToolCall};
 use serde_json::{Map, Value, json};
 
 use super::{Arguments, Match, Part, Spelling, ToolSyntax, Trigger};
+use crate::chat_model::turns::common;
 use crate::chat_model::{ChatModel, RenderError};
 use crate::control::unused_char;
 
@@ -55,7 +56,7 @@ impl ChatModel {
         let usual = Probe::usual(0);
         let one = turns.write(&[&usual])?;
         let (open, rest) = one.split_once(NAMES[0])?;
-        let open = Some(open.trim_start()).filter(|open| !open.is_empty())?;
+        let open = open.trim_start();
         let (middle, close, arguments) = match json_object(rest, &usual.arguments) {
             Some((middle, close)) => (middle.to_owned(), close.to_owned(), Arguments::Json),
             None => turns.listed(rest)?,
@@ -73,22 +74,20 @@ impl ChatModel {
         Some(syntax)
     }
 
-    /// What tells that `open` opens a call: a tag at its beginning, else all of it at the beginning of an answer.
-    fn trigger(&self, open: &str) -> Option<Option<Trigger>> {
+    /// What tells that `open` opens a call: a tag at its beginning, else all of it at the beginning of an answer. `None` where it is
+    /// nothing that could be told apart.
+    fn trigger(&self, open: &str) -> Option<Trigger> {
         let spelling = self.spelling(open);
-        let tag = match spelling.0.first() {
-            None => return Some(None),
-            Some(Part::Control(..)) => Some(Spelling(spelling.0[..1].to_vec())),
-            Some(Part::Text(text)) => {
-                tag(text).map(|tag| Spelling(vec![Part::Text(tag.to_owned())]))
-            }
-            Some(Part::Id) => None,
+        let tag = match spelling.0.first()? {
+            Part::Control(..) => Some(Spelling(spelling.0[..1].to_vec())),
+            Part::Text(text) => tag(text).map(|tag| Spelling(vec![Part::Text(tag.to_owned())])),
+            Part::Id => return None,
         };
         let is_tag = tag.is_some();
-        Some(Some(Trigger {
+        Some(Trigger {
             spelling: tag.unwrap_or(spelling),
             is_tag,
-        }))
+        })
     }
 
     /// `text` as control tokens, ids and what lies between them.
@@ -104,7 +103,7 @@ impl ChatModel {
         Spelling(parts)
     }
 
-    /// The control tokens in `text`, and where they begin and end. None if the tokenizer fails.
+    /// The control tokens in `text`, and where they begin and end; none if the tokenizer fails.
     fn controls(&self, text: &str) -> Vec<(u32, usize, usize)> {
         let mark = unused_char(std::iter::once(text));
         let encoded = self
@@ -194,20 +193,14 @@ impl<'m> Turns<'m> {
             tools: NAMES.map(function).to_vec(),
             answer: String::new(),
         };
-        let answer = ChatMessage {
-            content: Some(ANSWER.to_owned()),
-            ..assistant(Vec::new())
-        };
-        turns.answer = turns.render(answer).ok()?;
+        turns.answer = turns
+            .render(ChatMessage::new(Role::Assistant, ANSWER))
+            .ok()?;
         turns.answer.contains(ANSWER).then_some(turns)
     }
 
     fn render(&self, turn: ChatMessage) -> Result<String, RenderError> {
-        let question = ChatMessage {
-            role: Role::User,
-            content: Some("zq-question".to_owned()),
-            ..assistant(Vec::new())
-        };
+        let question = ChatMessage::new(Role::User, "zq-question");
         self.model
             .conversation_text(&[question, turn], Some(&self.tools))
     }
@@ -224,17 +217,9 @@ impl<'m> Turns<'m> {
         let calls = calls.map(|(probe, id)| probe.call(id)).collect();
         let text = self.render(assistant(calls)).ok()?;
         // An answer and calls stand at the same place, between the same words. No control token is cut in two.
-        let same = |(left, right): &(char, char)| left == right;
-        let len = |(c, _): (char, char)| c.len_utf8();
-        let start: usize = text
-            .chars()
-            .zip(self.answer.chars())
-            .take_while(same)
-            .map(len)
-            .sum();
+        let start = common(text.chars(), self.answer.chars());
         let answer_rest = &self.answer[self.answer.find(ANSWER)? + ANSWER.len()..];
-        let backwards = text[start..].chars().rev().zip(answer_rest.chars().rev());
-        let end = text.len() - backwards.take_while(same).map(len).sum::<usize>();
+        let end = text.len() - common(text[start..].chars().rev(), answer_rest.chars().rev());
         let around = |place| {
             let controls = self.model.controls(&text);
             controls
@@ -284,9 +269,7 @@ impl<'m> Turns<'m> {
         let none = none.split_once(NAMES[0])?.1;
         let (opening, value) = rest.split_once(KEYS[0])?;
         let (middle, closing) = value.split_once(VALUE)?;
-        let same = |(left, right): &(char, char)| left == right;
-        let backwards = none.chars().rev().zip(closing.chars().rev());
-        let n_close: usize = backwards.take_while(same).map(|(c, _)| c.len_utf8()).sum();
+        let n_close = common(none.chars().rev(), closing.chars().rev());
         let (begin, close) = none.split_at(none.len() - n_close);
         let before = opening.strip_prefix(begin)?;
         let after = &closing[..closing.len() - n_close];
@@ -319,10 +302,7 @@ impl<'m> Turns<'m> {
 
 fn assistant(tool_calls: Vec<ToolCall>) -> ChatMessage {
     ChatMessage {
-        role: Role::Assistant,
-        content: None,
-        name: None,
         tool_calls,
-        tool_call_id: None,
+        ..ChatMessage::new(Role::Assistant, "")
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{Arguments, Match, Part, Spelling, ToolSyntax, Trigger, is_of_id};
+use super::{Arguments, Match, Part, Spelling, ToolSyntax, is_of_id};
 
 /// A piece of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,10 +60,10 @@ struct JsonEnd {
 impl CallReader {
     /// `is_forced`: the answer begins with a call.
     pub(crate) fn new(syntax: Arc<ToolSyntax>, tools: &[Value], is_forced: bool) -> Self {
-        let state = match (&syntax.trigger, is_forced) {
-            (_, true) => State::Open,
-            (Some(_), false) => State::Text { at_start: true },
-            (None, false) => State::TextOnly,
+        let state = if is_forced {
+            State::Open
+        } else {
+            State::Text { at_start: true }
         };
         Self {
             syntax,
@@ -96,11 +96,9 @@ impl CallReader {
 
     /// A control token of the answer. Outside of calls it says nothing, unless it begins one.
     pub fn push_control(&mut self, spelling: &str) -> Vec<Heard> {
-        let begins = |trigger: &Trigger| {
-            let first = trigger.spelling.0.first();
-            matches!(first, Some(Part::Control(_, text)) if text == spelling)
-        };
-        if self.is_calling() || self.syntax.trigger.as_ref().is_some_and(begins) {
+        let first = self.syntax.trigger.spelling.0.first();
+        let begins = matches!(first, Some(Part::Control(_, text)) if text == spelling);
+        if self.is_calling() || begins {
             self.push(spelling)
         } else {
             Vec::new()
@@ -207,11 +205,7 @@ impl CallReader {
 
     /// It only looked like a call: a tag may still open one later.
     fn no_call(&mut self, syntax: &ToolSyntax, heard: &mut Vec<Heard>) -> bool {
-        if !syntax
-            .trigger
-            .as_ref()
-            .is_some_and(|trigger| trigger.is_tag)
-        {
+        if !syntax.trigger.is_tag {
             return self.go(State::TextOnly);
         }
         let spaces = self.unread.len() - self.unread.trim_start().len();
@@ -224,10 +218,7 @@ impl CallReader {
     }
 
     fn text(&mut self, syntax: &ToolSyntax, at_start: bool, heard: &mut Vec<Heard>) -> bool {
-        let trigger = syntax
-            .trigger
-            .as_ref()
-            .expect("else TextOnly — a bug in CallReader");
+        let trigger = &syntax.trigger;
         let places = self
             .unread
             .char_indices()

@@ -130,19 +130,15 @@ fn wanted<'w>(tools: &'w [Value], choice: &'w ToolChoice) -> Wanted<'w> {
 
 /// What the template writes for a turn, up to its end; `None` where it refuses the turn or writes less of it.
 fn written(model: &ChatModel, ends: &[&str], turn: &[ToolCall]) -> Option<String> {
-    let says = |role, content: &str, tool_calls| ChatMessage {
-        role,
-        content: Some(content.to_owned()),
-        name: None,
-        tool_calls,
-        tool_call_id: None,
+    let question = ChatMessage::new(Role::User, "zq-question");
+    let turn = ChatMessage {
+        tool_calls: turn.to_vec(),
+        ..ChatMessage::new(Role::Assistant, "")
     };
-    let question = says(Role::User, "zq-question", Vec::new());
-    let turn = says(Role::Assistant, "", turn.to_vec());
     let text = model
         .conversation_text(&[question.clone(), turn], Some(&tools()))
         .ok()?;
-    let answer = says(Role::Assistant, "zq-answer", Vec::new());
+    let answer = ChatMessage::new(Role::Assistant, "zq-answer");
     let other = model
         .conversation_text(&[question, answer], Some(&tools()))
         .ok()?;
@@ -229,9 +225,7 @@ fn check_reading(name: &str, model: &ChatModel, ends: &[&str]) -> (usize, Vec<St
         };
         for n in [1, 3, usize::MAX] {
             check(&ToolChoice::Required, &answer, "", n);
-            if model.tool_syntax().unwrap().is_told_apart() {
-                check(&ToolChoice::Auto, &answer, "", n);
-            }
+            check(&ToolChoice::Auto, &answer, "", n);
             if model.tool_syntax().unwrap().may_follow_text() {
                 check(
                     &ToolChoice::Auto,

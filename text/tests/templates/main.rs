@@ -48,13 +48,7 @@ fn chatml() -> ChatModel {
 }
 
 fn say(role: Role, content: &str) -> ChatMessage {
-    ChatMessage {
-        role,
-        content: Some(content.to_owned()),
-        name: None,
-        tool_calls: Vec::new(),
-        tool_call_id: None,
-    }
+    ChatMessage::new(role, content)
 }
 
 use Role::{Assistant, User};

@@ -1,6 +1,6 @@
 //! Adapters by their folders in the bucket: in memory ready to multiply with, on this host's disk, or fetched; verified when they are
-//! fetched, checked against the base's shapes, and dropped in the order of last use. Two folders may hold the same weights under configurations that
-//! make them two adapters. The base model never answers in place of one that cannot be had.
+//! fetched, checked against the base's shapes, and dropped in the order of last use. Two folders may hold the same weights under
+//! configurations that make them two adapters. The base model never answers in place of one that cannot be had.
 
 mod disk;
 mod lru;
@@ -195,11 +195,8 @@ impl Adapters {
                 found,
             });
         }
-        parsed(
-            &String::from_utf8_lossy(&config_json),
-            &weights,
-            &base.config,
-        )
+        let config_json = String::from_utf8_lossy(&config_json).into_owned();
+        ready(base, move || Ok((config_json, weights))).await
     }
 
     fn keep(&self, reference: &AdapterRef, base: &Base, adapter: Adapter) -> Arc<Adapter> {
@@ -238,18 +235,30 @@ impl Adapters {
     }
 }
 
-/// The adapter of a folder, ready to multiply with: on a thread of its own, as neither other requests nor a step should wait.
+/// The adapter of a folder.
 async fn read_folder(folder: PathBuf, base: &Base) -> Result<Adapter, AdapterError> {
-    let config = base.config.clone();
     let read = move || {
         let config_json = std::fs::read_to_string(folder.join(CONFIG_FILE))?;
-        let weights = std::fs::read(folder.join(WEIGHTS_FILE))?;
-        let adapter = parsed(&config_json, &weights, &config)?;
+        Ok((config_json, std::fs::read(folder.join(WEIGHTS_FILE))?))
+    };
+    ready(base, read).await
+}
+
+/// The adapter of a configuration and weights, ready to multiply with: on a thread of its own, as neither other requests nor a step should
+/// wait.
+async fn ready<W: AsRef<[u8]>>(
+    base: &Base,
+    read: impl FnOnce() -> io::Result<(String, W)> + Send + 'static,
+) -> Result<Adapter, AdapterError> {
+    let config = base.config.clone();
+    let make = move || {
+        let (config_json, weights) = read()?;
+        let adapter = parsed(&config_json, weights.as_ref(), &config)?;
         adapter.prepare();
         Ok(adapter)
     };
-    let read = tokio::task::spawn_blocking(read).await;
-    read.expect("reading an adapter does not panic — a bug in the engine")
+    let made = tokio::task::spawn_blocking(make).await;
+    made.expect("reading an adapter does not panic — a bug in the engine")
 }
 
 fn parsed(config_json: &str, weights: &[u8], model: &ModelConfig) -> Result<Adapter, AdapterError> {

@@ -142,7 +142,7 @@ fn train(
     for _ in 0..N_STEPS {
         trainer.step(&examples)?;
     }
-    Ok(trainer.adapter())
+    Ok(trainer.adapter()?)
 }
 
 fn f32_bytes(values: &[f32]) -> Vec<u8> {

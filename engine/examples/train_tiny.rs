@@ -51,7 +51,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
 
-    let adapter = Arc::new(trainer.adapter());
+    let adapter = Arc::new(trainer.adapter()?);
     std::fs::create_dir_all(out_dir)?;
     let out = Path::new(out_dir);
     std::fs::write(

@@ -5,25 +5,14 @@ use std::collections::HashMap;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
-use crate::cpu::element::Precision;
 use crate::cpu::simd::Isa;
 use crate::lora::{Role, Tensor, named};
 use crate::model::MemoryLevel;
 use crate::stored::widen;
-use crate::train::{TrainConfig, TrainError, Trainer};
+use crate::train::{State, TrainConfig, TrainError, Trainer};
 
 /// Raised when the file changes so that an older reader would misread it.
 const FORMAT_VERSION: u32 = 1;
-
-/// Names the arithmetic: a state continues bit for bit only where it is the same. Every instruction-set level computes the
-/// same f32 chains; of bf16 pairs there are those that multiply them as the processor does, and those that widen them.
-fn arithmetic(precision: Precision) -> &'static str {
-    match (precision, Isa::detect()) {
-        (Precision::Fp32, _) => "f32-chain-2",
-        (Precision::Bf16, Isa::Avx512Bf16) => "bf16-pairs-1",
-        (Precision::Bf16, _) => "bf16-widened-1",
-    }
-}
 
 /// The one key of the file's metadata, so that the same state is always the same bytes: safetensors keeps its keys in
 /// no order.
@@ -43,25 +32,28 @@ struct Header {
 const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
 
 /// Writes the state of `trainer`.
-pub(crate) fn save(trainer: &Trainer) -> Vec<u8> {
+/// Errors: `Gpu`.
+pub(crate) fn save(trainer: &Trainer) -> Result<Vec<u8>, TrainError> {
+    let state = trainer.run.state()?;
     let mut tensors = Vec::new();
-    for (suffix, values) in parts(trainer) {
+    let parts = [&state.values, &state.exp_avg, &state.exp_avg_sq];
+    for (suffix, values) in suffixes().into_iter().zip(parts) {
         tensors.extend(named(kept(trainer, &suffix), values, &suffix));
     }
     let header = Header {
         format_version: FORMAT_VERSION,
-        arithmetic: arithmetic(trainer.config.precision).to_owned(),
+        arithmetic: trainer.run.arithmetic(),
         instruction_set: Isa::detect().name().to_owned(),
         config_hash: config_hash(trainer),
         step: trainer.n_steps,
     };
     let header = serde_json::to_string(&header).expect("strings and numbers can be written");
     let metadata = HashMap::from([(HEADER_KEY.to_owned(), header)]);
-    crate::lora::serialize(tensors, metadata)
+    Ok(crate::lora::serialize(tensors, metadata))
 }
 
 /// Reads a state into `trainer`, which is changed only if all of it is good.
-/// Errors: `BadInput`.
+/// Errors: `BadInput`; `Gpu`.
 pub(crate) fn load(trainer: &mut Trainer, bytes: &[u8]) -> Result<(), TrainError> {
     let bad = |what: String| TrainError::BadInput(format!("the saved state {what}"));
     let malformed = |error: safetensors::SafeTensorError| bad(format!("cannot be read: {error}"));
@@ -79,11 +71,7 @@ pub(crate) fn load(trainer: &mut Trainer, bytes: &[u8]) -> Result<(), TrainError
             header.format_version.to_string(),
             FORMAT_VERSION.to_string(),
         ),
-        (
-            "arithmetic",
-            header.arithmetic,
-            arithmetic(trainer.config.precision).to_owned(),
-        ),
+        ("arithmetic", header.arithmetic, trainer.run.arithmetic()),
         ("config_hash", header.config_hash, config_hash(trainer)),
     ];
     if let Some((key, found, expected)) = expected
@@ -94,11 +82,15 @@ pub(crate) fn load(trainer: &mut Trainer, bytes: &[u8]) -> Result<(), TrainError
     }
     let tensors = SafeTensors::deserialize(bytes).map_err(malformed)?;
     let mut loaded: Vec<Vec<f32>> = Vec::new();
-    for (suffix, _) in parts(trainer) {
+    for suffix in suffixes() {
         loaded.push(read(trainer, &tensors, &suffix).map_err(bad)?);
     }
     let [values, exp_avg, exp_avg_sq] = loaded.try_into().expect("three parts were read above");
-    (trainer.values, trainer.exp_avg, trainer.exp_avg_sq) = (values, exp_avg, exp_avg_sq);
+    trainer.run.set_state(&State {
+        values,
+        exp_avg,
+        exp_avg_sq,
+    })?;
     trainer.n_steps = header.step;
     Ok(())
 }
@@ -123,14 +115,10 @@ fn read(trainer: &Trainer, tensors: &SafeTensors<'_>, suffix: &str) -> Result<Ve
     Ok(values)
 }
 
-/// What is stored under each suffix of the tensors' names.
-fn parts(trainer: &Trainer) -> [(String, &[f32]); 3] {
+/// What follows the tensors' names: nothing for the values, then the moments.
+fn suffixes() -> [String; 3] {
     let [first, second] = MOMENTS.map(|name| format!(".{name}"));
-    [
-        (String::new(), &trainer.values),
-        (first, &trainer.exp_avg),
-        (second, &trainer.exp_avg_sq),
-    ]
+    [String::new(), first, second]
 }
 
 /// The tensors of which there is something under `suffix`: what is not trained has no moments.
@@ -148,7 +136,7 @@ fn config_hash(trainer: &Trainer) -> String {
     };
     let text = format!(
         "{:?} {:?} {:?}",
-        trainer.base().config(),
+        trainer.run.model(),
         trainer.lora_config,
         config
     );

@@ -5,6 +5,7 @@ pub mod batch;
 mod checkpoint;
 pub mod config;
 mod cpu;
+pub mod cuda;
 pub mod export;
 pub mod generate;
 pub mod gguf;

@@ -120,6 +120,27 @@ impl Files {
         self.by_name.get(name).map(|&i| &self.tensors[i])
     }
 
+    /// A tensor of floats. Errors: `MissingTensor`, `WrongShape`, `WrongDtype`.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<&Stored, LoadError> {
+        let name = || name.to_owned();
+        let found = self.find(&name());
+        let stored = found.ok_or_else(|| LoadError::MissingTensor { name: name() })?;
+        if stored.shape != shape {
+            return Err(LoadError::WrongShape {
+                name: name(),
+                found: stored.shape.clone(),
+                expected: shape.to_vec(),
+            });
+        }
+        match stored.encoding {
+            Encoding::Numbers(found) if !stored.is_float() => Err(LoadError::WrongDtype {
+                name: name(),
+                found,
+            }),
+            _ => Ok(stored),
+        }
+    }
+
     /// The tensor's bytes, in the file's own order.
     pub fn bytes(&self, stored: &Stored) -> &[u8] {
         &self.maps[stored.file][stored.bytes.clone()]

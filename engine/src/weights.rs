@@ -268,25 +268,8 @@ impl Reader<'_> {
         parts.iter().map(find).collect()
     }
 
-    /// A tensor of floats. Errors: `MissingTensor`, `WrongShape`, `WrongDtype`.
     fn find(&self, name: &str, shape: &[usize]) -> Result<&Stored, LoadError> {
-        let name = || name.to_owned();
-        let found = self.files.find(&name());
-        let stored = found.ok_or_else(|| LoadError::MissingTensor { name: name() })?;
-        if stored.shape != shape {
-            return Err(LoadError::WrongShape {
-                name: name(),
-                found: stored.shape.clone(),
-                expected: shape.to_vec(),
-            });
-        }
-        match stored.encoding {
-            Encoding::Numbers(found) if !stored.is_float() => Err(LoadError::WrongDtype {
-                name: name(),
-                found,
-            }),
-            _ => Ok(stored),
-        }
+        self.files.tensor(name, shape)
     }
 }
 

@@ -232,7 +232,7 @@ fn trained(dir: &Path, weights: BaseWeights, precision: Precision) -> (Vec<f32>,
         let batch = [70, 33, 2].map(|n| example(vocab, n, step * 10 + n as u64));
         trainer.step(&batch).unwrap().loss
     });
-    (steps.collect(), trainer.save_state())
+    (steps.collect(), trainer.save_state().unwrap())
 }
 
 /// The log-probabilities of an answer to a short prompt, for one sequence and for five.

@@ -39,7 +39,7 @@ fn trainer(tiny: Tiny, config: TrainConfig, n_threads: usize) -> Trainer {
 fn run(tiny: Tiny, config: TrainConfig, n_threads: usize) -> (Vec<f32>, Vec<u8>) {
     let mut trainer = trainer(tiny, config, n_threads);
     let losses = (0..4).map(|step| train(&mut trainer, tiny, step)).collect();
-    (losses, trainer.save_state())
+    (losses, trainer.save_state().unwrap())
 }
 
 /// One step over documents of odd and even lengths, some longer than a block of queries.
@@ -95,17 +95,19 @@ fn a_resumed_run_equals_one_that_never_stopped() {
             },
             1,
         );
-        second.load_state(&first.save_state()).unwrap();
+        second.load_state(&first.save_state().unwrap()).unwrap();
         (2..4).for_each(|step| {
             train(&mut second, LLAMA, step);
         });
-        assert!(second.save_state() == whole, "{precision:?}");
+        assert!(second.save_state().unwrap() == whole, "{precision:?}");
     }
 }
 
 #[test]
 fn a_state_of_another_precision_is_refused_by_name() {
-    let state = trainer(LLAMA, config(Precision::Bf16), 1).save_state();
+    let state = trainer(LLAMA, config(Precision::Bf16), 1)
+        .save_state()
+        .unwrap();
     let error = trainer(LLAMA, config(Precision::Fp32), 1)
         .load_state(&state)
         .unwrap_err();
@@ -249,7 +251,7 @@ fn every_family_trains_at_every_level_and_in_bf16() {
             let mut trainer = Trainer::new(base.clone(), adapter, config, pool.clone());
             let steps = (0..2).map(|_| trainer.step(&batch).unwrap());
             let losses: Vec<_> = steps.map(|step| (step.loss, step.grad_norm)).collect();
-            (losses, trainer.save_state())
+            (losses, trainer.save_state().unwrap())
         };
         let [exact, rounded] = PRECISIONS.map(|precision| {
             let [all, dropped, inputs] = LEVELS.map(|memory| run(precision, memory));

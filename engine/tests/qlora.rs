@@ -41,7 +41,7 @@ fn run(base: BaseModel, precision: Precision, memory: MemoryLevel) -> (Vec<f32>,
         trainer.step(&batch).unwrap().loss
     });
     let losses = steps.collect();
-    (losses, trainer.save_state())
+    (losses, trainer.save_state().unwrap())
 }
 
 /// A model whose linears hold the values that quantised ones stand for.

@@ -37,7 +37,7 @@ fn gradient_of(
     };
     let mut trainer = Trainer::new(tiny.load(pool), adapter.clone(), config, pool.clone());
     trainer.step(batch).unwrap();
-    let (before, after) = (tensors_of(adapter), tensors_of(&trainer.adapter()));
+    let (before, after) = (tensors_of(adapter), tensors_of(&trainer.adapter().unwrap()));
     let difference = |b: &[f32], a: &[f32]| b.iter().zip(a).map(|(b, a)| b - a).collect();
     before
         .into_iter()
@@ -172,7 +172,7 @@ fn run(n_threads: usize, n_steps: u64, interrupt_at: &[u64]) -> (Vec<f32>, Vec<u
     let mut losses = Vec::new();
     for step in 0..n_steps {
         if interrupt_at.contains(&step) {
-            let state = trainer.save_state();
+            let state = trainer.save_state().unwrap();
             let other = Adapter::init(base.config(), &all(), 999).unwrap();
             trainer = Trainer::new(base.clone(), other, config.clone(), pool.clone());
             trainer.load_state(&state).unwrap();
@@ -183,8 +183,8 @@ fn run(n_threads: usize, n_steps: u64, interrupt_at: &[u64]) -> (Vec<f32>, Vec<u
     }
     (
         losses,
-        trainer.adapter().to_safetensors(),
-        trainer.save_state(),
+        trainer.adapter().unwrap().to_safetensors(),
+        trainer.save_state().unwrap(),
     )
 }
 
@@ -248,7 +248,7 @@ fn bad_input_is_refused_and_changes_nothing() {
     let base = LLAMA.load(&pool);
     let adapter = Adapter::init(base.config(), &all(), 5).unwrap();
     let mut trainer = Trainer::new(base, adapter, TrainConfig::default(), pool);
-    let before = trainer.save_state();
+    let before = trainer.save_state().unwrap();
     let good = example(101, 20, 1);
     let mut unknown_token = good.clone();
     unknown_token.tokens[3] = 101;
@@ -276,7 +276,7 @@ fn bad_input_is_refused_and_changes_nothing() {
             "{error}"
         );
     }
-    assert!(trainer.save_state() == before);
+    assert!(trainer.save_state().unwrap() == before);
 }
 
 #[test]
@@ -288,7 +288,9 @@ fn a_state_of_another_run_is_refused() {
         learning_rate: 0.5,
         ..TrainConfig::default()
     };
-    let state = Trainer::new(base.clone(), adapter.clone(), other, pool.clone()).save_state();
+    let state = Trainer::new(base.clone(), adapter.clone(), other, pool.clone())
+        .save_state()
+        .unwrap();
     let mut trainer = Trainer::new(base, adapter, TrainConfig::default(), pool);
     assert!(
         trainer
@@ -304,6 +306,6 @@ fn a_state_of_another_run_is_refused() {
             .to_string()
             .contains("cannot be read")
     );
-    let own = trainer.save_state();
+    let own = trainer.save_state().unwrap();
     trainer.load_state(&own).unwrap();
 }

@@ -28,7 +28,7 @@ pub(crate) use merge::Change;
 pub(crate) use own::Own;
 pub(crate) use packed::{FusedLora, PackedLora};
 pub(crate) use peft::{named, serialize};
-pub(crate) use slots::{Kind, Role, Saved, Tensor};
+pub(crate) use slots::{Kind, Role, Saved, Slot, Tensor};
 
 /// The values of an adapter, in f32. They never change.
 /// Invariant: `values` is as long as `layout` says.

@@ -74,6 +74,13 @@ impl Ropes {
         limits.any(|(limit, _)| n_tokens > *limit)
     }
 
+    /// The frequencies of each rotation, of documents of any length if it knows no long ones, and its factor.
+    pub fn plain(&self) -> Vec<(Vec<f32>, f32)> {
+        let frequencies = |rope: &Rope| rope.inv_freq.iter().map(|&x| x as f32).collect();
+        let ropes = self.ropes.iter();
+        ropes.map(|rope| (frequencies(rope), rope.factor)).collect()
+    }
+
     /// The angles of rows at the given positions, a table for each rotation; memory is reused.
     pub fn angles(&self, positions: impl Iterator<Item = Position> + Clone, out: &mut Vec<Angles>) {
         out.resize_with(self.ropes.len(), Angles::default);

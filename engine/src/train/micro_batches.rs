@@ -15,13 +15,13 @@ pub enum Packing {
     BinPack,
 }
 
-/// Rows whose activations exist at once; a single longer example gets its own pass. Tokens.
+/// Rows whose activations exist at once on a CPU. Tokens.
 pub(super) const MICRO_BATCH_TOKENS: usize = 1024;
 
-/// The passes of a step. What stands after the last label of an example is left out, as it can change no loss.
-pub(super) fn micro_batches(examples: &[Example], packing: Packing) -> Vec<Batch> {
+/// The passes of a step, of up to `budget` tokens each or of one longer example. What stands after the last label of an example is left out, as it can change no loss.
+pub(super) fn micro_batches(examples: &[Example], packing: Packing, budget: usize) -> Vec<Batch> {
     let lengths: Vec<usize> = examples.iter().map(Example::n_inputs).collect();
-    plan(&lengths, packing, MICRO_BATCH_TOKENS)
+    plan(&lengths, packing, budget)
         .into_iter()
         .map(|members| lay_out(examples, members))
         .collect()
@@ -90,7 +90,7 @@ mod tests {
             example(400, &[2, 300]),
             example(800, &[500]),
         ];
-        let batches = micro_batches(&examples, Packing::Greedy);
+        let batches = micro_batches(&examples, Packing::Greedy, 1024);
         assert_eq!(batches.len(), 2);
         assert_eq!(batches[0].documents, [0..599, 599..899]);
         assert_eq!(batches[0].lengths, [600, 400]);
@@ -100,7 +100,7 @@ mod tests {
             (batches[1].documents[0].clone(), batches[1].labels.clone()),
             (0..500, vec![500])
         );
-        assert_eq!(micro_batches(&examples, Packing::None).len(), 3);
+        assert_eq!(micro_batches(&examples, Packing::None, 1024).len(), 3);
     }
 
     #[test]

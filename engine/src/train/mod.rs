@@ -1,8 +1,10 @@
 //! Owns a training run: one call of `step` is one update of the adapter. It never reads a clock and never calls back.
 
+mod cpu;
 mod micro_batches;
 mod passes;
 mod plan;
+mod run;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,17 +14,19 @@ use crate::checkpoint;
 use crate::cpu::buffer::OutOfMemory;
 use crate::cpu::element::Precision;
 use crate::cpu::pool::Pool;
-use crate::lora::{Adapter, Kind, Layout, LoraConfig, Role};
+use crate::cuda::{self, CudaError};
+use crate::lora::{Adapter, Kind, Layout, LoraConfig};
 use crate::model::{Batch, MemoryLevel};
 use crate::nn::cross_entropy::RowLosses;
 use crate::nn::dropout::Dropout;
-use crate::optim::{AdamW, Group, clip_factor, global_norm};
+use crate::optim::Group;
 use crate::schedule::Schedule;
 use crate::weights::BaseModel;
+use cpu::CpuRun;
 pub use micro_batches::Packing;
 use micro_batches::micro_batches;
-use passes::{On, Passes};
 pub use plan::{RunShape, TooLarge, plan_memory, training_bytes};
+pub(crate) use run::{Run, State, Update};
 
 /// How to train.
 #[derive(Debug, Clone, PartialEq)]
@@ -110,6 +114,8 @@ pub enum TrainError {
     BadInput(String),
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
+    #[error(transparent)]
+    Gpu(#[from] CudaError),
     /// A loss or gradient that is no number: a learning rate far too high, or damaged weights.
     #[error("step {step}: {what} is not finite")]
     NotFinite { step: u64, what: &'static str },
@@ -117,65 +123,61 @@ pub enum TrainError {
 
 /// A run in progress.
 pub struct Trainer {
-    base: Arc<BaseModel>,
-    pool: Pool,
     pub(crate) config: TrainConfig,
     pub(crate) lora_config: LoraConfig,
     pub(crate) layout: Arc<Layout>,
-    passes: Passes,
-    /// The same in f32, made when a caller asks for scores that serving can be held to.
-    exact: Option<Passes>,
-    groups: Vec<Group>,
-    pub(crate) values: Vec<f32>,
-    grads: Vec<f32>,
-    /// First moments.
-    pub(crate) exp_avg: Vec<f32>,
-    /// Second moments.
-    pub(crate) exp_avg_sq: Vec<f32>,
+    pub(crate) run: Box<dyn Run>,
     pub(crate) n_steps: u64,
 }
 
 impl Trainer {
-    /// A run that begins with `adapter`, made for `base`'s shape.
+    /// A run on the CPU that begins with `adapter`, made for `base`'s shape.
     pub fn new(base: Arc<BaseModel>, adapter: Adapter, config: TrainConfig, pool: Pool) -> Self {
         let (layout, values) = (adapter.layout().clone(), adapter.values().to_vec());
-        let zeros = || vec![0.0; values.len()];
-        let mut trainer = Self {
-            base,
-            pool,
-            passes: Passes::new(config.precision, &layout),
-            exact: None,
-            groups: groups(&layout, &config),
+        let groups = groups(&layout, &config);
+        let run = CpuRun::new(base, Arc::clone(&layout), values, groups, &config, pool);
+        Self::with(Box::new(run), &adapter, config)
+    }
+
+    /// The same on a GPU, in bf16.
+    /// Errors: `Gpu`, with what of the adapter or of the configuration cannot be computed there.
+    pub fn on_gpu(
+        base: Arc<cuda::Base>,
+        adapter: Adapter,
+        config: TrainConfig,
+    ) -> Result<Self, TrainError> {
+        let groups = groups(adapter.layout(), &config);
+        let run = cuda::Run::new(base, &adapter, &groups, &config)?;
+        Ok(Self::with(Box::new(run), &adapter, config))
+    }
+
+    fn with(run: Box<dyn Run>, adapter: &Adapter, config: TrainConfig) -> Self {
+        Self {
             config,
             lora_config: adapter.config().clone(),
-            grads: zeros(),
-            exp_avg: zeros(),
-            exp_avg_sq: zeros(),
-            layout,
-            values,
+            layout: Arc::clone(adapter.layout()),
+            run,
             n_steps: 0,
-        };
-        trainer.repack();
-        trainer
+        }
     }
 
     /// One optimizer step over `batch`; the loss is the mean over its label tokens, however they are spread.
     /// Errors: `BadInput` for an example that cannot be run or a batch without labels; `OutOfMemory`; `NotFinite`.
     pub fn step(&mut self, batch: &[Example]) -> Result<StepReport, TrainError> {
+        let (report, grad_norm) = self.leave_gradients(batch)?;
         let EvalReport {
             loss_sum,
             n_label_tokens,
             n_correct,
-        } = self.sum_gradients(batch)?;
+        } = report;
         let step = self.n_steps + 1;
         let loss = (loss_sum / n_label_tokens as f64) as f32;
-        let grad_norm = global_norm(&self.grads);
         for (value, what) in [(loss, "the loss"), (grad_norm, "the gradient")] {
             if !value.is_finite() {
                 return Err(TrainError::NotFinite { step, what });
             }
         }
-        let learning_rate = self.update(grad_norm);
+        let learning_rate = self.update(grad_norm)?;
         let n_tokens = batch
             .iter()
             .map(|example| example.tokens.len() as u64)
@@ -196,39 +198,20 @@ impl Trainer {
     pub fn evaluate(&mut self, examples: &[Example]) -> Result<EvalReport, TrainError> {
         self.check(examples)?;
         let mut report = EvalReport::default();
-        for micro in micro_batches(examples, self.config.packing) {
-            let on = On {
-                pool: &self.pool,
-                base: &self.base,
-            };
-            report.add(&self.passes.score(on, &micro)?);
+        for pass in self.passes_of(examples) {
+            report.add(&self.run.score(&pass)?);
         }
         Ok(report)
     }
 
-    /// log p of each label of one example, in order, natural, computed in f32 whatever the run's precision; changes nothing.
-    /// Errors: `BadInput`, `OutOfMemory`.
+    /// log p of each label of one example, in order, natural, as exactly as the processor can whatever the run's precision; changes
+    /// nothing.
+    /// Errors: `BadInput`, `OutOfMemory`, `Gpu`.
     pub fn label_logprobs(&mut self, example: &Example) -> Result<Vec<f32>, TrainError> {
         let example = std::slice::from_ref(example);
         self.check(example)?;
-        let passes = match (&mut self.passes, &mut self.exact) {
-            (passes @ Passes::Fp32(_), _) => passes,
-            (_, exact) => {
-                let exact = exact.get_or_insert_with(|| Passes::new(Precision::Fp32, &self.layout));
-                let on = On {
-                    pool: &self.pool,
-                    base: &self.base,
-                };
-                exact.pack(on, &self.values)?;
-                exact
-            }
-        };
-        let on = On {
-            pool: &self.pool,
-            base: &self.base,
-        };
-        match micro_batches(example, Packing::None).first() {
-            Some(micro) => Ok(passes.score(on, micro)?.logprobs),
+        match self.passes_of(example).first() {
+            Some(pass) => Ok(self.run.score_exactly(pass)?.logprobs),
             None => Ok(Vec::new()),
         }
     }
@@ -237,9 +220,10 @@ impl Trainer {
     /// against a reference.
     /// Errors: as [`Self::step`].
     pub fn gradients(&mut self, batch: &[Example]) -> Result<Vec<(String, Vec<f32>)>, TrainError> {
-        self.sum_gradients(batch)?;
+        self.leave_gradients(batch)?;
+        let grads = self.run.gradient_values()?;
         let trained = self.layout.trained();
-        let gradient = |place: &Range<usize>| self.grads[place.clone()].to_vec();
+        let gradient = |place: &Range<usize>| grads[place.clone()].to_vec();
         Ok(trained
             .map(|tensor| (tensor.name.clone(), gradient(&tensor.place)))
             .collect())
@@ -259,11 +243,7 @@ impl Trainer {
             tokens,
             ..Batch::default()
         };
-        let on = On {
-            pool: &self.pool,
-            base: &self.base,
-        };
-        Ok(self.passes.logits(on, &batch)?)
+        self.run.logits(&batch)
     }
 
     /// Steps done so far.
@@ -272,65 +252,42 @@ impl Trainer {
     }
 
     /// A copy of the adapter as it is now.
-    pub fn adapter(&self) -> Adapter {
-        Adapter::from_parts(
-            self.lora_config.clone(),
-            self.layout.clone(),
-            self.values.clone(),
-        )
+    /// Errors: `Gpu`.
+    pub fn adapter(&self) -> Result<Adapter, TrainError> {
+        let State { values, .. } = self.run.state()?;
+        let (config, layout) = (self.lora_config.clone(), Arc::clone(&self.layout));
+        Ok(Adapter::from_parts(config, layout, values))
     }
 
     /// Everything a resumed run needs, as one safetensors file: values, moments and the step.
-    pub fn save_state(&self) -> Vec<u8> {
+    /// Errors: `Gpu`.
+    pub fn save_state(&self) -> Result<Vec<u8>, TrainError> {
         checkpoint::save(self)
     }
 
     /// Continues from a state that a trainer of the same configuration has saved, bit for bit.
-    /// Errors: `BadInput` for another format, configuration or arithmetic; the trainer is then as it was.
+    /// Errors: `BadInput` for another format, configuration or arithmetic; the trainer is then as it was. `Gpu`.
     pub fn load_state(&mut self, bytes: &[u8]) -> Result<(), TrainError> {
-        checkpoint::load(self, bytes)?;
-        self.repack();
-        Ok(())
+        checkpoint::load(self, bytes)
     }
 
-    /// The base model.
-    pub(crate) fn base(&self) -> &BaseModel {
-        &self.base
+    /// The passes over examples; what stands after the last label of one is left out.
+    fn passes_of(&self, examples: &[Example]) -> Vec<Batch> {
+        micro_batches(examples, self.config.packing, self.run.rows_per_pass())
     }
 
-    /// Scores `batch` and leaves the gradient of its mean loss in `grads`.
-    fn sum_gradients(&mut self, batch: &[Example]) -> Result<EvalReport, TrainError> {
+    /// Scores `batch` and leaves the gradient of its mean loss, whose L2 norm stands beside the scores.
+    fn leave_gradients(&mut self, batch: &[Example]) -> Result<(EvalReport, f32), TrainError> {
         self.check(batch)?;
         let n_label_tokens: u64 = batch.iter().map(|example| example.n_labels() as u64).sum();
         if n_label_tokens == 0 {
             return Err(TrainError::BadInput("the batch has no label".to_owned()));
         }
-        self.grads.fill(0.0);
-        let mut report = EvalReport::default();
-        let scale = 1.0 / n_label_tokens as f32;
-        for mut micro in micro_batches(batch, self.config.packing) {
-            let on = On {
-                pool: &self.pool,
-                base: &self.base,
-            };
-            micro.dropout = self.dropout(&micro);
-            let (layout, level, grads) = (&self.layout, self.config.memory, &mut self.grads);
-            report.add(
-                &self
-                    .passes
-                    .accumulate(on, layout, level, &micro, scale, grads)?,
-            );
+        let mut passes = self.passes_of(batch);
+        for pass in &mut passes {
+            pass.dropout = self.dropout(pass);
         }
-        // The kernels know nothing of roles: what is not trained gets a gradient as well.
-        for tensor in self
-            .layout
-            .tensors()
-            .iter()
-            .filter(|t| t.role == Role::Initial)
-        {
-            self.grads[tensor.place.clone()].fill(0.0);
-        }
-        Ok(report)
+        self.run.gradients(&passes, 1.0 / n_label_tokens as f32)
     }
 
     /// What the next step drops of a pass's inputs.
@@ -340,43 +297,27 @@ impl Trainer {
         (p > 0.0).then(|| Dropout::new(p, seed, self.n_steps, documents, members))
     }
 
-    fn update(&mut self, grad_norm: f32) -> f32 {
-        let TrainConfig { betas, eps, .. } = self.config;
-        let factor = self.config.schedule.factor(
-            self.n_steps,
-            self.config.warmup_steps,
-            self.config.total_steps,
-        );
+    /// Returns the learning rate.
+    fn update(&mut self, grad_norm: f32) -> Result<f32, TrainError> {
+        let TrainConfig {
+            schedule,
+            warmup_steps,
+            total_steps,
+            ..
+        } = self.config;
+        let factor = schedule.factor(self.n_steps, warmup_steps, total_steps);
         let learning_rate = (f64::from(self.config.learning_rate) * factor) as f32;
-        self.n_steps += 1;
-        AdamW { betas, eps }.update(
-            &self.pool,
-            &self.groups,
+        self.run.update(Update {
             learning_rate,
-            self.n_steps,
-            clip_factor(grad_norm, self.config.max_grad_norm),
-            &self.grads,
-            &mut self.values,
-            &mut self.exp_avg,
-            &mut self.exp_avg_sq,
-        );
-        self.repack();
-        learning_rate
-    }
-
-    fn repack(&mut self) {
-        // The sizes never change after the first time, in `new`, so a running job cannot fail here.
-        let on = On {
-            pool: &self.pool,
-            base: &self.base,
-        };
-        self.passes
-            .pack(on, &self.values)
-            .expect("memory for a second copy of an adapter");
+            step: self.n_steps + 1,
+            grad_norm,
+        })?;
+        self.n_steps += 1;
+        Ok(learning_rate)
     }
 
     fn check(&self, examples: &[Example]) -> Result<(), TrainError> {
-        let config = self.base.config();
+        let config = self.run.model();
         for (i, Example { tokens, mask }) in examples.iter().enumerate() {
             let bad = |what: String| Err(TrainError::BadInput(format!("example {i}: {what}")));
             if tokens.len() != mask.len() {

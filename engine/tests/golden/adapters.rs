@@ -250,7 +250,7 @@ fn pissa_is_exported_as_plain_lora_of_twice_the_rank() {
         trainer.step(&examples).unwrap();
         let tokens = &variant.golden.documents[1].tokens;
         let trained = trainer.logits(tokens).unwrap();
-        let adapter = trainer.adapter();
+        let adapter = trainer.adapter().unwrap();
         let (json, file) = (adapter.config_json("base"), adapter.to_safetensors());
         let plain = Adapter::from_peft(&json, &file, variant.base.config()).unwrap();
         assert_eq!(plain.config().init_lora_weights, Init::Default);

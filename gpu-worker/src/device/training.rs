@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, mpsc};
 
 use engine::batch::Example;
+use engine::cuda::CudaError;
 use engine::lora::Adapter;
 use engine::pool::Pool;
 use engine::train::{EvalReport, RunShape, StepReport, TrainError, Trainer};
@@ -161,13 +162,7 @@ impl Training {
                 reply,
                 trainer.evaluate(&examples).map_err(DeviceError::from),
             ),
-            Work::Snapshot { reply } => answer(
-                reply,
-                Ok(Snapshot {
-                    state: trainer.save_state(),
-                    adapter: trainer.adapter(),
-                }),
-            ),
+            Work::Snapshot { reply } => answer(reply, snapshot(trainer)),
             Work::LabelLogprobs { example, reply } => answer(
                 reply,
                 trainer.label_logprobs(&example).map_err(DeviceError::from),
@@ -191,12 +186,24 @@ impl Training {
     }
 }
 
+fn snapshot(trainer: &Trainer) -> Result<Snapshot, DeviceError> {
+    Ok(Snapshot {
+        state: trainer.save_state()?,
+        adapter: trainer.adapter()?,
+    })
+}
+
 impl From<TrainError> for DeviceError {
     fn from(error: TrainError) -> Self {
         match error {
             TrainError::OutOfMemory(_) => DeviceError::OutOfMemory(error.to_string()),
             TrainError::BadInput(_) => DeviceError::BadInput(error.to_string()),
             TrainError::NotFinite { .. } => DeviceError::Diverged(error.to_string()),
+            TrainError::Gpu(CudaError::OutOfMemory { .. }) => {
+                DeviceError::OutOfMemory(error.to_string())
+            }
+            TrainError::Gpu(CudaError::Unsupported(_)) => DeviceError::BadInput(error.to_string()),
+            TrainError::Gpu(_) => DeviceError::Broken(error.to_string()),
         }
     }
 }

@@ -1,0 +1,346 @@
+// The gradient of causal attention of packed documents with grouped-query heads. Probabilities come back from the saved
+// log-sum-exps: P = exp(S − lse), dV = Pᵀ·dO, dS = P∘(dO·Vᵀ − delta), dQ = scale·dS·K, dK = scale·dSᵀ·Q. Two kernels, one for the
+// gradients of keys and values and one for that of queries, so that every sum has one order.
+// Source: FlashAttention-2, Dao 2023 (arXiv:2307.08691).
+//
+// attention_backward_delta(out, ld_out, d_out, ld_d_out, delta, T, n_heads, C)
+//   grid (T / 64 rounded up, query heads), 256 threads. delta (H, T) = the sum over a head's columns of out∘d_out.
+// attention_backward_kv_C and attention_backward_q_C
+//   (qkv, ld_qkv, d_out, ld_d_out, lse, delta, d_qkv, ld_d_qkv, tiles, T, n_heads, n_kv_heads, scale, softcap, window)
+//   grid (tiles, kv heads) and (tiles, query heads); tiles as in attention_forward.cu, of keys and of queries.
+//
+//   C     kv: TILE  threads  dynamic shared memory     q: TILE  threads  dynamic shared memory
+//   64        64    128      66560                        128   128      41984
+//   96        64    128      57856                        128   128      62464
+//   128       64    128      74240                        128   128      82944
+//   256       32    128      69888                         64   128      98816
+// The same numbers are the module's `attention_backward_kv_shapes` and `attention_backward_q_shapes`, int[4][4]: a row is
+// {C, TILE, threads, bytes}.
+#include "attention.cuh"
+
+#define WARPS 4
+#define THREADS (WARPS * WARP)
+
+// ---- delta
+
+#define DELTA_LANES 4
+
+extern "C" __global__ void __launch_bounds__(256) attention_backward_delta(
+    const bf16* __restrict__ out, int ld_out, const bf16* __restrict__ d_out, int ld_d_out, float* __restrict__ delta, int T,
+    int n_heads, int C) {
+    const int row = blockIdx.x * (blockDim.x / DELTA_LANES) + threadIdx.x / DELTA_LANES;
+    const int head = blockIdx.y, lane = threadIdx.x % DELTA_LANES;
+    float sum = 0.0f;
+    if (row < T) {
+        const bf16* a = out + size_t(row) * ld_out + head * C + lane * 8;
+        const bf16* b = d_out + size_t(row) * ld_d_out + head * C + lane * 8;
+#pragma unroll 4
+        for (int i = 0; i < C; i += 8 * DELTA_LANES) {
+            const uint4 x = *reinterpret_cast<const uint4*>(a + i), y = *reinterpret_cast<const uint4*>(b + i);
+            sum += low_float(x.x) * low_float(y.x) + high_float(x.x) * high_float(y.x);
+            sum += low_float(x.y) * low_float(y.y) + high_float(x.y) * high_float(y.y);
+            sum += low_float(x.z) * low_float(y.z) + high_float(x.z) * high_float(y.z);
+            sum += low_float(x.w) * low_float(y.w) + high_float(x.w) * high_float(y.w);
+        }
+    }
+    sum += __shfl_xor_sync(ALL_LANES, sum, 1);
+    sum += __shfl_xor_sync(ALL_LANES, sum, 2);
+    if (lane == 0 && row < T) delta[size_t(head) * T + row] = sum;
+}
+
+// ---- Keys and values
+
+// A pair of warps has 16·M keys and meets QUERIES queries at a time, of which STAGES blocks are in shared memory. Of a pair, one warp
+// makes P and sums dV, and the other makes dS, with what it gets of the first, and sums dK.
+template <int C> struct KvShape;
+template <> struct KvShape<64> { static constexpr int M = 2, QUERIES = 64, STAGES = 2, BLOCKS = 2; };
+template <> struct KvShape<96> { static constexpr int M = 2, QUERIES = 32, STAGES = 2, BLOCKS = 2; };
+template <> struct KvShape<128> { static constexpr int M = 2, QUERIES = 32, STAGES = 2, BLOCKS = 2; };
+template <> struct KvShape<256> { static constexpr int M = 1, QUERIES = 32, STAGES = 1, BLOCKS = 2; };
+
+template <int C> struct KvSizes : KvShape<C> {
+    static constexpr int M = KvShape<C>::M, QUERIES = KvShape<C>::QUERIES;
+    static constexpr int TILE = WARPS / 2 * 16 * M;
+    static constexpr int EXCHANGE = WARPS / 2 * 16 * M * QUERIES * 4;
+    static constexpr int STAGE = 2 * QUERIES * C * 2;
+    static constexpr int ROWS = 2 * QUERIES * 4;  // lse and delta of a stage
+    static constexpr int BYTES = 2 * TILE * C * 2 + KvShape<C>::STAGES * (STAGE + ROWS) + EXCHANGE;
+};
+
+template <int C>
+__device__ __forceinline__ void attention_backward_kv(
+    const bf16* qkv, int ld_qkv, const bf16* d_out, int ld_d_out, const float* lse, const float* delta, bf16* d_qkv, int ld_d_qkv,
+    const int4* tiles, int T, int n_heads, int n_kv_heads, float scale, float softcap, int window) {
+    using S = KvSizes<C>;
+    constexpr int M = S::M, TILE = S::TILE, QUERIES = S::QUERIES, N = QUERIES / 8, STAGES = S::STAGES;
+    using Keys = Tile<C, TILE>;
+    using Queries = Tile<C, QUERIES>;
+
+    const int4 tile = tiles[blockIdx.x];
+    const int first = tile.x, end = tile.z, kv = blockIdx.y, group = n_heads / n_kv_heads;
+    const Sight sight{window};
+    // Queries that see any of the keys.
+    const int end_query = window == 0 ? end : min(end, min(first + TILE, end) - 1 + min(window, end));
+    const int n_blocks = (end_query - first + QUERIES - 1) / QUERIES;
+    const int n_steps = n_blocks * group;
+
+    const u32 keys_at = shared_address(attention_shared), values_at = keys_at + Keys::BYTES;
+    const u32 stages_at = values_at + Keys::BYTES;
+    unsigned char* after_stages = attention_shared + 2 * Keys::BYTES + STAGES * S::STAGE;
+    float4* exchange = reinterpret_cast<float4*>(after_stages);
+    float* rows = reinterpret_cast<float*>(after_stages + S::EXCHANGE);
+
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, pair = warp / 2;
+    const bool of_keys = warp % 2 == 1;  // the warp that sums dK
+    const int pair_row = pair * 16 * M;
+
+    const auto load = [&](int step) {
+        const int head = kv * group + step / n_blocks, stage = step % STAGES;
+        const int query = first + step % n_blocks * QUERIES, n_rows = end_query - query;
+        const u32 at = stages_at + stage * S::STAGE;
+        Queries::template load<THREADS>(at, qkv + size_t(query) * ld_qkv + head * C, ld_qkv, n_rows);
+        Queries::template load<THREADS>(at + Queries::BYTES, d_out + size_t(query) * ld_d_out + head * C, ld_d_out, n_rows);
+        if (threadIdx.x < 2 * QUERIES) {
+            const int row = threadIdx.x % QUERIES;
+            const float* from = (threadIdx.x < QUERIES ? lse : delta) + size_t(head) * T + query + row;
+            copy_4(shared_address(rows + stage * 2 * QUERIES + threadIdx.x), from, row < n_rows);
+        }
+    };
+
+    const bf16* keys = qkv + size_t(first) * ld_qkv + (n_heads + kv) * C;
+    Keys::template load<THREADS>(keys_at, keys, ld_qkv, end - first);
+    Keys::template load<THREADS>(values_at, keys + n_kv_heads * C, ld_qkv, end - first);
+    load(0);
+    commit_copies();
+
+    const float factor = softcap > 0.0f ? LOG2_E : scale * LOG2_E;
+    const float cap_slope = softcap > 0.0f ? 2.0f * LOG2_E * scale * reciprocal_fast(softcap) : 0.0f;
+    float sums[M][C / 8][4];
+    set_zero(sums);
+
+    // Rows past the end are zeros, as are their lse and delta, and add nothing.
+#pragma unroll 1
+    for (int step = 0; step < n_steps; step++) {
+        wait_for_copies();
+        __syncthreads();  // this block is here, and nobody reads the one before
+        if (STAGES == 2 && step + 1 < n_steps) {
+            load(step + 1);
+            commit_copies();
+        }
+        const int query = first + step % n_blocks * QUERIES;
+        const u32 queries_at = stages_at + step % STAGES * S::STAGE, d_out_at = queries_at + Queries::BYTES;
+        const float* row_lse = rows + step % STAGES * 2 * QUERIES;
+        const float* row_delta = row_lse + QUERIES;
+
+        // (keys, queries)
+        float x[M][N][4];
+        set_zero(x);
+        multiply_rows<C, TILE, QUERIES>(x, of_keys ? values_at : keys_at, pair_row, of_keys ? d_out_at : queries_at);
+
+        float4* shares = exchange + pair * M * N * WARP + lane;
+        if (!of_keys) {
+            const bool all_seen = sight.all(query, QUERIES, first + pair_row, 16 * M);
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+                const float2 base = *reinterpret_cast<const float2*>(row_lse + n * 8 + lane % 4 * 2);
+#pragma unroll
+                for (int m = 0; m < M; m++) {
+                    float slope[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+                    if (softcap > 0.0f) {
+#pragma unroll
+                        for (int i = 0; i < 4; i++) {
+                            const float share = cap_share(x[m][n][i], cap_slope);
+                            x[m][n][i] = softcap * share;
+                            slope[i] = 1.0f - share * share;
+                        }
+                    }
+                    if (!all_seen) {
+#pragma unroll
+                        for (int i = 0; i < 4; i++) {
+                            const int key = first + pair_row + m * 16 + lane / 4 + i / 2 * 8;
+                            if (!sight.sees(query + n * 8 + lane % 4 * 2 + i % 2, key)) x[m][n][i] = -INFINITY;
+                        }
+                    }
+#pragma unroll
+                    for (int i = 0; i < 4; i++) x[m][n][i] = exp2_fast(x[m][n][i] * factor - (i % 2 ? base.y : base.x) * LOG2_E);
+                    shares[(m * N + n) * WARP] = make_float4(
+                        x[m][n][0] * slope[0], x[m][n][1] * slope[1], x[m][n][2] * slope[2], x[m][n][3] * slope[3]);
+                }
+            }
+            announce(1 + pair, 2 * WARP);
+        } else {
+            await(1 + pair, 2 * WARP);
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+                const float2 mean = *reinterpret_cast<const float2*>(row_delta + n * 8 + lane % 4 * 2);
+#pragma unroll
+                for (int m = 0; m < M; m++) {
+                    const float4 share = shares[(m * N + n) * WARP];
+                    x[m][n][0] = share.x * (x[m][n][0] - mean.x);
+                    x[m][n][1] = share.y * (x[m][n][1] - mean.y);
+                    x[m][n][2] = share.z * (x[m][n][2] - mean.x);
+                    x[m][n][3] = share.w * (x[m][n][3] - mean.y);
+                }
+            }
+        }
+        multiply_by_tile<C, QUERIES>(sums, x, of_keys ? queries_at : d_out_at);
+
+        if (STAGES == 1 && step + 1 < n_steps) {
+            __syncthreads();
+            load(step + 1);
+            commit_copies();
+        }
+    }
+
+    // Each warp's sums go through the rows that it alone has read.
+    float times[M][2];
+#pragma unroll
+    for (int m = 0; m < M; m++) times[m][0] = times[m][1] = of_keys ? scale : 1.0f;
+    bf16* to = d_qkv + size_t(first + pair_row) * ld_d_qkv + (n_heads + kv + (of_keys ? 0 : n_kv_heads)) * C;
+    Keys::template store<M>(of_keys ? values_at : keys_at, pair_row, sums, times, to, ld_d_qkv, end - first - pair_row);
+}
+
+// ---- Queries
+
+// A warp has 16·M queries and meets KEYS keys at a time.
+template <int C> struct QShape;
+template <> struct QShape<64> { static constexpr int M = 2, KEYS = 32, BLOCKS = 2; };
+template <> struct QShape<96> { static constexpr int M = 2, KEYS = 32, BLOCKS = 2; };
+template <> struct QShape<128> { static constexpr int M = 2, KEYS = 32, BLOCKS = 2; };
+template <> struct QShape<256> { static constexpr int M = 1, KEYS = 32, BLOCKS = 2; };
+
+template <int C> struct QSizes : QShape<C> {
+    static constexpr int TILE = WARPS * 16 * QShape<C>::M;
+    static constexpr int BYTES = 2 * (TILE + QShape<C>::KEYS) * C * 2 + 2 * TILE * 4;
+};
+
+template <int C>
+__device__ __forceinline__ void attention_backward_q(
+    const bf16* qkv, int ld_qkv, const bf16* d_out, int ld_d_out, const float* lse, const float* delta, bf16* d_qkv, int ld_d_qkv,
+    const int4* tiles, int T, int n_heads, int n_kv_heads, float scale, float softcap, int window) {
+    using S = QSizes<C>;
+    constexpr int M = S::M, TILE = S::TILE, KEYS = S::KEYS, N = KEYS / 8;
+    using Queries = Tile<C, TILE>;
+    using Keys = Tile<C, KEYS>;
+
+    const int4 tile = tiles[blockIdx.x];
+    const int first = tile.x, end = tile.z, head = blockIdx.y;
+    const int kv = head / (n_heads / n_kv_heads);
+    const Sight sight{window};
+    const int first_key = window == 0 ? tile.y : max(tile.y, first - window + 1);
+    const int end_key = min(first + TILE, end);
+    const bf16* keys = qkv + (n_heads + kv) * C;
+    const bf16* values = keys + n_kv_heads * C;
+
+    const u32 queries_at = shared_address(attention_shared), d_out_at = queries_at + Queries::BYTES;
+    const u32 keys_at = d_out_at + Queries::BYTES, values_at = keys_at + Keys::BYTES;
+    const int lane = threadIdx.x % WARP, warp_row = threadIdx.x / WARP * 16 * M;
+
+    Queries::template load<THREADS>(d_out_at, d_out + size_t(first) * ld_d_out + head * C, ld_d_out, end - first);
+    Keys::template load<THREADS>(values_at, values + size_t(first_key) * ld_qkv, ld_qkv, end_key - first_key);
+    Queries::template load<THREADS>(queries_at, qkv + size_t(first) * ld_qkv + head * C, ld_qkv, end - first);
+    Keys::template load<THREADS>(keys_at, keys + size_t(first_key) * ld_qkv, ld_qkv, end_key - first_key);
+    commit_copies();
+
+    const float factor = softcap > 0.0f ? LOG2_E : scale * LOG2_E;
+    const float cap_slope = softcap > 0.0f ? 2.0f * LOG2_E * scale * reciprocal_fast(softcap) : 0.0f;
+    // Of each row: lse to base 2, delta.
+    float* rows = reinterpret_cast<float*>(attention_shared + 2 * (Queries::BYTES + Keys::BYTES));
+    if (threadIdx.x < TILE) {
+        const int row = first + threadIdx.x;
+        rows[threadIdx.x] = row < end ? lse[size_t(head) * T + row] * LOG2_E : 0.0f;
+        rows[TILE + threadIdx.x] = row < end ? delta[size_t(head) * T + row] : 0.0f;
+    }
+    rows += warp_row + lane / 4;
+    float sums[M][C / 8][4];
+    set_zero(sums);
+
+#pragma unroll 1
+    for (int key = first_key; key < end_key; key += KEYS) {
+        wait_for_copies();
+        __syncthreads();  // the values are here, and nobody reads the keys before
+        if (key > first_key) {
+            Keys::template load<THREADS>(keys_at, keys + size_t(key) * ld_qkv, ld_qkv, end_key - key);
+            commit_copies();
+        }
+        // dO·Vᵀ − delta
+        float d_p[M][N][4];
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) d_p[m][n][i] = -rows[TILE + m * 16 + i / 2 * 8];
+            }
+        }
+        multiply_rows<C, TILE, KEYS>(d_p, d_out_at, warp_row, values_at);
+
+        wait_for_copies();
+        __syncthreads();  // the keys are here, and nobody reads the values any more
+        if (key + KEYS < end_key) {
+            Keys::template load<THREADS>(values_at, values + size_t(key + KEYS) * ld_qkv, ld_qkv, end_key - key - KEYS);
+            commit_copies();
+        }
+        float x[M][N][4];
+        set_zero(x);
+        multiply_rows<C, TILE, KEYS>(x, queries_at, warp_row, keys_at);
+
+        const bool all_seen = sight.all(first + warp_row, 16 * M, key, KEYS);
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+                if (softcap > 0.0f) {
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        const float share = cap_share(x[m][n][i], cap_slope);
+                        x[m][n][i] = softcap * share;
+                        d_p[m][n][i] *= 1.0f - share * share;
+                    }
+                }
+                if (!all_seen) {
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        const int query = first + warp_row + m * 16 + lane / 4 + i / 2 * 8;
+                        if (!sight.sees(query, key + n * 8 + lane % 4 * 2 + i % 2)) x[m][n][i] = -INFINITY;
+                    }
+                }
+#pragma unroll
+                for (int i = 0; i < 4; i++) d_p[m][n][i] *= exp2_fast(x[m][n][i] * factor - rows[m * 16 + i / 2 * 8]);
+            }
+        }
+        multiply_by_tile<C, KEYS>(sums, d_p, keys_at);
+    }
+
+    float times[M][2];
+#pragma unroll
+    for (int m = 0; m < M; m++) times[m][0] = times[m][1] = scale;
+    bf16* to = d_qkv + size_t(first + warp_row) * ld_d_qkv + head * C;
+    Queries::template store<M>(queries_at, warp_row, sums, times, to, ld_d_qkv, end - first - warp_row);
+}
+
+// ---- Entry points
+
+extern "C" __device__ int attention_backward_kv_shapes[4][4] = {
+#define SHAPE(C) {C, KvSizes<C>::TILE, THREADS, KvSizes<C>::BYTES},
+    FOR_HEAD_DIMS(SHAPE)
+#undef SHAPE
+};
+
+extern "C" __device__ int attention_backward_q_shapes[4][4] = {
+#define SHAPE(C) {C, QSizes<C>::TILE, THREADS, QSizes<C>::BYTES},
+    FOR_HEAD_DIMS(SHAPE)
+#undef SHAPE
+};
+
+#define KERNEL(NAME, C, BLOCKS)                                                                                                       \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) NAME##_##C(                                                         \
+        const bf16* __restrict__ qkv, int ld_qkv, const bf16* __restrict__ d_out, int ld_d_out, const float* __restrict__ lse,        \
+        const float* __restrict__ delta, bf16* __restrict__ d_qkv, int ld_d_qkv, const int4* __restrict__ tiles, int T, int n_heads,  \
+        int n_kv_heads, float scale, float softcap, int window) {                                                                     \
+        NAME<C>(qkv, ld_qkv, d_out, ld_d_out, lse, delta, d_qkv, ld_d_qkv, tiles, T, n_heads, n_kv_heads, scale, softcap, window);    \
+    }
+#define KERNELS(C)                                             \
+    KERNEL(attention_backward_kv, C, KvShape<C>::BLOCKS)       \
+    KERNEL(attention_backward_q, C, QShape<C>::BLOCKS)
+FOR_HEAD_DIMS(KERNELS)

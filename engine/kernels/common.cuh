@@ -1,0 +1,39 @@
+// What every kernel file shares. No header but this one, so that nvcc and NVRTC compile the same text.
+#pragma once
+
+typedef unsigned short bf16;  // its bits
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define WARP 32
+#define ALL_LANES 0xffffffffu
+
+__device__ __forceinline__ float to_float(bf16 x) { return __uint_as_float(u32(x) << 16); }
+
+// Rounds to nearest, ties to even.
+__device__ __forceinline__ bf16 to_bf16(float x) {
+    bf16 out;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out) : "f"(x));
+    return out;
+}
+
+// `low` in the low half.
+__device__ __forceinline__ u32 to_bf16x2(float low, float high) {
+    u32 out;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+    return out;
+}
+
+__device__ __forceinline__ float low_float(u32 pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float high_float(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
+
+// The same sum in every lane, always added in the same order.
+__device__ __forceinline__ float warp_sum(float x) {
+    for (int offset = WARP / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(ALL_LANES, x, offset);
+    return x;
+}
+
+__device__ __forceinline__ float warp_max(float x) {
+    for (int offset = WARP / 2; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, offset));
+    return x;
+}

@@ -1,0 +1,494 @@
+//! Owns a base model's weights on the GPU, in bf16. Each linear lies in a matrix with room at its right and below for the low-rank
+//! change of one training:
+//!
+//! ```text
+//!            k   R                y = [x | x·Aᵀ]·[W | s·B]ᵀ
+//!       n  [ W | s·B ]           dx = [dy | dy·s·B]·[W ; A]
+//!       R  [ A |  –  ]
+//! ```
+//!
+//! so that forward and backward of a changed linear are one product each beside two thin ones, and what serves without the change
+//! reads W alone.
+
+use std::path::Path;
+
+use half::bf16;
+
+use super::gpu::{CudaError, Gpu};
+use super::memory::{Format, Matrix, Memory, Plan, clear, upload};
+use super::ops;
+use crate::config::{Activation, LayerRope, ModelConfig, NormWeight, QkNorm, RopePairs};
+use crate::lora::{Fused, Module};
+use crate::nn::rope::Ropes;
+use crate::stored::{Encoding, Files, Stored};
+use crate::weights::LoadError;
+
+/// The ranks that a training may have in each fused linear, all its parts together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RankRoom(pub(super) [usize; 4]);
+
+impl RankRoom {
+    /// No training on this copy.
+    pub const NONE: Self = Self([0; 4]);
+
+    /// Room for rank `r` of every linear.
+    pub fn of_rank(r: usize) -> Self {
+        Self([3 * r, r, 2 * r, r].map(|rank| rank.next_multiple_of(RANK_STEP)))
+    }
+}
+
+/// Ranks of a fused linear are rounded up to this, so that rows begin at whole 16 bytes.
+pub(super) const RANK_STEP: usize = 8;
+
+/// A linear with the room around it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Linear {
+    /// (n + R, k + R)
+    pub extended: Matrix,
+    pub n: usize,
+    pub k: usize,
+    /// (n) in the format of what the linear gives; 0: none.
+    pub bias: u64,
+}
+
+/// Norms of q and k.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct QkNormWeights {
+    pub q: u64,
+    pub k: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Layer {
+    /// Weights of norms, (D) in f32; 0: none.
+    pub before_attention: u64,
+    pub after_attention: u64,
+    pub before_mlp: u64,
+    pub after_mlp: u64,
+    pub qk_norm: Option<QkNormWeights>,
+    /// In the order of [`Fused`].
+    pub linears: [Linear; 4],
+}
+
+/// A rotation: frequencies of its pairs, in f32, and the factor of cosine and sine.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rotation {
+    pub frequencies: u64,
+    pub factor: f32,
+}
+
+/// A frozen model on a GPU.
+pub struct Base {
+    pub(super) gpu: Gpu,
+    pub(super) config: ModelConfig,
+    pub(super) layers: Vec<Layer>,
+    /// (V, D)
+    pub(super) embed_tokens: Matrix,
+    /// (V, D)
+    pub(super) head: Matrix,
+    /// (D) in f32
+    pub(super) norm: u64,
+    pub(super) rotations: Vec<Rotation>,
+    pub(super) ropes: Ropes,
+    pub(super) room: RankRoom,
+    memory: Memory,
+}
+
+/// Where everything lies in a model's memory.
+struct Places {
+    layers: Vec<Layer>,
+    embed_tokens: Matrix,
+    head: Matrix,
+    norm: u64,
+    rotations: Vec<Rotation>,
+}
+
+/// Why a model cannot be brought to a GPU.
+#[derive(Debug, thiserror::Error)]
+pub enum BaseError {
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+}
+
+impl Base {
+    /// Reads a Hugging Face folder onto the GPU; weights that are not bf16 are rounded to it.
+    /// Errors: as [`LoadError`] says; `Unsupported` for what the kernels do not know; `OutOfMemory`.
+    pub fn load(gpu: &Gpu, dir: &Path, room: RankRoom) -> Result<Self, BaseError> {
+        let config = ModelConfig::from_dir(dir).map_err(LoadError::from)?;
+        let base = Self::empty(gpu, config, room)?;
+        Loader {
+            base: &base,
+            files: &Files::open(dir)?,
+        }
+        .load()?;
+        gpu.synchronize()?;
+        Ok(base)
+    }
+
+    /// A model of this shape with random weights, for measurements.
+    /// Errors: `Unsupported`, `OutOfMemory`.
+    pub fn random(gpu: &Gpu, config: ModelConfig, room: RankRoom) -> Result<Self, CudaError> {
+        let base = Self::empty(gpu, config, room)?;
+        let mut seed = 0;
+        let mut fill = |matrix: Matrix, amplitude: f32| {
+            seed += 1;
+            ops::fill_uniform(gpu, matrix, amplitude, seed)
+        };
+        fill(base.embed_tokens, 0.03)?;
+        if base.head != base.embed_tokens {
+            fill(base.head, 0.03)?;
+        }
+        for layer in &base.layers {
+            for linear in layer.linears {
+                let weight = linear.extended.rows(0, linear.n).columns(0, linear.k);
+                fill(weight, (3.0 / linear.k as f32).sqrt())?;
+            }
+        }
+        let ones = vec![1.0f32; base.config.query_size().max(base.config.hidden_size)];
+        for at in base.norms() {
+            upload(gpu, at.0, &ones[..at.1])?;
+        }
+        gpu.synchronize()?;
+        Ok(base)
+    }
+
+    /// Bytes that the weights take.
+    pub fn size_bytes(&self) -> u64 {
+        self.memory.len() as u64
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Every norm's weight and its length.
+    fn norms(&self) -> Vec<(u64, usize)> {
+        let (width, (n_q, n_k)) = (self.config.hidden_size, qk_norm_sizes(&self.config));
+        let mut norms = vec![(self.norm, width)];
+        for layer in &self.layers {
+            let of_stream = [
+                layer.before_attention,
+                layer.after_attention,
+                layer.before_mlp,
+                layer.after_mlp,
+            ];
+            norms.extend(of_stream.map(|at| (at, width)));
+            norms.extend(layer.qk_norm.iter().flat_map(|w| [(w.q, n_q), (w.k, n_k)]));
+        }
+        norms.retain(|(at, _)| *at != 0);
+        norms
+    }
+
+    fn empty(gpu: &Gpu, config: ModelConfig, room: RankRoom) -> Result<Self, CudaError> {
+        check(&config)?;
+        let ropes = Ropes::new(&config);
+        let mut plan = Plan::measure();
+        let _ = Places::new(&mut plan, &config, &ropes, room);
+        let memory = Memory::new(gpu, plan.used())?;
+        let places = Places::new(&mut Plan::over(&memory), &config, &ropes, room);
+        clear(gpu, memory.at(), memory.len())?;
+        for (rotation, (frequencies, _)) in places.rotations.iter().zip(ropes.plain()) {
+            upload(gpu, rotation.frequencies, &frequencies)?;
+        }
+        let Places {
+            layers,
+            embed_tokens,
+            head,
+            norm,
+            rotations,
+        } = places;
+        Ok(Self {
+            gpu: gpu.clone(),
+            config,
+            layers,
+            embed_tokens,
+            head,
+            norm,
+            rotations,
+            ropes,
+            room,
+            memory,
+        })
+    }
+}
+
+/// Errors: `Unsupported`.
+fn check(config: &ModelConfig) -> Result<(), CudaError> {
+    let no = |what: &str| Err(CudaError::Unsupported(what.to_owned()));
+    if config.experts.is_some() {
+        return no("a mixture of experts");
+    }
+    if config.long_rope.is_some() {
+        return no("longrope");
+    }
+    if !ops::HEAD_DIMS.contains(&config.head_dim) {
+        return no(&format!(
+            "attention with heads of {} channels",
+            config.head_dim
+        ));
+    }
+    let sizes = [
+        config.hidden_size,
+        config.query_size(),
+        config.key_value_size(),
+        config.intermediate_size,
+    ];
+    match sizes.iter().find(|size| !size.is_multiple_of(8)) {
+        Some(size) => no(&format!(
+            "a model with a width of {size}, no multiple of 8,"
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Channels of a norm of q, and of k.
+fn qk_norm_sizes(config: &ModelConfig) -> (usize, usize) {
+    match config.qk_norm {
+        QkNorm::None => (0, 0),
+        QkNorm::PerHead => (config.head_dim, config.head_dim),
+        QkNorm::Projection => (config.query_size(), config.key_value_size()),
+    }
+}
+
+/// (in, out) of each fused linear.
+pub(super) fn linear_sizes(config: &ModelConfig) -> [(usize, usize); 4] {
+    [Module::Qkv, Module::O, Module::GateUp, Module::Down].map(|module| module.sizes(config))
+}
+
+impl Places {
+    fn new(plan: &mut Plan, config: &ModelConfig, ropes: &Ropes, room: RankRoom) -> Self {
+        let (vocab, width) = (config.vocab_size, config.hidden_size);
+        let embed_tokens = plan.matrix(Format::Bf16, vocab, width);
+        let head = match config.tie_word_embeddings {
+            true => embed_tokens,
+            false => plan.matrix(Format::Bf16, vocab, width),
+        };
+        let (n_q, n_k) = qk_norm_sizes(config);
+        let has_bias = [
+            config.qkv_bias,
+            config.o_bias,
+            config.mlp_bias,
+            config.mlp_bias,
+        ];
+        let layers = (0..config.num_hidden_layers).map(|_| {
+            let mut norm = |is_there: Option<&str>| is_there.map_or(0, |_| plan.words(width));
+            let (before_attention, after_attention) = (
+                norm(config.norms.before_attention),
+                norm(config.norms.after_attention),
+            );
+            let (before_mlp, after_mlp) =
+                (norm(config.norms.before_mlp), norm(config.norms.after_mlp));
+            let qk_norm = (n_q > 0).then(|| QkNormWeights {
+                q: plan.words(n_q),
+                k: plan.words(n_k),
+            });
+            let sizes = linear_sizes(config);
+            let linears = [0, 1, 2, 3].map(|i| {
+                let (k, n) = sizes[i];
+                Linear {
+                    extended: plan.matrix(Format::Bf16, n + room.0[i], k + room.0[i]),
+                    n,
+                    k,
+                    bias: if has_bias[i] { plan.words(n) } else { 0 },
+                }
+            });
+            Layer {
+                before_attention,
+                after_attention,
+                before_mlp,
+                after_mlp,
+                qk_norm,
+                linears,
+            }
+        });
+        let layers = layers.collect();
+        let rotations = ropes
+            .plain()
+            .into_iter()
+            .map(|(frequencies, factor)| Rotation {
+                frequencies: plan.words(frequencies.len()),
+                factor,
+            });
+        let rotations = rotations.collect();
+        Self {
+            layers,
+            embed_tokens,
+            head,
+            norm: plan.words(width),
+            rotations,
+        }
+    }
+}
+
+/// Brings a folder's tensors to their places.
+struct Loader<'a> {
+    base: &'a Base,
+    files: &'a Files,
+}
+
+impl Loader<'_> {
+    fn load(&self) -> Result<(), BaseError> {
+        let Base {
+            config,
+            embed_tokens,
+            head,
+            norm,
+            ..
+        } = self.base;
+        let vocab = config.vocab_size;
+        self.matrix(
+            &[("model.embed_tokens.weight".to_owned(), vocab)],
+            *embed_tokens,
+        )?;
+        if !config.tie_word_embeddings {
+            self.matrix(&[("lm_head.weight".to_owned(), vocab)], *head)?;
+        }
+        self.norm("model.norm.weight", config.hidden_size, *norm)?;
+        for (i, layer) in self.base.layers.iter().enumerate() {
+            self.layer(i, layer)?;
+        }
+        Ok(())
+    }
+
+    fn layer(&self, i: usize, layer: &Layer) -> Result<(), BaseError> {
+        let config = &self.base.config;
+        let norms = config.norms;
+        for (place, at) in [
+            (norms.before_attention, layer.before_attention),
+            (norms.after_attention, layer.after_attention),
+            (norms.before_mlp, layer.before_mlp),
+            (norms.after_mlp, layer.after_mlp),
+        ] {
+            if let Some(place) = place {
+                self.norm(
+                    &format!("model.layers.{i}.{place}.weight"),
+                    config.hidden_size,
+                    at,
+                )?;
+            }
+        }
+        if let Some(weights) = layer.qk_norm {
+            let (n_q, n_k) = qk_norm_sizes(config);
+            let name = |of| format!("model.layers.{i}.self_attn.{of}_norm.weight");
+            self.norm(&name("q"), n_q, weights.q)?;
+            self.norm(&name("k"), n_k, weights.k)?;
+        }
+        for fused in Fused::ALL {
+            let linear = layer.linears[fused as usize];
+            let modules = Module::of(config, i).filter(|module| module.fused() == fused);
+            let parts: Vec<(String, usize)> = modules
+                .map(|module| {
+                    let path = format!("model.layers.{i}.{}", module.path());
+                    (path, module.sizes(config).1)
+                })
+                .collect();
+            let weights: Vec<_> = parts
+                .iter()
+                .map(|(path, n)| (format!("{path}.weight"), *n))
+                .collect();
+            self.matrix(
+                &weights,
+                linear.extended.rows(0, linear.n).columns(0, linear.k),
+            )?;
+            if linear.bias != 0 {
+                self.bias(&parts, fused, linear)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Matrices below each other.
+    fn matrix(&self, parts: &[(String, usize)], to: Matrix) -> Result<(), BaseError> {
+        let mut row = vec![0.0; to.columns];
+        let mut first = 0;
+        for (name, n) in parts {
+            let stored = self.find(name, &[*n, to.columns])?;
+            let mut rows = vec![bf16::ZERO; n * to.pitch];
+            for (i, out) in rows.chunks_exact_mut(to.pitch).enumerate() {
+                let out = &mut out[..to.columns];
+                if stored.encoding == Encoding::Numbers(safetensors::Dtype::BF16) {
+                    let bytes = self.files.row_bytes(stored, i).as_chunks::<2>().0;
+                    for (to, from) in out.iter_mut().zip(bytes) {
+                        *to = bf16::from_le_bytes(*from);
+                    }
+                    continue;
+                }
+                self.files.read(stored, i, &mut row);
+                for (to, from) in out.iter_mut().zip(&row) {
+                    *to = bf16::from_f32(*from);
+                }
+            }
+            // The last row ends where its numbers do: what lies behind may be another's.
+            let len = rows.len() - (to.pitch - to.columns);
+            upload(&self.base.gpu, to.rows(first, first + n).at, &rows[..len])?;
+            first += n;
+        }
+        Ok(())
+    }
+
+    /// Linears that add to the stream have an f32 bias, as what they give is f32.
+    fn bias(&self, parts: &[(String, usize)], fused: Fused, to: Linear) -> Result<(), BaseError> {
+        let mut values = Vec::with_capacity(to.n);
+        for (path, n) in parts {
+            let name = format!("{path}.bias");
+            match self.files.find(&name) {
+                Some(_) => values.extend(self.files.values(self.find(&name, &[*n])?)),
+                None => values.extend(std::iter::repeat_n(0.0, *n)),
+            }
+        }
+        let gpu = &self.base.gpu;
+        if self.base.gives_f32(fused) {
+            return Ok(upload(gpu, to.bias, &values)?);
+        }
+        let values: Vec<bf16> = values.into_iter().map(bf16::from_f32).collect();
+        Ok(upload(gpu, to.bias, &values)?)
+    }
+
+    fn norm(&self, name: &str, n: usize, to: u64) -> Result<(), BaseError> {
+        let mut values = self.files.values(self.find(name, &[n])?);
+        if self.base.config.norm_weight == NormWeight::PlusOne {
+            values.iter_mut().for_each(|w| *w += 1.0);
+        }
+        Ok(upload(&self.base.gpu, to, &values)?)
+    }
+
+    fn find(&self, name: &str, shape: &[usize]) -> Result<&Stored, LoadError> {
+        self.files.tensor(name, shape)
+    }
+}
+
+impl Base {
+    /// Whether a linear adds to the stream itself, without a norm between.
+    pub(super) fn gives_f32(&self, fused: Fused) -> bool {
+        let norms = self.config.norms;
+        match fused {
+            Fused::Qkv | Fused::GateUp => false,
+            Fused::O => norms.after_attention.is_none(),
+            Fused::Down => norms.after_mlp.is_none(),
+        }
+    }
+
+    /// The number by which the kernels know an activation.
+    pub(super) fn activation(&self) -> i32 {
+        match self.config.hidden_act {
+            Activation::Silu => 0,
+            Activation::GeluTanh => 1,
+        }
+    }
+
+    /// Whether channels are turned in neighbouring pairs.
+    pub(super) fn is_interleaved(&self) -> bool {
+        self.config.rope_pairs == RopePairs::Interleaved
+    }
+
+    /// The rotation of a layer.
+    pub(super) fn rotation(&self, layer: usize) -> Option<usize> {
+        match self.config.layers[layer].rope {
+            LayerRope::None => None,
+            _ => self.ropes.of_layer(layer),
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Owns memory on the GPU, and the division of one piece of it among matrices.
+
+use cudarc::driver::{CudaSlice, DevicePtr, result};
+
+use super::gpu::{Context, CudaError, Gpu};
+
+/// Every matrix begins at a multiple of this, and every row of one that `Plan::matrix` lays out. Bytes.
+const ALIGNMENT: usize = 128;
+
+/// The number format of a matrix on the GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Format {
+    Bf16,
+    F32,
+}
+
+impl Format {
+    pub fn bytes(self) -> usize {
+        match self {
+            Format::Bf16 => 2,
+            Format::F32 => 4,
+        }
+    }
+}
+
+/// Where a row-major matrix lies, or a part of one. It does not own the memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Matrix {
+    pub at: u64,
+    pub format: Format,
+    pub rows: usize,
+    pub columns: usize,
+    /// From row to row. Elements.
+    pub pitch: usize,
+}
+
+impl Matrix {
+    /// Some of its columns.
+    pub fn columns(self, from: usize, to: usize) -> Self {
+        assert!(
+            from <= to && to <= self.pitch,
+            "columns outside of the pitch — a bug above"
+        );
+        Self {
+            at: self.at + (from * self.format.bytes()) as u64,
+            columns: to - from,
+            ..self
+        }
+    }
+
+    /// Some of its rows.
+    pub fn rows(self, from: usize, to: usize) -> Self {
+        assert!(
+            from <= to && to <= self.rows,
+            "rows outside of a matrix — a bug above"
+        );
+        Self {
+            at: self.at + (from * self.pitch * self.format.bytes()) as u64,
+            rows: to - from,
+            ..self
+        }
+    }
+}
+
+/// Divides a piece of memory. With no memory it only counts: what a plan says is what it takes.
+pub(super) struct Plan {
+    base: u64,
+    used: usize,
+}
+
+impl Plan {
+    /// A plan that only counts.
+    pub fn measure() -> Self {
+        Self { base: 0, used: 0 }
+    }
+
+    pub fn over(memory: &Memory) -> Self {
+        Self {
+            base: memory.at(),
+            used: 0,
+        }
+    }
+
+    /// Bytes given away so far.
+    pub fn used(&self) -> usize {
+        self.used
+    }
+
+    /// Room for `n` bytes.
+    pub fn bytes(&mut self, n: usize) -> u64 {
+        let at = self.base + self.used as u64;
+        self.used += n.next_multiple_of(ALIGNMENT);
+        at
+    }
+
+    /// Room for `n` numbers of four bytes.
+    pub fn words(&mut self, n: usize) -> u64 {
+        self.bytes(4 * n)
+    }
+
+    /// A matrix whose rows have room for `columns` and begin aligned.
+    pub fn matrix(&mut self, format: Format, rows: usize, columns: usize) -> Matrix {
+        let pitch = columns.next_multiple_of(ALIGNMENT / format.bytes());
+        Matrix {
+            at: self.bytes(rows * pitch * format.bytes()),
+            format,
+            rows,
+            columns,
+            pitch,
+        }
+    }
+
+    /// A matrix without room between its rows.
+    pub fn dense(&mut self, format: Format, rows: usize, columns: usize) -> Matrix {
+        Matrix {
+            at: self.bytes(rows * columns * format.bytes()),
+            format,
+            rows,
+            columns,
+            pitch: columns,
+        }
+    }
+}
+
+/// One piece of memory, freed when dropped.
+pub(super) struct Memory {
+    slice: CudaSlice<u8>,
+    at: u64,
+    /// The GPU that frees it.
+    _gpu: Gpu,
+}
+
+impl Memory {
+    /// Errors: `OutOfMemory`, `Driver`.
+    pub fn new(gpu: &Gpu, bytes: usize) -> Result<Self, CudaError> {
+        let stream = gpu.stream();
+        stream.context().bind_to_thread().context("its context")?;
+        // SAFETY: whoever reads the memory has written it first.
+        let slice = unsafe { stream.alloc::<u8>(bytes.max(1)) };
+        let slice = slice.map_err(|source| match gpu.memory() {
+            Ok((free, _)) if free < bytes as u64 => CudaError::OutOfMemory {
+                needed: bytes as u64,
+                free,
+            },
+            _ => CudaError::Driver {
+                what: "allocating memory",
+                source,
+            },
+        })?;
+        let at = slice.device_ptr(stream).0;
+        Ok(Self {
+            slice,
+            at,
+            _gpu: gpu.clone(),
+        })
+    }
+
+    pub fn at(&self) -> u64 {
+        self.at
+    }
+
+    pub fn len(&self) -> usize {
+        self.slice.len()
+    }
+}
+
+/// Copies numbers to the GPU; `from` may change once this returns.
+/// Errors: `Driver`.
+pub(super) fn upload<T: bytemuck::NoUninit>(
+    gpu: &Gpu,
+    to: u64,
+    from: &[T],
+) -> Result<(), CudaError> {
+    let bytes: &[u8] = bytemuck::cast_slice(from);
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    let stream = gpu.stream();
+    stream.context().bind_to_thread().context("its context")?;
+    // SAFETY: the caller planned `to` with room for `from`; pageable memory is read before the call returns.
+    unsafe { result::memcpy_htod_async(to, bytes, stream.cu_stream()) }.context("copying to it")
+}
+
+/// Copies numbers from the GPU, once what was asked before is done.
+/// Errors: `Driver`.
+pub(super) fn download<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(
+    gpu: &Gpu,
+    from: u64,
+    to: &mut [T],
+) -> Result<(), CudaError> {
+    let bytes: &mut [u8] = bytemuck::cast_slice_mut(to);
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    let stream = gpu.stream();
+    stream.context().bind_to_thread().context("its context")?;
+    // SAFETY: the caller planned `from` with as many numbers; the stream is waited for below.
+    unsafe { result::memcpy_dtoh_async(bytes, from, stream.cu_stream()) }
+        .context("copying from it")?;
+    gpu.synchronize()
+}
+
+/// Fills bytes with zeros.
+/// Errors: `Driver`.
+pub(super) fn clear(gpu: &Gpu, at: u64, bytes: usize) -> Result<(), CudaError> {
+    let stream = gpu.stream();
+    stream.context().bind_to_thread().context("its context")?;
+    // SAFETY: of the caller, who planned the memory.
+    unsafe { result::memset_d8_async(at, 0, bytes, stream.cu_stream()) }.context("clearing memory")
+}

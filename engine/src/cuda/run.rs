@@ -1,0 +1,540 @@
+//! Owns an adapter being trained on a GPU: values, gradients and moments stay there from step to step.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::base::{Base, RankRoom};
+use super::gpu::{CudaError, Gpu};
+use super::memory::{Memory, Plan, clear, download, upload};
+use super::ops::{ADAM_CHUNK, Adam, AdamStep, AdamTensor, tiles};
+use super::passes::{Gradients, Into, Pass, Room, Tables, Tiles, parts, ranks};
+use crate::config::ModelConfig;
+use crate::cpu::element::Precision;
+use crate::lora::{Adapter, Fused, Layout, Role};
+use crate::model::{Batch, MemoryLevel};
+use crate::nn::cross_entropy::RowLosses;
+use crate::optim::Group;
+use crate::train::{self, EvalReport, State, TrainConfig, TrainError, Update};
+
+/// Rows of a pass, unless an example is longer: enough to fill a large card, few enough to leave its memory to others. Tokens.
+const ROWS_PER_PASS: usize = 4096;
+
+/// Rows of every pass are filled up to a multiple of this, so that few shapes of products are met.
+const ROW_STEP: usize = 128;
+
+/// An adapter on a GPU.
+pub(crate) struct Run {
+    base: Arc<Base>,
+    layout: Arc<Layout>,
+    ranks: Vec<[usize; 4]>,
+    memory: MemoryLevel,
+    config: TrainConfig,
+    state: OnGpu,
+    /// What the passes compute in; grown to the largest so far.
+    room: Option<(Memory, Room)>,
+    /// What the passes of a step are over; grown to the largest so far.
+    tables: Option<Memory>,
+}
+
+/// The adapter's part of the memory.
+struct OnGpu {
+    /// Each in the layout's order.
+    values: u64,
+    exp_avg: u64,
+    exp_avg_sq: u64,
+    gradients: Vec<[Gradients; 4]>,
+    adam: Adam,
+    /// Σ −log p and how many were right.
+    sums: u64,
+    _memory: Memory,
+}
+
+impl Run {
+    /// A run with the values of `adapter`.
+    /// Errors: `Unsupported`, `OutOfMemory`, `Driver`.
+    pub fn new(
+        base: Arc<Base>,
+        adapter: &Adapter,
+        groups: &[Group],
+        config: &TrainConfig,
+    ) -> Result<Self, CudaError> {
+        let layout = Arc::clone(adapter.layout());
+        check(&base, adapter, config)?;
+        let ranks = ranks(&layout);
+        let state = OnGpu::new(&base, &layout, &ranks, adapter.values(), groups)?;
+        Ok(Self {
+            base,
+            layout,
+            ranks,
+            memory: config.memory,
+            config: config.clone(),
+            state,
+            room: None,
+            tables: None,
+        })
+    }
+
+    fn gpu(&self) -> &Gpu {
+        &self.base.gpu
+    }
+
+    /// Room for passes of `n_rows` rows with `n_labels` labels.
+    fn ensure_room(&mut self, n_rows: usize, n_labels: usize) -> Result<(), CudaError> {
+        let fits = |(_, room): &(Memory, Room)| room.n_rows >= n_rows && room.n_labels >= n_labels;
+        if self.room.as_ref().is_some_and(fits) {
+            return Ok(());
+        }
+        // What is grown is not kept beside its successor.
+        let (rows, labels) = match self.room.take() {
+            Some((_, room)) => (room.n_rows.max(n_rows), room.n_labels.max(n_labels)),
+            None => (n_rows, n_labels),
+        };
+        let divide =
+            |plan: &mut Plan| Room::new(plan, &self.base, &self.ranks, rows, labels, self.memory);
+        let mut plan = Plan::measure();
+        divide(&mut plan);
+        let memory = Memory::new(&self.base.gpu, plan.used())?;
+        let room = divide(&mut Plan::over(&memory));
+        self.room = Some((memory, room));
+        Ok(())
+    }
+
+    /// Brings what all passes of a step are over to the GPU at once.
+    fn upload_tables(&mut self, passes: &[Batch]) -> Result<Vec<Tables>, CudaError> {
+        let head_dim = self.base.config.head_dim;
+        let mut numbers: Vec<i32> = Vec::new();
+        let places: Vec<Places> = passes
+            .iter()
+            .map(|pass| Places::new(self.gpu(), head_dim, pass, &mut numbers))
+            .collect();
+        let bytes = 4 * numbers.len();
+        if self
+            .tables
+            .as_ref()
+            .is_none_or(|tables| tables.len() < bytes)
+        {
+            self.tables = None;
+            self.tables = Some(Memory::new(self.gpu(), bytes.next_power_of_two())?);
+        }
+        let at = self.tables.as_ref().map_or(0, Memory::at);
+        upload(self.gpu(), at, &numbers)?;
+        Ok(places.iter().map(|places| places.tables(at)).collect())
+    }
+
+    fn prepare(&mut self, passes: &[Batch]) -> Result<Vec<Tables>, CudaError> {
+        let tables = self.upload_tables(passes)?;
+        let most = |of: fn(&Tables) -> usize| tables.iter().map(of).max().unwrap_or(0);
+        self.ensure_room(most(|tables| tables.n_rows), most(|tables| tables.n_labels))?;
+        Ok(tables)
+    }
+
+    fn pass(&self, tables: Tables) -> Pass<'_> {
+        let (_, room) = self
+            .room
+            .as_ref()
+            .expect("`prepare` made room — a bug here");
+        Pass {
+            base: &self.base,
+            room,
+            tables,
+            ranks: &self.ranks,
+            lowest: self.layout.lowest(),
+        }
+    }
+}
+
+/// Errors: `Unsupported`.
+fn check(base: &Base, adapter: &Adapter, config: &TrainConfig) -> Result<(), CudaError> {
+    let no = |what: String| Err(CudaError::Unsupported(what));
+    let (lora, layout) = (adapter.config(), adapter.layout());
+    if config.precision != Precision::Bf16 {
+        return no("training in fp32".to_owned());
+    }
+    if lora.use_dora {
+        return no("DoRA".to_owned());
+    }
+    if lora.lora_dropout > 0.0 {
+        return no("lora_dropout".to_owned());
+    }
+    if !layout.biases().is_empty() || !lora.modules_to_save.is_empty() {
+        return no("training of biases or whole modules".to_owned());
+    }
+    let room = base.room.0;
+    let needed = ranks(layout);
+    for (fused, room) in room.into_iter().enumerate() {
+        let most = needed.iter().map(|ranks| ranks[fused]).max().unwrap_or(0);
+        if most > room {
+            let what = format!("ranks of {most} in one linear on a base with room for {room}");
+            return no(what);
+        }
+    }
+    Ok(())
+}
+
+impl OnGpu {
+    fn new(
+        base: &Base,
+        layout: &Layout,
+        ranks: &[[usize; 4]],
+        values: &[f32],
+        groups: &[Group],
+    ) -> Result<Self, CudaError> {
+        let n = layout.n_values();
+        let n_slots = 2 * layout.slots().len();
+        let n_chunks: usize = layout
+            .slots()
+            .iter()
+            .map(|slot| slot.a.len().div_ceil(ADAM_CHUNK) + slot.b.len().div_ceil(ADAM_CHUNK))
+            .sum();
+        let divide = |plan: &mut Plan| {
+            let [values, exp_avg, exp_avg_sq] = [(); 3].map(|()| plan.words(n));
+            let gradients = Gradients::plan(plan, &base.config, ranks);
+            let adam = Adam {
+                tensors: plan.bytes(n_slots * size_of::<AdamTensor>()),
+                chunks: plan.words(2 * n_chunks),
+                n_chunks: 0,
+                partial: plan.words(2 * n_chunks),
+                result: plan.words(2),
+                step: plan.bytes(size_of::<AdamStep>()),
+            };
+            let sums = plan.words(4);
+            (values, exp_avg, exp_avg_sq, gradients, adam, sums)
+        };
+        let mut plan = Plan::measure();
+        divide(&mut plan);
+        let memory = Memory::new(&base.gpu, plan.used())?;
+        let (at, exp_avg, exp_avg_sq, gradients, adam, sums) = divide(&mut Plan::over(&memory));
+        let gpu = &base.gpu;
+        clear(gpu, memory.at(), memory.len())?;
+        clear_changes(base)?;
+        let mut on_gpu = Self {
+            values: at,
+            exp_avg,
+            exp_avg_sq,
+            gradients,
+            adam,
+            sums,
+            _memory: memory,
+        };
+        upload(gpu, at, values)?;
+        // What is not trained is read by the passes all the same: it is published once, then only the rest is updated.
+        let all = on_gpu.tensors(base, layout, None);
+        on_gpu.set_tensors(gpu, &all)?;
+        on_gpu.adam.publish(gpu)?;
+        let trained = on_gpu.tensors(base, layout, Some(groups));
+        on_gpu.set_tensors(gpu, &trained)?;
+        Ok(on_gpu)
+    }
+
+    /// A and B of every slot, or with `groups` of those that are trained.
+    fn tensors(&self, base: &Base, layout: &Layout, groups: Option<&[Group]>) -> Vec<AdamTensor> {
+        let mut tensors = Vec::new();
+        for (layer, of_layer) in self.gradients.iter().enumerate() {
+            for fused in Fused::ALL {
+                let linear = base.layers[layer].linears[fused as usize];
+                let Gradients { a, b } = of_layer[fused as usize];
+                for (slot, ranks) in parts(layout, layer, fused) {
+                    if groups.is_some() && slot.role != Role::Trained {
+                        continue;
+                    }
+                    let first = linear.n + ranks.start;
+                    let out_a = linear.extended.rows(first, first + slot.r);
+                    let rows = slot.column..slot.column + slot.n_out;
+                    let first = linear.k + ranks.start;
+                    let out_b = linear
+                        .extended
+                        .rows(rows.start, rows.end)
+                        .columns(first, first + slot.r);
+                    let tensor = |place: &Range<usize>, rows: usize, columns: usize| {
+                        let rule = groups.and_then(|groups| rule(groups, place));
+                        let (lr_ratio, weight_decay) = rule.unwrap_or((1.0, 0.0));
+                        AdamTensor {
+                            value: self.values + 4 * place.start as u64,
+                            m: self.exp_avg + 4 * place.start as u64,
+                            v: self.exp_avg_sq + 4 * place.start as u64,
+                            rows: rows as i32,
+                            columns: columns as i32,
+                            lr_ratio,
+                            weight_decay,
+                            ..bytemuck::Zeroable::zeroed()
+                        }
+                    };
+                    tensors.push(AdamTensor {
+                        grad: a.rows(ranks.start, ranks.end).at,
+                        grad_pitch: a.pitch as i32,
+                        grad_scale: 1.0,
+                        out: out_a.at,
+                        out_pitch: out_a.pitch as i32,
+                        out_scale: 1.0,
+                        ..tensor(&slot.a, slot.r, slot.n_in)
+                    });
+                    tensors.push(AdamTensor {
+                        grad: b
+                            .rows(rows.start, rows.end)
+                            .columns(ranks.start, ranks.end)
+                            .at,
+                        grad_pitch: b.pitch as i32,
+                        grad_scale: slot.scale,
+                        out: out_b.at,
+                        out_pitch: out_b.pitch as i32,
+                        out_scale: slot.scale,
+                        ..tensor(&slot.b, slot.n_out, slot.r)
+                    });
+                }
+            }
+        }
+        tensors
+    }
+
+    fn set_tensors(&mut self, gpu: &Gpu, tensors: &[AdamTensor]) -> Result<(), CudaError> {
+        let chunks = tensors.iter().enumerate().flat_map(|(i, tensor)| {
+            let n = (tensor.rows * tensor.columns) as usize;
+            let firsts = (0..n).step_by(ADAM_CHUNK);
+            firsts.map(move |first| [i as i32, first as i32])
+        });
+        let chunks: Vec<[i32; 2]> = chunks.collect();
+        self.adam.n_chunks = chunks.len();
+        upload(gpu, self.adam.tensors, tensors)?;
+        upload(gpu, self.adam.chunks, &chunks)
+    }
+}
+
+/// How the values at a place learn.
+fn rule(groups: &[Group], place: &Range<usize>) -> Option<(f32, f32)> {
+    let contains =
+        |group: &&Group| group.range.start <= place.start && place.end <= group.range.end;
+    let group = groups.iter().find(contains)?;
+    Some((group.lr_ratio, group.weight_decay))
+}
+
+/// What an adapter before has left around the weights.
+fn clear_changes(base: &Base) -> Result<(), CudaError> {
+    let RankRoom(room) = base.room;
+    for layer in &base.layers {
+        for (linear, room) in layer.linears.iter().zip(room) {
+            if room == 0 {
+                continue;
+            }
+            let below = linear.extended.rows(linear.n, linear.n + room);
+            clear(&base.gpu, below.at, below.rows * below.pitch * 2)?;
+            let beside = linear
+                .extended
+                .rows(0, linear.n)
+                .columns(linear.k, linear.k + room);
+            super::ops::clear_columns(&base.gpu, beside)?;
+        }
+    }
+    Ok(())
+}
+
+/// Where the numbers of a pass lie among those of its step, counted in numbers.
+struct Places {
+    n_rows: usize,
+    tokens: usize,
+    positions: usize,
+    tiles: [(usize, usize); 3],
+    n_labels: usize,
+    label_rows: usize,
+    labels: usize,
+}
+
+impl Places {
+    fn new(gpu: &Gpu, head_dim: usize, pass: &Batch, numbers: &mut Vec<i32>) -> Self {
+        let n_used = pass.tokens.len();
+        let n_rows = n_used.next_multiple_of(ROW_STEP);
+        let mut documents = pass.documents.clone();
+        // The rows that fill up are a document of their own, without labels.
+        documents.extend((n_rows > n_used).then_some(n_used..n_rows));
+        let mut put = |values: &mut dyn Iterator<Item = i32>| {
+            let at = numbers.len();
+            numbers.extend(values);
+            let n = numbers.len() - at;
+            numbers.resize(numbers.len().next_multiple_of(4), 0);
+            (at, n)
+        };
+        let fill = std::iter::repeat_n(0, n_rows - n_used);
+        let (tokens, _) = put(&mut pass.tokens.iter().map(|&token| token as i32).chain(fill));
+        let (positions, _) = put(&mut documents
+            .iter()
+            .flat_map(|document| 0..document.len() as i32));
+        let tiles = gpu.tile_rows(head_dim).map(|tile| {
+            let tiles = tiles(&documents, tile);
+            let (at, n) = put(&mut tiles.into_iter().flatten());
+            (at, n / 4)
+        });
+        let (label_rows, n_labels) = put(&mut pass.label_rows.iter().map(|&row| row as i32));
+        let (labels, _) = put(&mut pass.labels.iter().map(|&label| label as i32));
+        Self {
+            n_rows,
+            tokens,
+            positions,
+            tiles,
+            n_labels,
+            label_rows,
+            labels,
+        }
+    }
+
+    fn tables(&self, base: u64) -> Tables {
+        let at = |place: usize| base + 4 * place as u64;
+        let [forward, backward_kv, backward_q] = self.tiles.map(|(place, n)| (at(place), n));
+        Tables {
+            n_rows: self.n_rows,
+            tokens: at(self.tokens),
+            positions: at(self.positions),
+            tiles: Tiles {
+                forward,
+                backward_kv,
+                backward_q,
+            },
+            n_labels: self.n_labels,
+            label_rows: at(self.label_rows),
+            labels: at(self.labels),
+        }
+    }
+}
+
+impl train::Run for Run {
+    fn model(&self) -> &ModelConfig {
+        &self.base.config
+    }
+
+    fn arithmetic(&self) -> String {
+        let (major, minor) = self.gpu().capability();
+        format!("cuda-bf16-1 sm_{major}{minor} {}", self.gpu().name())
+    }
+
+    fn rows_per_pass(&self) -> usize {
+        ROWS_PER_PASS
+    }
+
+    fn gradients(&mut self, passes: &[Batch], scale: f32) -> Result<(EvalReport, f32), TrainError> {
+        let tables = self.prepare(passes)?;
+        clear(self.gpu(), self.state.sums, 16)?;
+        for (i, &tables) in tables.iter().enumerate() {
+            let into = Into {
+                gradients: &self.state.gradients,
+                adds: i > 0,
+                scale,
+                sums: self.state.sums,
+            };
+            let pass = self.pass(tables);
+            pass.forward()?;
+            pass.losses(Some(&into))?;
+            pass.backward(&into)?;
+        }
+        let max_norm = self.config.max_grad_norm.unwrap_or(0.0);
+        self.state.adam.norm(self.gpu(), max_norm)?;
+        let (mut sums, mut norm) = ([0u64; 2], [0.0f32; 2]);
+        download(self.gpu(), self.state.sums, &mut sums)?;
+        download(self.gpu(), self.state.adam.result, &mut norm)?;
+        let report = EvalReport {
+            loss_sum: f64::from_bits(sums[0]),
+            n_label_tokens: passes.iter().map(|pass| pass.labels.len() as u64).sum(),
+            n_correct: sums[1],
+        };
+        Ok((report, norm[0]))
+    }
+
+    fn update(&mut self, update: Update) -> Result<(), TrainError> {
+        let (beta1, beta2) = self.config.betas;
+        let t = update.step as i32;
+        let step = AdamStep {
+            lr: update.learning_rate,
+            beta1,
+            beta2,
+            eps: self.config.eps,
+            correction1: (1.0 - f64::from(beta1).powi(t)) as f32,
+            v_scale: (1.0 / (1.0 - f64::from(beta2).powi(t)).sqrt()) as f32,
+        };
+        upload(self.gpu(), self.state.adam.step, &[step])?;
+        Ok(self.state.adam.update(self.gpu())?)
+    }
+
+    fn score(&mut self, pass: &Batch) -> Result<RowLosses, TrainError> {
+        let tables = self.prepare(std::slice::from_ref(pass))?[0];
+        let pass = self.pass(tables);
+        pass.forward()?;
+        pass.losses(None)?;
+        let (mut logprobs, mut correct) = (vec![0.0; tables.n_labels], vec![0i32; tables.n_labels]);
+        download(self.gpu(), pass.room.logprobs, &mut logprobs)?;
+        download(self.gpu(), pass.room.correct, &mut correct)?;
+        Ok(RowLosses {
+            logprobs,
+            n_correct: correct.iter().filter(|&&is| is != 0).count() as u64,
+        })
+    }
+
+    fn score_exactly(&mut self, pass: &Batch) -> Result<RowLosses, TrainError> {
+        self.score(pass)
+    }
+
+    fn logits(&mut self, pass: &Batch) -> Result<Vec<f32>, TrainError> {
+        let mut pass = pass.clone();
+        pass.label_rows = (0..pass.tokens.len()).collect();
+        pass.labels = vec![0; pass.tokens.len()];
+        let tables = self.prepare(std::slice::from_ref(&pass))?[0];
+        let pass = self.pass(tables);
+        pass.forward()?;
+        Ok(pass.all_logits()?)
+    }
+
+    fn gradient_values(&self) -> Result<Vec<f32>, TrainError> {
+        let mut values = vec![0.0; self.layout.n_values()];
+        for (layer, of_layer) in self.state.gradients.iter().enumerate() {
+            for fused in Fused::ALL {
+                let Gradients { a, b } = of_layer[fused as usize];
+                let [mut of_a, mut of_b] =
+                    [a, b].map(|matrix| vec![0.0f32; matrix.rows * matrix.pitch]);
+                download(self.gpu(), a.at, &mut of_a)?;
+                download(self.gpu(), b.at, &mut of_b)?;
+                for (slot, ranks) in parts(&self.layout, layer, fused) {
+                    if slot.role != Role::Trained {
+                        continue;
+                    }
+                    let from = ranks.start * slot.n_in..ranks.end * slot.n_in;
+                    values[slot.a.clone()].copy_from_slice(&of_a[from]);
+                    for (n, to) in values[slot.b.clone()].chunks_exact_mut(slot.r).enumerate() {
+                        let row = (slot.column + n) * b.pitch;
+                        let from = &of_b[row + ranks.start..row + ranks.end];
+                        to.iter_mut()
+                            .zip(from)
+                            .for_each(|(to, from)| *to = from * slot.scale);
+                    }
+                }
+            }
+        }
+        Ok(values)
+    }
+
+    fn state(&self) -> Result<State, TrainError> {
+        let OnGpu {
+            values,
+            exp_avg,
+            exp_avg_sq,
+            ..
+        } = self.state;
+        let read = |at| {
+            let mut numbers = vec![0.0; self.layout.n_values()];
+            download(self.gpu(), at, &mut numbers).map(|()| numbers)
+        };
+        Ok(State {
+            values: read(values)?,
+            exp_avg: read(exp_avg)?,
+            exp_avg_sq: read(exp_avg_sq)?,
+        })
+    }
+
+    fn set_state(&mut self, state: &State) -> Result<(), TrainError> {
+        let OnGpu {
+            values,
+            exp_avg,
+            exp_avg_sq,
+            ..
+        } = self.state;
+        upload(self.gpu(), values, &state.values)?;
+        upload(self.gpu(), exp_avg, &state.exp_avg)?;
+        upload(self.gpu(), exp_avg_sq, &state.exp_avg_sq)?;
+        Ok(self.state.adam.publish(self.gpu())?)
+    }
+}

@@ -1,0 +1,189 @@
+//! Owns an adapter being trained on the CPU.
+
+use std::sync::Arc;
+
+use super::passes::{On, Passes};
+use super::run::{Run, State, Update};
+use super::{EvalReport, TrainConfig, TrainError, micro_batches};
+use crate::config::ModelConfig;
+use crate::cpu::element::Precision;
+use crate::cpu::pool::Pool;
+use crate::cpu::simd::Isa;
+use crate::lora::{Layout, Role};
+use crate::model::{Batch, MemoryLevel};
+use crate::nn::cross_entropy::RowLosses;
+use crate::optim::{AdamW, Group, clip_factor, global_norm};
+use crate::weights::BaseModel;
+
+pub(super) struct CpuRun {
+    base: Arc<BaseModel>,
+    pool: Pool,
+    layout: Arc<Layout>,
+    passes: Passes,
+    /// The same in f32, made when a caller asks for scores that serving can be held to.
+    exact: Option<Passes>,
+    groups: Vec<Group>,
+    precision: Precision,
+    memory: MemoryLevel,
+    optimizer: AdamW,
+    max_grad_norm: Option<f32>,
+    state: State,
+    grads: Vec<f32>,
+}
+
+impl CpuRun {
+    pub fn new(
+        base: Arc<BaseModel>,
+        layout: Arc<Layout>,
+        values: Vec<f32>,
+        groups: Vec<Group>,
+        config: &TrainConfig,
+        pool: Pool,
+    ) -> Self {
+        let zeros = || vec![0.0; values.len()];
+        let mut run = Self {
+            base,
+            pool,
+            passes: Passes::new(config.precision, &layout),
+            exact: None,
+            groups,
+            precision: config.precision,
+            memory: config.memory,
+            optimizer: AdamW {
+                betas: config.betas,
+                eps: config.eps,
+            },
+            max_grad_norm: config.max_grad_norm,
+            grads: zeros(),
+            state: State {
+                exp_avg: zeros(),
+                exp_avg_sq: zeros(),
+                values,
+            },
+            layout,
+        };
+        run.repack();
+        run
+    }
+
+    fn repack(&mut self) {
+        // The sizes never change after the first time, in `new`, so a running job cannot fail here.
+        let on = On {
+            pool: &self.pool,
+            base: &self.base,
+        };
+        self.passes
+            .pack(on, &self.state.values)
+            .expect("memory for a second copy of an adapter");
+    }
+}
+
+impl Run for CpuRun {
+    fn model(&self) -> &ModelConfig {
+        self.base.config()
+    }
+
+    /// Every instruction-set level computes the same f32 chains; of bf16 pairs there are those that multiply them as the
+    /// processor does, and those that widen them.
+    fn arithmetic(&self) -> String {
+        let name = match (self.precision, Isa::detect()) {
+            (Precision::Fp32, _) => "f32-chain-2",
+            (Precision::Bf16, Isa::Avx512Bf16) => "bf16-pairs-1",
+            (Precision::Bf16, _) => "bf16-widened-1",
+        };
+        name.to_owned()
+    }
+
+    fn rows_per_pass(&self) -> usize {
+        micro_batches::MICRO_BATCH_TOKENS
+    }
+
+    fn gradients(&mut self, passes: &[Batch], scale: f32) -> Result<(EvalReport, f32), TrainError> {
+        self.grads.fill(0.0);
+        let mut report = EvalReport::default();
+        for pass in passes {
+            let on = On {
+                pool: &self.pool,
+                base: &self.base,
+            };
+            let (layout, level, grads) = (&self.layout, self.memory, &mut self.grads);
+            let losses = self
+                .passes
+                .accumulate(on, layout, level, pass, scale, grads)?;
+            report.add(&losses);
+        }
+        // The kernels know nothing of roles: what is not trained gets a gradient as well.
+        let tensors = self.layout.tensors().iter();
+        for tensor in tensors.filter(|t| t.role == Role::Initial) {
+            self.grads[tensor.place.clone()].fill(0.0);
+        }
+        Ok((report, global_norm(&self.grads)))
+    }
+
+    fn update(&mut self, update: Update) -> Result<(), TrainError> {
+        let State {
+            values,
+            exp_avg,
+            exp_avg_sq,
+        } = &mut self.state;
+        self.optimizer.update(
+            &self.pool,
+            &self.groups,
+            update.learning_rate,
+            update.step,
+            clip_factor(update.grad_norm, self.max_grad_norm),
+            &self.grads,
+            values,
+            exp_avg,
+            exp_avg_sq,
+        );
+        self.repack();
+        Ok(())
+    }
+
+    fn score(&mut self, pass: &Batch) -> Result<RowLosses, TrainError> {
+        let on = On {
+            pool: &self.pool,
+            base: &self.base,
+        };
+        Ok(self.passes.score(on, pass)?)
+    }
+
+    fn score_exactly(&mut self, pass: &Batch) -> Result<RowLosses, TrainError> {
+        let on = On {
+            pool: &self.pool,
+            base: &self.base,
+        };
+        let passes = match (&mut self.passes, &mut self.exact) {
+            (passes @ Passes::Fp32(_), _) => passes,
+            (_, exact) => {
+                let exact = exact.get_or_insert_with(|| Passes::new(Precision::Fp32, &self.layout));
+                exact.pack(on, &self.state.values)?;
+                exact
+            }
+        };
+        Ok(passes.score(on, pass)?)
+    }
+
+    fn logits(&mut self, pass: &Batch) -> Result<Vec<f32>, TrainError> {
+        let on = On {
+            pool: &self.pool,
+            base: &self.base,
+        };
+        Ok(self.passes.logits(on, pass)?)
+    }
+
+    fn gradient_values(&self) -> Result<Vec<f32>, TrainError> {
+        Ok(self.grads.clone())
+    }
+
+    fn state(&self) -> Result<State, TrainError> {
+        Ok(self.state.clone())
+    }
+
+    fn set_state(&mut self, state: &State) -> Result<(), TrainError> {
+        self.state.clone_from(state);
+        self.repack();
+        Ok(())
+    }
+}

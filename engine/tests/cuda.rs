@@ -1,0 +1,364 @@
+//! A training on a GPU computes what one on the CPU does. Without a GPU every test says that it is skipped.
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use common::{Numbers, adapter, example};
+use engine::batch::Example;
+use engine::config::{ModelConfig, QkNorm};
+use engine::cuda::{Base, Gpu, RankRoom};
+use engine::lora::{Adapter, LoraConfig};
+use engine::pool::Pool;
+use engine::schedule::Schedule;
+use engine::train::{TrainConfig, Trainer};
+use engine::weights::BaseModel;
+use engine::{MemoryLevel, Precision};
+use safetensors::{Dtype, tensor::TensorView};
+use serde_json::{Value, json};
+
+/// A family's `config.json` with sizes that the kernels know.
+struct Shape {
+    family: &'static str,
+    changes: Value,
+}
+
+fn shapes() -> Vec<Shape> {
+    let shape = |family, changes| Shape { family, changes };
+    vec![
+        shape("llama3", json!({"head_dim": 64})),
+        shape(
+            "llama_bias",
+            json!({"head_dim": 128, "num_attention_heads": 2, "num_key_value_heads": 1}),
+        ),
+        shape(
+            "qwen2",
+            json!({"hidden_size": 384, "num_attention_heads": 6, "num_key_value_heads": 2}),
+        ),
+        shape("qwen3", json!({"head_dim": 128})),
+        shape("mistral", json!({"head_dim": 96})),
+        shape("gemma2", json!({"head_dim": 256})),
+        shape("gemma3", json!({"head_dim": 64})),
+        shape("glm4", json!({"head_dim": 128})),
+        shape("olmo2", json!({"hidden_size": 256})),
+        shape("smollm3", json!({"head_dim": 64})),
+    ]
+}
+
+impl Shape {
+    fn config_json(&self) -> String {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        let path = fixtures
+            .join(format!("tiny_{}", self.family))
+            .join("config.json");
+        let mut config: Value =
+            serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let config_map = config.as_object_mut().unwrap();
+        config_map.insert("max_position_embeddings".into(), json!(1024));
+        for (key, value) in self.changes.as_object().unwrap() {
+            config_map.insert(key.clone(), value.clone());
+        }
+        config.to_string()
+    }
+
+    /// Writes a folder with random weights.
+    fn write(&self, dir: &Path) {
+        let json = self.config_json();
+        let tensors: Vec<_> = tensors(&ModelConfig::from_json(&json).unwrap())
+            .into_iter()
+            .map(|(name, shape)| {
+                let seed = name
+                    .bytes()
+                    .fold(7u64, |h, b| h.wrapping_mul(31).wrapping_add(u64::from(b)));
+                let mut numbers = Numbers(seed);
+                let depth = shape.last().copied().unwrap_or(1) as f32;
+                let (offset, spread) = match name.as_str() {
+                    name if name.contains("norm") => (1.0, 0.3),
+                    name if name.contains("embed") || name.contains("lm_head") => (0.0, 0.5),
+                    name if name.ends_with("bias") => (0.0, 0.3),
+                    _ => (0.0, 2.0 / depth.sqrt()),
+                };
+                let n = shape.iter().product();
+                // Cut to bf16, so that storage in it loses nothing.
+                let cut = |x: f32| f32::from_bits(x.to_bits() & 0xffff_0000);
+                let values = (0..n).map(|_| cut(offset + spread * numbers.next()));
+                (
+                    name,
+                    shape,
+                    values.flat_map(f32::to_le_bytes).collect::<Vec<u8>>(),
+                )
+            })
+            .collect();
+        let views = tensors.iter().map(|(name, shape, bytes)| {
+            (
+                name,
+                TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap(),
+            )
+        });
+        std::fs::write(dir.join("config.json"), json).unwrap();
+        std::fs::write(
+            dir.join("model.safetensors"),
+            safetensors::serialize(views, None).unwrap(),
+        )
+        .unwrap();
+    }
+}
+
+/// (name, shape) of every tensor of a dense model.
+fn tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+    let (width, inner, vocab) = (
+        config.hidden_size,
+        config.intermediate_size,
+        config.vocab_size,
+    );
+    let (query, kv) = (
+        config.num_attention_heads * config.head_dim,
+        config.num_key_value_heads * config.head_dim,
+    );
+    let mut all = vec![
+        ("model.embed_tokens.weight".to_owned(), vec![vocab, width]),
+        ("model.norm.weight".to_owned(), vec![width]),
+    ];
+    if !config.tie_word_embeddings {
+        all.push(("lm_head.weight".to_owned(), vec![vocab, width]));
+    }
+    for i in 0..config.num_hidden_layers {
+        let mut push =
+            |name: String, shape: Vec<usize>| all.push((format!("model.layers.{i}.{name}"), shape));
+        let norms = config.norms;
+        let norms = [
+            norms.before_attention,
+            norms.after_attention,
+            norms.before_mlp,
+            norms.after_mlp,
+        ];
+        for norm in norms.into_iter().flatten() {
+            push(format!("{norm}.weight"), vec![width]);
+        }
+        let qk = match config.qk_norm {
+            QkNorm::None => None,
+            QkNorm::PerHead => Some((config.head_dim, config.head_dim)),
+            QkNorm::Projection => Some((query, kv)),
+        };
+        if let Some((q, k)) = qk {
+            push("self_attn.q_norm.weight".into(), vec![q]);
+            push("self_attn.k_norm.weight".into(), vec![k]);
+        }
+        let gate_up: &[_] = match config.fused_gate_up {
+            true => &[("mlp.gate_up_proj", width, 2 * inner)],
+            false => &[
+                ("mlp.gate_proj", width, inner),
+                ("mlp.up_proj", width, inner),
+            ],
+        };
+        let attention = [
+            ("self_attn.q_proj", width, query),
+            ("self_attn.k_proj", width, kv),
+            ("self_attn.v_proj", width, kv),
+            ("self_attn.o_proj", query, width),
+        ];
+        let down = [("mlp.down_proj", inner, width)];
+        for (name, n_in, n_out) in attention.iter().chain(gate_up).chain(&down).copied() {
+            push(format!("{name}.weight"), vec![n_out, n_in]);
+            let has_bias = match name {
+                "self_attn.o_proj" => config.o_bias,
+                name if name.starts_with("self_attn") => config.qkv_bias,
+                _ => config.mlp_bias,
+            };
+            if has_bias {
+                push(format!("{name}.bias"), vec![n_out]);
+            }
+        }
+    }
+    all
+}
+
+/// The first GPU, if there is one.
+fn gpu() -> Option<Gpu> {
+    if Gpu::count() == 0 {
+        println!("skipped: no NVIDIA GPU on this machine");
+        return None;
+    }
+    Some(Gpu::open(0).unwrap())
+}
+
+struct Case {
+    base: Arc<BaseModel>,
+    on_gpu: Arc<Base>,
+    adapter: Adapter,
+    examples: Vec<Example>,
+    pool: Pool,
+}
+
+impl Case {
+    fn new(gpu: &Gpu, shape: &Shape) -> Self {
+        let (dir, pool) = (tempfile::tempdir().unwrap(), Pool::new(4));
+        shape.write(dir.path());
+        let base = BaseModel::load(dir.path(), &pool).unwrap();
+        let on_gpu = Base::load(gpu, dir.path(), RankRoom::of_rank(8)).unwrap();
+        let vocab = base.config().vocab_size;
+        let lengths = [3, 200, 64, 1, 129, 37, 300];
+        let examples = lengths.iter().enumerate();
+        let examples = examples.map(|(i, &len)| example(vocab, len + 2, i as u64));
+        Self {
+            adapter: adapter(&base, &LoraConfig::all_linear(8, 16.0), 3),
+            examples: examples.collect(),
+            base: Arc::new(base),
+            on_gpu: Arc::new(on_gpu),
+            pool,
+        }
+    }
+
+    fn config(precision: Precision, memory: MemoryLevel) -> TrainConfig {
+        TrainConfig {
+            learning_rate: 1e-3,
+            schedule: Schedule::Constant,
+            weight_decay: 0.01,
+            precision,
+            memory,
+            ..TrainConfig::default()
+        }
+    }
+
+    fn on_cpu(&self, precision: Precision) -> Trainer {
+        let config = Self::config(precision, MemoryLevel::KeepAll);
+        Trainer::new(
+            self.base.clone(),
+            self.adapter.clone(),
+            config,
+            self.pool.clone(),
+        )
+    }
+
+    fn on_gpu(&self, memory: MemoryLevel) -> Trainer {
+        let config = Self::config(Precision::Bf16, memory);
+        Trainer::on_gpu(self.on_gpu.clone(), self.adapter.clone(), config).unwrap()
+    }
+}
+
+/// ‖a − b‖/‖b‖
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let square = |x: f64| x * x;
+    let difference: f64 = a.iter().zip(b).map(|(a, b)| square(f64::from(a - b))).sum();
+    let size: f64 = b.iter().map(|b| square(f64::from(*b))).sum();
+    (difference / size).sqrt()
+}
+
+/// bf16 on a GPU may differ from f32 by what bf16 on a CPU does, or little more: sums are taken in another order. NaN never
+/// passes.
+fn is_near(on_gpu: f64, on_cpu: f64) -> bool {
+    on_gpu <= 1.5 * on_cpu + 1e-3
+}
+
+#[test]
+fn logits_and_gradients_are_as_near_to_f32_as_the_cpus_in_bf16() {
+    let Some(gpu) = gpu() else { return };
+    let mut bad = Vec::new();
+    for shape in shapes() {
+        let case = Case::new(&gpu, &shape);
+        let [mut exact, mut twin] = [Precision::Fp32, Precision::Bf16].map(|p| case.on_cpu(p));
+        let mut ours = case.on_gpu(MemoryLevel::KeepAll);
+        let tokens = &case.examples[1].tokens;
+        let [a, b, c] = [&mut ours, &mut twin, &mut exact].map(|t| t.logits(tokens).unwrap());
+        let mut worst = vec![("logits".to_owned(), distance(&a, &c), distance(&b, &c))];
+        let [a, b, c] =
+            [&mut ours, &mut twin, &mut exact].map(|t| t.gradients(&case.examples).unwrap());
+        for (((name, a), (_, b)), (_, c)) in a.into_iter().zip(b).zip(c) {
+            worst.push((name, distance(&a, &c), distance(&b, &c)));
+        }
+        worst.sort_by(|a, b| (b.1 / b.2).total_cmp(&(a.1 / a.2)));
+        let (name, ours, twin) = &worst[0];
+        println!(
+            "{:12} worst {name}: {ours:.5} from f32, the CPU's bf16 {twin:.5}",
+            shape.family
+        );
+        if !is_near(*ours, *twin) {
+            bad.push(shape.family);
+            for (name, ours, twin) in worst.iter().filter(|(_, a, b)| !is_near(*a, *b)).take(12) {
+                println!("    {name}: {ours:.5} against {twin:.5}");
+            }
+        }
+    }
+    assert!(bad.is_empty(), "{bad:?}");
+}
+
+#[test]
+fn losses_of_thirty_steps_are_the_cpus() {
+    let Some(gpu) = gpu() else { return };
+    let case = Case::new(&gpu, &shapes()[0]);
+    let (mut exact, mut ours) = (
+        case.on_cpu(Precision::Fp32),
+        case.on_gpu(MemoryLevel::KeepAll),
+    );
+    for step in 0..30 {
+        let batch = &case.examples[step % 3..step % 3 + 4];
+        let [a, b] = [&mut ours, &mut exact].map(|t| t.step(batch).unwrap());
+        assert_eq!(
+            (a.step, a.n_tokens, a.n_label_tokens),
+            (b.step, b.n_tokens, b.n_label_tokens)
+        );
+        assert!((a.loss - b.loss).abs() < 0.02 * b.loss, "{a:?} {b:?}");
+        assert!(
+            (a.grad_norm - b.grad_norm).abs() < 0.05 * b.grad_norm,
+            "{a:?} {b:?}"
+        );
+    }
+    let [a, b] = [&mut ours, &mut exact].map(|t| t.evaluate(&case.examples).unwrap());
+    assert!(
+        (a.loss_sum - b.loss_sum).abs() < 0.02 * b.loss_sum,
+        "{a:?} {b:?}"
+    );
+}
+
+#[test]
+fn every_memory_level_every_run_and_a_resumed_one_give_the_same_bytes() {
+    let Some(gpu) = gpu() else { return };
+    for shape in [&shapes()[0], &shapes()[3], &shapes()[5]] {
+        let case = Case::new(&gpu, shape);
+        let run = |memory, stop: Option<usize>| {
+            let mut trainer = case.on_gpu(memory);
+            for step in 0..6 {
+                if stop == Some(step) {
+                    let state = trainer.save_state().unwrap();
+                    trainer = case.on_gpu(memory);
+                    trainer.load_state(&state).unwrap();
+                }
+                trainer.step(&case.examples[step % 3..]).unwrap();
+            }
+            trainer.save_state().unwrap()
+        };
+        let first = run(MemoryLevel::KeepAll, None);
+        for (memory, stop) in [
+            (MemoryLevel::KeepAll, None),
+            (MemoryLevel::KeepAll, Some(3)),
+            (MemoryLevel::DropGateUp, None),
+            (MemoryLevel::LayerInputs, Some(2)),
+        ] {
+            assert!(
+                run(memory, stop) == first,
+                "{} {memory:?} {stop:?}",
+                shape.family
+            );
+        }
+    }
+}
+
+#[test]
+fn what_a_gpu_cannot_do_is_told() {
+    let Some(gpu) = gpu() else { return };
+    let case = Case::new(&gpu, &shapes()[0]);
+    let error = |adapter: Adapter, config: TrainConfig| {
+        Trainer::on_gpu(case.on_gpu.clone(), adapter, config)
+            .err()
+            .unwrap()
+            .to_string()
+    };
+    let fp32 = Case::config(Precision::Fp32, MemoryLevel::KeepAll);
+    assert!(error(case.adapter.clone(), fp32).contains("fp32"));
+    let config = LoraConfig::all_linear(16, 32.0);
+    let wide = Adapter::init(case.base.config(), &config, 0).unwrap();
+    let bf16 = Case::config(Precision::Bf16, MemoryLevel::KeepAll);
+    assert!(error(wide, bf16).contains("ranks of 48"));
+}

@@ -29,7 +29,9 @@ fn resolved() -> Value {
             "init": "default", "continue_from": null,
         },
         "optimizer": {"loraplus_lr_ratio": null},
-        "precision": {"compute": "fp32", "base_weights": "stored", "double_quant": false},
+        "precision": {
+            "compute": "fp32", "compute_on_gpu": "bf16", "base_weights": "stored", "double_quant": false,
+        },
         "memory": {"gradient_checkpointing": "auto"},
         "data": {"max_length": 512, "truncation": "right", "packing": "binpack"},
     })

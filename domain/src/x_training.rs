@@ -100,12 +100,18 @@ pub struct Optimizer {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Precision {
     pub compute: Compute,
+    /// What a GPU computes in where that is not `compute`: nothing else was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compute_on_gpu: Option<Compute>,
     pub base_weights: BaseWeights,
     /// The scales of nf4's blocks are quantised too.
     pub double_quant: bool,
 }
 
 impl Precision {
+    /// `compute` "auto": on a CPU f32, which computes the same on every one; on a GPU bf16, which is what it is made for.
+    const AUTO: (Compute, Option<Compute>) = (Compute::Fp32, Some(Compute::Bf16));
+
     /// How the base's frozen weights are held.
     pub fn frozen_weights(&self) -> FrozenWeights {
         match self.base_weights {
@@ -135,13 +141,15 @@ pub struct Data {
 impl Training {
     /// What a job trains with that asks for nothing. `context_length` of its base model. Tokens.
     pub fn default_for(context_length: u32) -> Self {
+        let (compute, compute_on_gpu) = Precision::AUTO;
         Self {
             adapter: Adapter::default(),
             optimizer: Optimizer {
                 loraplus_lr_ratio: None,
             },
             precision: Precision {
-                compute: Compute::Fp32,
+                compute,
+                compute_on_gpu,
                 base_weights: BaseWeights::Stored,
                 double_quant: false,
             },
@@ -221,6 +229,10 @@ impl AskedTraining {
         self.check_pairs()?;
         let default = Training::default_for(context_length);
         let (base_weights, double_quant) = self.base_weights(&inherited);
+        let (compute, compute_on_gpu) = match self.compute {
+            Auto::Auto => Precision::AUTO,
+            Auto::Given(asked) => (asked, None),
+        };
         let training = Training {
             adapter: match inherited {
                 Some(inherited) => self.adapter.continued(inherited.adapter)?,
@@ -230,7 +242,8 @@ impl AskedTraining {
                 loraplus_lr_ratio: self.loraplus_lr_ratio,
             },
             precision: Precision {
-                compute: self.compute.unwrap_or(default.precision.compute),
+                compute,
+                compute_on_gpu,
                 base_weights,
                 double_quant,
             },

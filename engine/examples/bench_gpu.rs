@@ -1,9 +1,14 @@
 //! Training steps on a GPU, for `bench/gpu/run`: prints one JSON line for each workload. Weights are random, in the shape of the
 //! given `config.json`.
 //!
-//! Usage: bench_gpu CONFIG.json WORKLOAD [STEPS [MEMORY_LEVEL]]
-//!   packed: 8 documents of 2048 tokens, every token a label; long: 2 of 8192; alpaca: 64 documents of about 200 tokens, a third of each
-//!   without labels
+//! Usage: bench_gpu CONFIG.json WORKLOAD [KEY=VALUE …]
+//!   WORKLOAD   packed: 8 documents of 2048 tokens, every token a label; packed2: 2 of them; long: 2 of 8192; or a file with a line of
+//!              document lengths for each step, a third of each without labels
+//!   steps=8    timed, after three to warm up
+//!   memory=keep-all | drop-gate-up | layer-inputs
+//!   base=bf16 | nf4 | int8
+//!   pass=N     the most tokens that share a pass
+//!   profile=1  also what the kernels of one step take, each waited for
 
 #![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
@@ -15,8 +20,10 @@ use engine::batch::Example;
 use engine::config::ModelConfig;
 use engine::cuda::{Base, Gpu, RankRoom};
 use engine::lora::{Adapter, LoraConfig};
+use engine::quant::Kind;
 use engine::schedule::Schedule;
 use engine::train::{TrainConfig, Trainer};
+use engine::weights::BaseWeights;
 use engine::{MemoryLevel, Precision};
 use serde_json::json;
 
@@ -24,21 +31,36 @@ const RANK: usize = 16;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [config, workload, ..] = &args[..] else {
-        return Err("bench_gpu CONFIG.json WORKLOAD [STEPS [MEMORY_LEVEL]]".into());
+    let [config, workload, options @ ..] = &args[..] else {
+        return Err("bench_gpu CONFIG.json WORKLOAD [KEY=VALUE …]".into());
     };
-    let n_steps: usize = args.get(2).map_or(Ok(8), |n| n.parse())?;
-    let memory = match args.get(3).map(String::as_str) {
-        None | Some("keep-all") => MemoryLevel::KeepAll,
-        Some("drop-gate-up") => MemoryLevel::DropGateUp,
-        Some("layer-inputs") => MemoryLevel::LayerInputs,
-        Some(other) => return Err(format!("no memory level {other}").into()),
+    let option = |key: &str| {
+        let named = options.iter().filter_map(|option| option.split_once('='));
+        named
+            .filter(|(name, _)| *name == key)
+            .map(|(_, value)| value)
+            .next_back()
     };
+    let n_steps: usize = option("steps").map_or(Ok(8), str::parse)?;
+    let memory = match option("memory").unwrap_or("keep-all") {
+        "keep-all" => MemoryLevel::KeepAll,
+        "drop-gate-up" => MemoryLevel::DropGateUp,
+        "layer-inputs" => MemoryLevel::LayerInputs,
+        other => return Err(format!("no memory level {other}").into()),
+    };
+    let weights = match option("base").unwrap_or("bf16") {
+        "bf16" => BaseWeights::Bf16,
+        "nf4" => BaseWeights::Quantized(Kind::Nf4DoubleQuant),
+        "int8" => BaseWeights::Quantized(Kind::Int8),
+        other => return Err(format!("no base {other}").into()),
+    };
+    let pass_tokens = option("pass").map(str::parse).transpose()?;
     let model = ModelConfig::from_json(&std::fs::read_to_string(config)?)?;
     let gpu = Gpu::open(0)?;
     let (free_before, total) = gpu.memory()?;
     let began = Instant::now();
-    let base = Arc::new(Base::random(&gpu, model.clone(), RankRoom::of_rank(RANK))?);
+    let room = RankRoom::of_rank(RANK);
+    let base = Arc::new(Base::random(&gpu, model.clone(), weights, room)?);
     let load_s = began.elapsed().as_secs_f64();
     let adapter = Adapter::init(&model, &LoraConfig::all_linear(RANK, 32.0), 1)?;
     let train = TrainConfig {
@@ -46,35 +68,39 @@ fn main() -> Result<(), Box<dyn Error>> {
         schedule: Schedule::Constant,
         precision: Precision::Bf16,
         memory,
+        pass_tokens,
         ..TrainConfig::default()
     };
     let mut trainer = Trainer::on_gpu(base, adapter, train)?;
-    let batch = batch(workload, model.vocab_size)?;
-    let n_tokens: usize = batch.iter().map(|example| example.tokens.len()).sum();
-    let mut losses = Vec::new();
-    for _ in 0..3 {
-        losses.push(trainer.step(&batch)?.loss);
-    }
-    let mut seconds = Vec::new();
-    for _ in 0..n_steps {
+    let batches = batches(workload, model.vocab_size, 3 + n_steps)?;
+    let (mut losses, mut seconds, mut tokens) = (Vec::new(), Vec::new(), 0);
+    for (i, batch) in batches.iter().enumerate() {
         let began = Instant::now();
-        losses.push(trainer.step(&batch)?.loss);
+        losses.push(trainer.step(batch)?.loss);
         gpu.synchronize()?;
-        seconds.push(began.elapsed().as_secs_f64());
+        if i >= 3 {
+            seconds.push(began.elapsed().as_secs_f64());
+            tokens += batch
+                .iter()
+                .map(|example| example.tokens.len())
+                .sum::<usize>();
+        }
     }
     let (free_after, _) = gpu.memory()?;
-    let profile = match std::env::var_os("BENCH_PROFILE") {
-        Some(_) => profile(&gpu, &mut trainer, &batch)?,
+    let profile = match option("profile") {
+        Some(_) => profile(&gpu, &mut trainer, &batches[0])?,
         None => json!(null),
     };
+    let total_s: f64 = seconds.iter().sum();
     seconds.sort_by(f64::total_cmp);
     let median = seconds[seconds.len() / 2];
     println!(
         "{}",
         json!({
-            "engine": "luthier", "card": gpu.name(), "config": config, "workload": workload, "memory": format!("{memory:?}"),
-            "tokens": n_tokens, "seconds": median, "fastest": seconds[0], "slowest": seconds[seconds.len() - 1],
-            "tokens_per_s": n_tokens as f64 / median, "memory_gib": (free_before - free_after) as f64 / (1u64 << 30) as f64,
+            "engine": "luthier", "card": gpu.name(), "config": config, "workload": workload, "options": options,
+            "steps": n_steps, "tokens": tokens, "seconds": median, "fastest": seconds[0],
+            "slowest": seconds[seconds.len() - 1], "tokens_per_s": tokens as f64 / total_s,
+            "memory_gib": (free_before - free_after) as f64 / (1u64 << 30) as f64,
             "total_gib": total as f64 / (1u64 << 30) as f64,
             "load_s": load_s, "losses": losses, "profile": profile,
         })
@@ -98,37 +124,40 @@ fn profile(
     Ok(rows.collect())
 }
 
-fn batch(workload: &str, vocab: usize) -> Result<Vec<Example>, String> {
-    let mut numbers = Numbers(1);
-    let lengths: Vec<usize> = match workload {
-        "packed" => vec![2048; 8],
-        "long" => vec![8192; 2],
-        "alpaca" => (0..64).map(|_| numbers.length()).collect(),
-        other => return Err(format!("no workload {other}")),
+/// The documents of each step.
+fn batches(workload: &str, vocab: usize, n: usize) -> Result<Vec<Vec<Example>>, Box<dyn Error>> {
+    let (lengths, prompts): (Vec<Vec<usize>>, bool) = match workload {
+        "packed" => (vec![vec![2048; 8]; n], false),
+        "packed2" => (vec![vec![2048; 2]; n], false),
+        "long" => (vec![vec![8192; 2]; n], false),
+        path => {
+            let text = std::fs::read_to_string(path)?;
+            let lines = text
+                .lines()
+                .map(|line| line.split_whitespace().map(str::parse).collect());
+            (lines.collect::<Result<_, _>>()?, true)
+        }
     };
-    let prompt = |len: usize| if workload == "alpaca" { len / 3 } else { 0 };
-    let examples = lengths.iter().map(|&len| Example {
-        tokens: (0..len).map(|_| numbers.next(vocab) as u32).collect(),
-        mask: (0..len).map(|i| i >= prompt(len)).collect(),
-    });
-    Ok(examples.collect())
+    let mut numbers = Numbers(1);
+    let mut example = |len: usize| Example {
+        tokens: (0..len).map(|_| numbers.below(vocab) as u32).collect(),
+        mask: (0..len).map(|i| !prompts || i >= len / 3).collect(),
+    };
+    let steps = lengths.iter().take(n);
+    Ok(steps
+        .map(|lengths| lengths.iter().map(|&len| example(len)).collect())
+        .collect())
 }
 
 /// Numbers that look random and never change.
 struct Numbers(u64);
 
 impl Numbers {
-    fn next(&mut self, below: usize) -> usize {
+    fn below(&mut self, n: usize) -> usize {
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
-        ((self.0 >> 33) as usize) % below
-    }
-
-    /// Of a document: about 200 in the mean, few of them long.
-    fn length(&mut self) -> usize {
-        let unit = (self.next(1 << 20) as f64 + 0.5) / f64::from(1 << 20);
-        (150.0 * (-2.0 * unit.ln()).sqrt()).clamp(16.0, 1024.0) as usize
+        ((self.0 >> 33) as usize) % n
     }
 }

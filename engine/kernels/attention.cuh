@@ -226,6 +226,28 @@ template <int M, int N> __device__ __forceinline__ void set_zero(float (&x)[M][N
     }
 }
 
+// ---- Blocks.
+
+// What a block has, of a grid of (tiles, heads): tiles come with most work first, and blocks start in this order over all heads.
+struct Place {
+    int tile, head;
+
+    __device__ __forceinline__ Place() : Place(blockIdx.y) {}
+
+    __device__ __forceinline__ Place(u32 y) {
+        const u32 block = y * gridDim.x + blockIdx.x;
+        tile = block / gridDim.y;
+        head = block % gridDim.y;
+    }
+
+    // Computed from the beginning.
+    static __device__ __forceinline__ Place again() {
+        u32 y;
+        asm volatile("mov.u32 %0, %%ctaid.y;" : "=r"(y));
+        return Place(y);
+    }
+};
+
 // ---- Scores.
 
 // The share of `cap` that a score is: tanh(scale·x/cap), for `slope` = 2·log2(e)·scale/cap.

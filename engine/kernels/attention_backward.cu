@@ -6,8 +6,12 @@
 // attention_backward_delta(out, ld_out, d_out, ld_d_out, delta, T, n_heads, C)
 //   grid (T / 64 rounded up, query heads), 256 threads. delta (H, T) = the sum over a head's columns of out∘d_out.
 // attention_backward_kv_C and attention_backward_q_C
-//   (qkv, ld_qkv, d_out, ld_d_out, lse, delta, d_qkv, ld_d_qkv, tiles, T, n_heads, n_kv_heads, scale, softcap, window)
-//   grid (tiles, kv heads) and (tiles, query heads); tiles as in attention_forward.cu, of keys and of queries.
+//   (qkv, ld_qkv, d_out, ld_d_out, lse, delta, d_qkv, ld_d_qkv, tiles, T, n_heads, n_kv_heads, scale, softcap, window, partial)
+//   grid (tiles, kv heads × P) and (tiles, query heads); tiles as in attention_forward.cu, of keys and of queries.
+//   P parts of each group of query heads, P at most the heads of a group: with P = 1 `partial` is not used; else the kv kernel writes
+//   what each part gives to partial (P, T, 2K·C), f32, and attention_backward_sum adds the parts. The q kernel ignores `partial`.
+// attention_backward_sum(partial, P, d_qkv, ld_d_qkv, T, n_heads, n_kv_heads, C)
+//   grid (T·2K·C / 8 / 256 rounded up), 256 threads.
 //
 //   C     kv: TILE  threads  dynamic shared memory     q: TILE  threads  dynamic shared memory
 //   64        64    128      66560                        128   128      41984
@@ -48,6 +52,60 @@ extern "C" __global__ void __launch_bounds__(256) attention_backward_delta(
     if (lane == 0 && row < T) delta[size_t(head) * T + row] = sum;
 }
 
+// ---- Parts of a group
+
+struct Part {
+    int n, index, kv, first_head, n_heads;
+
+    __device__ __forceinline__ Part(int place, int all_heads, int n_kv_heads) {
+        const int group = all_heads / n_kv_heads;
+        n = gridDim.y / n_kv_heads;
+        index = place % n;
+        kv = place / n;
+        const int first = group * index / n;
+        first_head = kv * group + first;
+        n_heads = group * (index + 1) / n - first;
+    }
+
+    // A warp writes `n_rows` of 16·M rows of sums, times `factor`.
+    template <int M, int N>
+    __device__ __forceinline__ void store(
+        float* partial, int row, int column, const float (&sums)[M][N][4], float factor, int T, int n_kv_heads, int n_rows) const {
+        const int lane = threadIdx.x % WARP, width = 2 * n_kv_heads * N * 8;
+        partial += (size_t(index) * T + row) * width + column + lane % 4 * 2;
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int r = m * 16 + half * 8 + lane / 4;
+                if (r < n_rows) {
+#pragma unroll
+                    for (int i = 0; i < N; i++) {
+                        *reinterpret_cast<float2*>(partial + size_t(r) * width + i * 8) =
+                            make_float2(sums[m][i][2 * half] * factor, sums[m][i][2 * half + 1] * factor);
+                    }
+                }
+            }
+        }
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(256) attention_backward_sum(
+    const float* __restrict__ partial, int n_parts, bf16* __restrict__ d_qkv, int ld_d_qkv, int T, int n_heads, int n_kv_heads, int C) {
+    const u32 width = 2 * n_kv_heads * C, at = (blockIdx.x * 256 + threadIdx.x) * 8, row = at / width, column = at % width;
+    if (row >= T) return;
+    float4 a = make_float4(0.0f, 0.0f, 0.0f, 0.0f), b = a;
+    partial += size_t(row) * width + column;
+#pragma unroll 4
+    for (int i = 0; i < n_parts; i++, partial += size_t(T) * width) {
+        const float4 x = reinterpret_cast<const float4*>(partial)[0], y = reinterpret_cast<const float4*>(partial)[1];
+        a.x += x.x, a.y += x.y, a.z += x.z, a.w += x.w;
+        b.x += y.x, b.y += y.y, b.z += y.z, b.w += y.w;
+    }
+    *reinterpret_cast<uint4*>(d_qkv + size_t(row) * ld_d_qkv + n_heads * C + column) =
+        make_uint4(to_bf16x2(a.x, a.y), to_bf16x2(a.z, a.w), to_bf16x2(b.x, b.y), to_bf16x2(b.z, b.w));
+}
+
 // ---- Keys and values
 
 // A pair of warps has 16·M keys and meets QUERIES queries at a time, of which STAGES blocks are in shared memory. Of a pair, one warp
@@ -70,19 +128,21 @@ template <int C> struct KvSizes : KvShape<C> {
 template <int C>
 __device__ __forceinline__ void attention_backward_kv(
     const bf16* qkv, int ld_qkv, const bf16* d_out, int ld_d_out, const float* lse, const float* delta, bf16* d_qkv, int ld_d_qkv,
-    const int4* tiles, int T, int n_heads, int n_kv_heads, float scale, float softcap, int window) {
+    const int4* tiles, int T, int n_heads, int n_kv_heads, float scale, float softcap, int window, float* partial) {
     using S = KvSizes<C>;
     constexpr int M = S::M, TILE = S::TILE, QUERIES = S::QUERIES, N = QUERIES / 8, STAGES = S::STAGES;
     using Keys = Tile<C, TILE>;
     using Queries = Tile<C, QUERIES>;
 
-    const int4 tile = tiles[blockIdx.x];
-    const int first = tile.x, end = tile.z, kv = blockIdx.y, group = n_heads / n_kv_heads;
+    const Place place;
+    const int4 tile = tiles[place.tile];
+    const int first = tile.x, end = tile.z;
+    Part part(place.head, n_heads, n_kv_heads);
     const Sight sight{window};
     // Queries that see any of the keys.
     const int end_query = window == 0 ? end : min(end, min(first + TILE, end) - 1 + min(window, end));
     const int n_blocks = (end_query - first + QUERIES - 1) / QUERIES;
-    const int n_steps = n_blocks * group;
+    const int n_steps = n_blocks * part.n_heads;
 
     const u32 keys_at = shared_address(attention_shared), values_at = keys_at + Keys::BYTES;
     const u32 stages_at = values_at + Keys::BYTES;
@@ -95,7 +155,7 @@ __device__ __forceinline__ void attention_backward_kv(
     const int pair_row = pair * 16 * M;
 
     const auto load = [&](int step) {
-        const int head = kv * group + step / n_blocks, stage = step % STAGES;
+        const int head = part.first_head + step / n_blocks, stage = step % STAGES;
         const int query = first + step % n_blocks * QUERIES, n_rows = end_query - query;
         const u32 at = stages_at + stage * S::STAGE;
         Queries::template load<THREADS>(at, qkv + size_t(query) * ld_qkv + head * C, ld_qkv, n_rows);
@@ -107,7 +167,7 @@ __device__ __forceinline__ void attention_backward_kv(
         }
     };
 
-    const bf16* keys = qkv + size_t(first) * ld_qkv + (n_heads + kv) * C;
+    const bf16* keys = qkv + size_t(first) * ld_qkv + (n_heads + part.kv) * C;
     Keys::template load<THREADS>(keys_at, keys, ld_qkv, end - first);
     Keys::template load<THREADS>(values_at, keys + n_kv_heads * C, ld_qkv, end - first);
     load(0);
@@ -192,12 +252,19 @@ __device__ __forceinline__ void attention_backward_kv(
         }
     }
 
+    const float factor_of_sums = of_keys ? scale : 1.0f;
+    part = Part(Place::again().head, n_heads, n_kv_heads);  // rather than registers kept
+    const int row = first + pair_row, column = (part.kv + (of_keys ? 0 : n_kv_heads)) * C;
+    if (part.n > 1) {
+        part.store<M>(partial, row, column, sums, factor_of_sums, T, n_kv_heads, end - row);
+        return;
+    }
     // Each warp's sums go through the rows that it alone has read.
     float times[M][2];
 #pragma unroll
-    for (int m = 0; m < M; m++) times[m][0] = times[m][1] = of_keys ? scale : 1.0f;
-    bf16* to = d_qkv + size_t(first + pair_row) * ld_d_qkv + (n_heads + kv + (of_keys ? 0 : n_kv_heads)) * C;
-    Keys::template store<M>(of_keys ? values_at : keys_at, pair_row, sums, times, to, ld_d_qkv, end - first - pair_row);
+    for (int m = 0; m < M; m++) times[m][0] = times[m][1] = factor_of_sums;
+    bf16* to = d_qkv + size_t(row) * ld_d_qkv + n_heads * C + column;
+    Keys::template store<M>(of_keys ? values_at : keys_at, pair_row, sums, times, to, ld_d_qkv, end - row);
 }
 
 // ---- Queries
@@ -217,14 +284,15 @@ template <int C> struct QSizes : QShape<C> {
 template <int C>
 __device__ __forceinline__ void attention_backward_q(
     const bf16* qkv, int ld_qkv, const bf16* d_out, int ld_d_out, const float* lse, const float* delta, bf16* d_qkv, int ld_d_qkv,
-    const int4* tiles, int T, int n_heads, int n_kv_heads, float scale, float softcap, int window) {
+    const int4* tiles, int T, int n_heads, int n_kv_heads, float scale, float softcap, int window, float*) {
     using S = QSizes<C>;
     constexpr int M = S::M, TILE = S::TILE, KEYS = S::KEYS, N = KEYS / 8;
     using Queries = Tile<C, TILE>;
     using Keys = Tile<C, KEYS>;
 
-    const int4 tile = tiles[blockIdx.x];
-    const int first = tile.x, end = tile.z, head = blockIdx.y;
+    const Place place;
+    const int4 tile = tiles[place.tile];
+    const int first = tile.x, end = tile.z, head = place.head;
     const int kv = head / (n_heads / n_kv_heads);
     const Sight sight{window};
     const int first_key = window == 0 ? tile.y : max(tile.y, first - window + 1);
@@ -337,8 +405,10 @@ extern "C" __device__ int attention_backward_q_shapes[4][4] = {
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) NAME##_##C(                                                         \
         const bf16* __restrict__ qkv, int ld_qkv, const bf16* __restrict__ d_out, int ld_d_out, const float* __restrict__ lse,        \
         const float* __restrict__ delta, bf16* __restrict__ d_qkv, int ld_d_qkv, const int4* __restrict__ tiles, int T, int n_heads,  \
-        int n_kv_heads, float scale, float softcap, int window) {                                                                     \
-        NAME<C>(qkv, ld_qkv, d_out, ld_d_out, lse, delta, d_qkv, ld_d_qkv, tiles, T, n_heads, n_kv_heads, scale, softcap, window);    \
+        int n_kv_heads, float scale, float softcap, int window, float* __restrict__ partial) {                                        \
+        NAME<C>(                                                                                                                      \
+            qkv, ld_qkv, d_out, ld_d_out, lse, delta, d_qkv, ld_d_qkv, tiles, T, n_heads, n_kv_heads, scale, softcap, window,         \
+            partial);                                                                                                                 \
     }
 #define KERNELS(C)                                             \
     KERNEL(attention_backward_kv, C, KvShape<C>::BLOCKS)       \

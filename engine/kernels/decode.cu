@@ -7,7 +7,9 @@
 
 #define PAGE 64
 
-template <int N> __device__ __forceinline__ void wait_for_copies_but() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+template <int N> __device__ __forceinline__ void wait_for_copies_but() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
 
 // ---- Keys and values into their pages.
 
@@ -174,7 +176,7 @@ __device__ __forceinline__ void skinny_linear(const bf16* __restrict__ x, int ld
 // Grid ⌈N / rows⌉, 256 threads, 98304 bytes of dynamic shared memory. `skinny_linear_M_ROWS`: up to M rows of x, ROWS rows of W for
 // a block; each gives a row the same bits. K is a multiple of 8. `bias` may be null. `mode`: y is bf16 and written (0), f32 and
 // written (1), f32 and added to (2).
-#define SKINNY_LINEAR(M_MOST, GROUPS, ROWS, TILES, BLOCKS)                                                                              \
+#define SKINNY_LINEAR(M_MOST, GROUPS, ROWS, TILES, BLOCKS)                                                                         \
     extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, BLOCKS)                                                           \
         skinny_linear_##M_MOST##_##ROWS(const bf16* __restrict__ x, int ld_x, const bf16* __restrict__ w, int ld_w,                \
                                         const bf16* __restrict__ bias, void* y, int ld_y, int mode, int M, int N, int K) {         \
@@ -279,7 +281,8 @@ __device__ __forceinline__ void decode_attention(const bf16* __restrict__ qkv, i
     const float slope = capped ? 2.0f * LOG2_E * scale / softcap : 0.0f, factor = (capped ? softcap : scale) * LOG2_E;
 
     for (int split = blockIdx.x; split < seen.n_chunks; split += gridDim.x) {
-        const int start = (seen.first_chunk + split) * chunk, begin = max(seen.first - start, 0), end = min(seen.end - start, chunk);
+        const int start = (seen.first_chunk + split) * chunk;
+        const int begin = max(seen.first - start, 0), end = min(seen.end - start, chunk);
         // The chunk's page number `lane`.
         int page = 0;
         if (lane * PAGE < end && lane * PAGE + PAGE > begin) page = page_table[start / PAGE + lane];

@@ -27,7 +27,9 @@ struct Segment {
     int first, n_rows, adapter;
 };
 
-template <int N> __device__ __forceinline__ void wait_for_copies_but() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+template <int N> __device__ __forceinline__ void wait_for_copies_but() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
 
 // h (rows, ranks) = x (rows, K) · A (ranks, K)ᵀ for each row of a segment, with its adapter's A. Grid (⌈most ranks / 8⌉, most
 // segments), 256 threads, 65536 bytes of dynamic shared memory. Warp i sums the steps i, i + 8, … of K, then the warps' sums are

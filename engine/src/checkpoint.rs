@@ -53,7 +53,7 @@ pub(crate) fn save(trainer: &Trainer) -> Result<Vec<u8>, TrainError> {
 }
 
 /// Reads a state into `trainer`, which is changed only if all of it is good.
-/// Errors: `BadInput`; `Gpu`.
+/// Errors: `BadInput`; `OtherArithmetic`; `Gpu`.
 pub(crate) fn load(trainer: &mut Trainer, bytes: &[u8]) -> Result<(), TrainError> {
     let bad = |what: String| TrainError::BadInput(format!("the saved state {what}"));
     let malformed = |error: safetensors::SafeTensorError| bad(format!("cannot be read: {error}"));
@@ -65,21 +65,20 @@ pub(crate) fn load(trainer: &mut Trainer, bytes: &[u8]) -> Result<(), TrainError
     let text = text.ok_or_else(|| bad(format!("has no {HEADER_KEY}")))?;
     let header: Header =
         serde_json::from_str(text).map_err(|error| bad(format!("cannot be read: {error}")))?;
-    let expected = [
-        (
-            "format_version",
-            header.format_version.to_string(),
-            FORMAT_VERSION.to_string(),
-        ),
-        ("arithmetic", header.arithmetic, trainer.run.arithmetic()),
-        ("config_hash", header.config_hash, config_hash(trainer)),
-    ];
-    if let Some((key, found, expected)) = expected
-        .into_iter()
-        .find(|(_, found, expected)| found != expected)
-    {
-        return Err(bad(format!("has {key} {found:?}, not {expected:?}")));
+    let same = |key: &str, found: String, expected: String| match found == expected {
+        true => Ok(()),
+        false => Err(bad(format!("has {key} {found:?}, not {expected:?}"))),
+    };
+    same(
+        "format_version",
+        header.format_version.to_string(),
+        FORMAT_VERSION.to_string(),
+    )?;
+    let (found, expected) = (header.arithmetic, trainer.run.arithmetic());
+    if found != expected {
+        return Err(TrainError::OtherArithmetic { found, expected });
     }
+    same("config_hash", header.config_hash, config_hash(trainer))?;
     let tensors = SafeTensors::deserialize(bytes).map_err(malformed)?;
     let mut loaded: Vec<Vec<f32>> = Vec::new();
     for suffix in suffixes() {

@@ -11,9 +11,10 @@ use engine::config::{ModelConfig, QkNorm};
 use engine::cuda::{Base, Gpu, RankRoom};
 use engine::lora::{Adapter, LoraConfig};
 use engine::pool::Pool;
+use engine::quant::Kind;
 use engine::schedule::Schedule;
 use engine::train::{TrainConfig, Trainer};
-use engine::weights::BaseModel;
+use engine::weights::{BaseModel, BaseWeights};
 use engine::{MemoryLevel, Precision};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
@@ -193,10 +194,14 @@ struct Case {
 
 impl Case {
     fn new(gpu: &Gpu, shape: &Shape) -> Self {
+        Self::with(gpu, shape, BaseWeights::AsStored)
+    }
+
+    fn with(gpu: &Gpu, shape: &Shape, weights: BaseWeights) -> Self {
         let (dir, pool) = (tempfile::tempdir().unwrap(), Pool::new(4));
         shape.write(dir.path());
-        let base = BaseModel::load(dir.path(), &pool).unwrap();
-        let on_gpu = Base::load(gpu, dir.path(), RankRoom::of_rank(8)).unwrap();
+        let base = BaseModel::load_as(dir.path(), weights, &pool).unwrap();
+        let on_gpu = Base::load_as(gpu, dir.path(), weights, RankRoom::of_rank(8)).unwrap();
         let vocab = base.config().vocab_size;
         let lengths = [3, 200, 64, 1, 129, 37, 300];
         let examples = lengths.iter().enumerate();
@@ -256,8 +261,13 @@ fn is_near(on_gpu: f64, on_cpu: f64) -> bool {
 fn logits_and_gradients_are_as_near_to_f32_as_the_cpus_in_bf16() {
     let Some(gpu) = gpu() else { return };
     let mut bad = Vec::new();
-    for shape in shapes() {
-        let case = Case::new(&gpu, &shape);
+    let quantized = [Kind::Nf4, Kind::Nf4DoubleQuant, Kind::Int8].map(BaseWeights::Quantized);
+    let cases = shapes()
+        .into_iter()
+        .map(|shape| (shape, BaseWeights::AsStored));
+    let cases = cases.chain(quantized.map(|weights| (shapes().remove(2), weights)));
+    for (shape, weights) in cases {
+        let case = Case::with(&gpu, &shape, weights);
         let [mut exact, mut twin] = [Precision::Fp32, Precision::Bf16].map(|p| case.on_cpu(p));
         let mut ours = case.on_gpu(MemoryLevel::KeepAll);
         let tokens = &case.examples[1].tokens;
@@ -271,7 +281,7 @@ fn logits_and_gradients_are_as_near_to_f32_as_the_cpus_in_bf16() {
         worst.sort_by(|a, b| (b.1 / b.2).total_cmp(&(a.1 / a.2)));
         let (name, ours, twin) = &worst[0];
         println!(
-            "{:12} worst {name}: {ours:.5} from f32, the CPU's bf16 {twin:.5}",
+            "{:12} {weights:?} worst {name}: {ours:.5} from f32, the CPU's bf16 {twin:.5}",
             shape.family
         );
         if !is_near(*ours, *twin) {
@@ -361,4 +371,25 @@ fn what_a_gpu_cannot_do_is_told() {
     let wide = Adapter::init(case.base.config(), &config, 0).unwrap();
     let bf16 = Case::config(Precision::Bf16, MemoryLevel::KeepAll);
     assert!(error(wide, bf16).contains("ranks of 48"));
+}
+
+#[test]
+fn the_fastest_memory_level_that_fits_is_chosen() {
+    let Some(gpu) = gpu() else { return };
+    let case = Case::new(&gpu, &shapes()[0]);
+    let config = Case::config(Precision::Bf16, MemoryLevel::KeepAll);
+    let level = |longest| engine::cuda::memory_level(&case.on_gpu, &case.adapter, &config, longest);
+    // To more tokens than any card has room for, by steps that are smaller than what gate and up take of all.
+    let longest = (0..560).map(|i| (1024.0 * 1.02f64.powi(i)) as usize);
+    let mut seen: Vec<_> = longest.map(|n| level(n).ok()).collect();
+    seen.dedup();
+    let expected = [
+        Some(MemoryLevel::KeepAll),
+        Some(MemoryLevel::DropGateUp),
+        Some(MemoryLevel::LayerInputs),
+        None,
+    ];
+    assert_eq!(seen, expected);
+    let error = level(1 << 26).unwrap_err().to_string();
+    assert!(error.contains("has no room for"), "{error}");
 }

@@ -1,6 +1,7 @@
-//! The device: one thread generates and owns the bases, another one trains, both on one pool and spoken to by commands. It
-//! knows no job, no text and no HTTP.
+//! The device: one thread generates and owns the bases, another one trains, on a GPU or on the pool that both share; they are
+//! spoken to by commands. It knows no job, no text and no HTTP.
 
+mod gpu;
 mod loaded_base;
 mod memory;
 mod serving;
@@ -11,15 +12,17 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
-use engine::MemoryLevel;
 use engine::batch::Example;
+use engine::cuda::Gpu;
 use engine::generate::{FinishReason, GenerateRequest, Limits, StepOutput};
 use engine::lora::{Adapter, LoraConfig};
 use engine::pool::Pool;
 use engine::train::{EvalReport, StepReport, TrainConfig};
 use engine::weights::BaseWeights;
+use engine::{MemoryLevel, Precision};
 use tokio::sync::{mpsc as tokio_mpsc, oneshot};
 
+pub(crate) use gpu::choose as choose_gpu;
 use training::Work;
 
 /// Conversations that may wait for room beside those being generated; beyond, a client hears "busy" at once.
@@ -33,6 +36,9 @@ pub(crate) enum DeviceError {
     /// What was asked makes no sense; asking again changes nothing.
     #[error("{0}")]
     BadInput(String),
+    /// The training began on a device that computes otherwise.
+    #[error("{0}")]
+    OtherArithmetic(String),
     /// The base has no such adapter.
     #[error("{0}")]
     BadAdapter(String),
@@ -124,13 +130,29 @@ pub(crate) struct Snapshot {
 pub(crate) struct TrainingStart {
     pub base: BaseFolder,
     pub adapter: FirstAdapter,
+    pub run: TrainingRun,
+}
+
+/// How a training is computed.
+pub(crate) struct TrainingRun {
+    /// With the precision for a CPU.
     pub config: TrainConfig,
+    pub precision_on_gpu: Precision,
     /// `None`: by the memory there is when the training begins.
     pub memory: Option<MemoryLevel>,
     /// Of the longest example. Tokens.
     pub longest: usize,
     /// A saved state to go on from.
     pub state: Option<Vec<u8>>,
+}
+
+/// What a training is computed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TrainedOn {
+    /// Its scores are exact, as serving's are, whatever the training's precision.
+    Cpu,
+    /// All is bf16.
+    Gpu,
 }
 
 /// The adapter that the first step changes.
@@ -164,7 +186,7 @@ struct Load {
     n_waiting: AtomicU32,
     /// Tokens there is room for beside those of live sequences, in the caches of all bases that are loaded.
     n_free_tokens: AtomicU64,
-    /// Whether a piece of a training is being computed.
+    /// Whether a piece of a training is being computed on the pool.
     is_training: AtomicBool,
 }
 
@@ -196,9 +218,10 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    /// Starts the threads. The receiver yields once, when they end: an error if the engine broke.
+    /// Starts the threads; with a GPU, trainings run there. The receiver yields once, when they end: an error if the engine broke.
     pub(crate) fn start(
         n_threads: usize,
+        gpu: Option<Gpu>,
         limits: Limits,
     ) -> std::io::Result<(Self, oneshot::Receiver<DeviceError>)> {
         let (broken, ended) = oneshot::channel();
@@ -208,10 +231,12 @@ impl Device {
         let mut generates = serving::Serving::new(pool.clone(), limits, Arc::clone(&load));
         spawn("serving", &broken, move || generates.serve(&inbox))?;
         let (training, inbox) = mpsc::channel();
-        let mut trains = training::Training::new(pool, serving.clone(), Arc::clone(&load));
+        let on_gpu = gpu.as_ref().map(|gpu| format!("{}, and ", gpu.name()));
+        let mut trains = training::Training::new(pool, gpu, serving.clone(), Arc::clone(&load));
         spawn("training", &broken, move || trains.serve(&inbox))?;
         let name = format!(
-            "cpu, {n_threads} thread{}",
+            "{}cpu, {n_threads} thread{}",
+            on_gpu.unwrap_or_default(),
             if n_threads == 1 { "" } else { "s" }
         );
         let device = Self {
@@ -270,13 +295,14 @@ impl Device {
         start: TrainingStart,
     ) -> Result<Training, DeviceError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let training = Training {
+        let mut training = Training {
             id,
+            on: TrainedOn::Cpu,
             device: self.clone(),
         };
         let start = Box::new(start);
         let begin = |reply| training::Command::Begin { id, start, reply };
-        ask(&self.training, begin).await?;
+        training.on = ask(&self.training, begin).await?;
         Ok(training)
     }
 }
@@ -340,6 +366,7 @@ impl Generation {
 /// A trainer on the device.
 pub(crate) struct Training {
     id: u64,
+    pub(crate) on: TrainedOn,
     device: Device,
 }
 

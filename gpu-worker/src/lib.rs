@@ -192,7 +192,8 @@ fn assemble(
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,
     };
-    let (device, ended) = Device::start(n_threads, limits).map_err(WorkerError::Thread)?;
+    let gpu = device::choose_gpu(config.device).map_err(WorkerError::Config)?;
+    let (device, ended) = Device::start(n_threads, gpu, limits).map_err(WorkerError::Thread)?;
     let worker = Worker {
         id: WorkerId::mint(rand::random()),
         address: config

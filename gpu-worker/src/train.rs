@@ -27,7 +27,7 @@ use self::failure::Failure;
 use self::validate::ratio;
 use crate::adapters::{AdapterError, sha256_hex};
 use crate::base_models::Base;
-use crate::device::{DeviceError, FirstAdapter, Training, TrainingStart};
+use crate::device::{DeviceError, FirstAdapter, Training, TrainingRun, TrainingStart};
 use crate::door_client::{AttemptDoor, DoorError};
 use crate::heart::{Directive, Drop as Dropped, Heart};
 use crate::worker::Worker;
@@ -233,10 +233,13 @@ impl Attempt<'_> {
         let start = TrainingStart {
             base: base.folder_as(frozen_weights),
             adapter,
-            config: config::train_config(self.assignment, &training),
-            memory: config::memory_level(&training),
-            longest: longest(rows.iter().chain(&valid)),
-            state: self.resume_state().await?,
+            run: TrainingRun {
+                config: config::train_config(self.assignment, &training),
+                precision_on_gpu: config::precision_on_gpu(&training),
+                memory: config::memory_level(&training),
+                longest: longest(rows.iter().chain(&valid)),
+                state: self.resume_state().await?,
+            },
         };
         let training = self.worker.device.begin_training(start).await;
         let training = training.map_err(|error| match error {

@@ -42,6 +42,34 @@ impl ConfigValue for LogFormat {
     }
 }
 
+/// What a worker trains on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WorkerDevice {
+    /// The first GPU, if there is one that can be used.
+    Auto,
+    Cpu,
+    /// An NVIDIA GPU, counted from 0 as the driver does; without it no worker starts.
+    Cuda {
+        ordinal: usize,
+    },
+}
+
+impl ConfigValue for WorkerDevice {
+    const EXPECTED: &'static str = "\"auto\", \"cpu\", \"cuda\" or \"cuda:N\"";
+
+    fn from_text(text: &str) -> Option<Self> {
+        match text {
+            "auto" => Some(Self::Auto),
+            "cpu" => Some(Self::Cpu),
+            "cuda" => Some(Self::Cuda { ordinal: 0 }),
+            _ => {
+                let ordinal = text.strip_prefix("cuda:")?.parse().ok()?;
+                Some(Self::Cuda { ordinal })
+            }
+        }
+    }
+}
+
 /// Everything that an operator can decide.
 #[derive(Debug, Clone)]
 pub struct Config {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use platform::config::{Config, ConfigError, LogFormat, env_name};
+use platform::config::{Config, ConfigError, LogFormat, WorkerDevice, env_name};
 
 fn example_path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config.example.toml")
@@ -74,6 +74,10 @@ fn wrong_configurations_say_what_is_wrong_where_and_what_to_do() {
             "/luthier.toml: worker.threads: -1 is not a whole number that is not negative",
         ),
         (
+            "[worker]\ndevice = \"gpu\"",
+            "/luthier.toml: worker.device: \"gpu\" is not \"auto\", \"cpu\", \"cuda\" or \"cuda:N\"",
+        ),
+        (
             "[log]\nformat = \"xml\"",
             "/luthier.toml: log.format: \"xml\" is not \"text\" or \"json\"",
         ),
@@ -123,6 +127,24 @@ fn wrong_configurations_say_what_is_wrong_where_and_what_to_do() {
         bad,
         "LUTHIER_API_LISTEN: \"8080\" is not an address and a port, such as \"127.0.0.1:8080\""
     );
+}
+
+#[test]
+fn a_worker_s_device_is_the_cpu_a_gpu_by_its_number_or_what_there_is() {
+    let device = |text: &str| load("", &[], &[("worker.device", text)]).map(|c| c.worker.device);
+    let gpu = |ordinal| Ok(WorkerDevice::Cuda { ordinal });
+    for (text, expected) in [
+        ("auto", Ok(WorkerDevice::Auto)),
+        ("cpu", Ok(WorkerDevice::Cpu)),
+        ("cuda", gpu(0)),
+        ("cuda:0", gpu(0)),
+        ("cuda:3", gpu(3)),
+    ] {
+        assert_eq!(device(text), expected, "{text}");
+    }
+    for text in ["", "CUDA", "cuda:", "cuda:-1", "cuda:x", "cuda:0,1"] {
+        assert!(device(text).is_err(), "{text:?}");
+    }
 }
 
 #[test]

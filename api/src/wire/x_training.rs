@@ -65,7 +65,7 @@ pub struct OptimizerRequest {
 
 #[derive(Debug, Clone, PartialEq, Object)]
 pub struct PrecisionRequest {
-    /// `auto`, `bf16` or `fp32`.
+    /// `auto` (`fp32` on a CPU, `bf16` on a GPU), `bf16` or `fp32`.
     pub compute: Option<String>,
     /// `auto` or `stored` (as the model's files hold them), `bf16`, `int8` or `nf4`.
     pub base_weights: Option<String>,

@@ -68,10 +68,17 @@ class Kernels:
             f(grid, (threads,), tuple(values), shared_mem=shared)
 
 
+def parts(H, K, T):
+    """Parts of a group of query heads, as engine/src/cuda/ops.rs divides it."""
+    group = H // K
+    needed = min(group, -(-240 * torch.cuda.get_device_properties(0).multi_processor_count // (T * K)))
+    return -(-group // (group // needed))
+
+
 class Case:
     """Inputs and outputs of one attention over packed documents."""
 
-    def __init__(self, kernels, lengths, H, K, C, window=0, softcap=0.0, pad=0, spread=1.0, seed=0):
+    def __init__(self, kernels, lengths, H, K, C, window=0, softcap=0.0, pad=0, spread=1.0, seed=0, n_parts=None):
         g = torch.Generator(device="cuda").manual_seed(seed)
         self.k, self.lengths, self.H, self.K, self.C = kernels, lengths, H, K, C
         self.window, self.softcap, self.scale = window, softcap, C**-0.5
@@ -86,6 +93,8 @@ class Case:
         self.d_out[:, : self.out_width] = torch.randn(T, self.out_width, device="cuda", generator=g)
         self.lse = torch.full((H, T), float("nan"), device="cuda")
         self.delta = torch.full((H, T), float("nan"), device="cuda")
+        self.parts = parts(H, K, T) if n_parts is None else n_parts
+        self.partial = torch.full((self.parts if self.parts > 1 else 0, T, 2 * K * C), float("nan"), device="cuda")
         self.tiles = {name: self.tile_list(name) for name in kernels.shapes}
 
     @staticmethod
@@ -119,10 +128,15 @@ class Case:
         self.k.launch(
             f"{name}_{self.C}", (len(tiles), heads), threads, shared, self.qkv, self.qkv.stride(0), self.d_out, self.d_out.stride(0),
             self.lse, self.delta, self.d_qkv, self.d_qkv.stride(0), tiles, self.T, self.H, self.K, self.scale, float(self.softcap),
-            self.window)
+            self.window, self.partial)
 
     def backward_kv(self):
-        self.backward_of("kv", self.K)
+        self.backward_of("kv", self.K * self.parts)
+        if self.parts > 1:
+            n = self.T * 2 * self.K * self.C // 8
+            self.k.launch(
+                "attention_backward_sum", ((n + 255) // 256,), 256, 0, self.partial, self.parts, self.d_qkv, self.d_qkv.stride(0),
+                self.T, self.H, self.K, self.C)
 
     def backward_q(self):
         self.backward_of("q", self.H)
@@ -133,20 +147,20 @@ class Case:
         self.backward_q()
 
     def run(self):
-        for x in (self.out, self.lse, self.delta, self.d_qkv):
+        for x in (self.out, self.lse, self.delta, self.d_qkv, self.partial):
             x.fill_(float("nan"))
         self.forward()
         self.backward()
         torch.cuda.synchronize()
 
-    def parts(self, x):
+    def heads(self, x):
         """(rows, heads, C) of queries, keys and values."""
         H, K, C = self.H, self.K, self.C
         return (x[:, : H * C].unflatten(1, (H, C)), x[:, H * C : (H + K) * C].unflatten(1, (K, C)),
                 x[:, (H + K) * C : self.width].unflatten(1, (K, C)))
 
     def results(self):
-        dq, dk, dv = self.parts(self.d_qkv)
+        dq, dk, dv = self.heads(self.d_qkv)
         return {"out": self.out[:, : self.out_width], "lse": self.lse, "dq": dq, "dk": dk, "dv": dv}
 
     def reference(self, dtype, own):
@@ -155,7 +169,7 @@ class Case:
         start = 0
         for length in self.lengths:
             rows = slice(start, start + length)
-            q, k, v = (x[rows].transpose(0, 1).to(dtype).detach().requires_grad_() for x in self.parts(self.qkv))
+            q, k, v = (x[rows].transpose(0, 1).to(dtype).detach().requires_grad_() for x in self.heads(self.qkv))
             d_out = self.d_out[rows, : self.out_width].unflatten(1, (self.H, self.C)).transpose(0, 1).to(dtype)
             group = self.H // self.K
             kk, vv = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
@@ -202,7 +216,9 @@ def check(kernels, failures):
             (mixed, 4, 1, C, dict(softcap=20.0, spread=2.0)),
             (mixed, 7, 1, C, dict(softcap=5.0, window=33, pad=8)),
         ]
-    cases += [([3000], 8, 2, 128, dict()), ([2500], 7, 1, 64, dict(window=1024)), ([1] * 50, 4, 1, 128, dict(pad=8)), ([1100], 2, 1, 256, dict())]
+    cases += [([3000], 8, 2, 128, dict()), ([2500], 7, 1, 64, dict(window=1024)), ([1] * 50, 4, 1, 128, dict(pad=8)), ([1100], 2, 1, 256, dict()),
+              (mixed, 12, 2, 128, dict(n_parts=1)), (mixed, 12, 2, 128, dict(n_parts=4)), (mixed, 14, 2, 64, dict(n_parts=1)),
+              ([2048, 2048], 14, 2, 64, dict(pad=8)), ([1000, 3, 1045], 12, 2, 128, dict()), ([2048] * 2, 8, 2, 128, dict())]
     names = ("out", "lse", "dq", "dk", "dv")
     print("relative error, ours (torch's own attention in bf16)")
     for i, (lengths, H, K, C, options) in enumerate(cases):
@@ -276,7 +292,7 @@ def milliseconds(work, n=20):
 def torch_times(case, backend):
     """Milliseconds of forward and backward, and out, of torch's attention with documents as a batch."""
     B, L = len(case.lengths), case.lengths[0]
-    q, k, v = (x.unflatten(0, (B, L)).transpose(1, 2).contiguous().requires_grad_() for x in (p.detach() for p in case.parts(case.qkv)))
+    q, k, v = (x.unflatten(0, (B, L)).transpose(1, 2).contiguous().requires_grad_() for x in (p.detach() for p in case.heads(case.qkv)))
     d_out = case.d_out[:, : case.out_width].reshape(B, L, case.H, case.C).transpose(1, 2).contiguous()
 
     def attend(q, k, v, **more):
@@ -300,7 +316,7 @@ def torch_times(case, backend):
 
 def time(kernels, failures):
     table = []
-    for lengths, H, K, C in [([2048] * 8, 32, 8, 128), ([2048] * 8, 14, 2, 64), ([2048] * 8, 12, 2, 128), ([8192] * 2, 32, 8, 128),
+    for lengths, H, K, C in [([2048] * 2, 14, 2, 64), ([2048] * 2, 12, 2, 128), ([2048] * 2, 32, 8, 128), ([2048] * 8, 32, 8, 128), ([2048] * 8, 14, 2, 64), ([2048] * 8, 12, 2, 128), ([8192] * 2, 32, 8, 128),
                              ([200] * 80, 32, 8, 128), ([2048] * 8, 8, 4, 256), ([2048] * 8, 32, 8, 96)]:
         title = f"{len(lengths)} x {lengths[0]}, {H}/{K}, C {C}"
         row = {"shape": title}

@@ -23,7 +23,7 @@ import torch
 
 BUILT = Path(__file__).resolve().parents[3] / "engine/kernels/built"
 DEVICE = torch.device("cuda")
-BF16, F32, F64, I32 = torch.bfloat16, torch.float32, torch.float64, torch.int32
+BF16, F32, I32 = torch.bfloat16, torch.float32, torch.int32
 GENERATOR = torch.Generator(DEVICE)
 GENERATOR.seed()
 BYTES_OF_SETS = 256 << 20
@@ -232,7 +232,7 @@ def linear_check(M, N, K, mode, with_bias):
         ref += bias.double()
     if mode == "add":
         ref += before[:, :N].double()
-    relative = compare("y", y[:, :N], ref, 3e-3 if mode == "bf16" else 1e-5)
+    relative = compare("y", y[:, :N], ref, 3e-3 if mode == "bf16" else 2e-5)
     same_bits("padding", y[:, N:], before[:, N:])
     same_bits("second run", result(), y)
     for rows in (16, 32):
@@ -335,6 +335,9 @@ def attention_check(C, H, K, cap, window, chunk, lengths, pad_rows=1):
     for s, l in enumerate(lengths):
         page = int(table[s, (l - 1) // PAGE])
         expected_k[page, :, (l - 1) % PAGE], expected_v[page, :, (l - 1) % PAGE] = keys[s][-1], values[s][-1]
+    if window:  # Pages that no query sees any more are not the sequence's.
+        for s, l in enumerate(lengths):
+            table[s, : max(0, l - window) // PAGE] = 1 << 29
     positions = [0 if s < 0 else lengths[s] - 1 for s in sequences]
     splits = max(-(-l // chunk) for l in lengths) + 1
     t = dict(n=n, sequences=ints(sequences), positions=ints(positions), qkv=qkv, table=table, k=k_pages, v=v_pages, splits=splits,
@@ -596,13 +599,12 @@ def argmax_check(n, V, ties):
     run("argmax_row", (n,), 1024, logits, ld, V, ids, logprobs)
     x = logits[:, :V].double()
     top = x.max(-1, keepdim=True).values
-    first = (x == top).to(torch.int8).argmax(-1).to(I32)
     first = torch.where(x == top, torch.arange(V, device=DEVICE), V).min(-1).values.to(I32)
     same_bits("ids", ids[:n], first)
     if int(ids[n]) != -77:
         raise Wrong("ids: written beyond the rows")
     ref = x.log_softmax(-1).gather(-1, first.long()[:, None])[:, 0]
-    relative = compare("log p", logprobs[:n], ref, 1e-5)
+    relative = compare("log p", logprobs[:n], ref, 3e-5)
     again, again_p = poisoned(n + 1, dtype=I32), poisoned(n + 1)
     run("argmax_row", (n,), 1024, logits, ld, V, again, again_p)
     same_bits("log p, second run", again_p[:n], logprobs[:n])

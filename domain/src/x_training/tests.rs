@@ -30,7 +30,9 @@ fn a_leaf_that_is_not_asked_for_has_its_ordinary_value() {
                 "modules_to_save": [], "init": "default", "continue_from": null,
             },
             "optimizer": {"loraplus_lr_ratio": null},
-            "precision": {"compute": "fp32", "base_weights": "stored", "double_quant": false},
+            "precision": {
+                "compute": "fp32", "compute_on_gpu": "bf16", "base_weights": "stored", "double_quant": false,
+            },
             "memory": {"gradient_checkpointing": "auto"},
             "data": {"max_length": 64, "truncation": "drop", "packing": "binpack"},
         })
@@ -130,6 +132,28 @@ fn nf4_quantises_its_scales_too_unless_told_not_to() {
         };
         let resolved = asked.resolve(CONTEXT, None).unwrap();
         assert_eq!(resolved.precision.frozen_weights(), expected);
+    }
+}
+
+#[test]
+fn what_is_asked_for_is_computed_in_on_every_device() {
+    for compute in [Compute::Fp32, Compute::Bf16] {
+        let asked = AskedTraining {
+            compute: Auto::Given(compute),
+            ..AskedTraining::default()
+        };
+        let precision = asked.resolve(CONTEXT, None).unwrap().precision;
+        assert_eq!(
+            (precision.compute, precision.compute_on_gpu),
+            (compute, None)
+        );
+        // As it was written before there were GPUs.
+        let json = serde_json::to_value(&precision).unwrap();
+        assert_eq!(json.get("compute_on_gpu"), None);
+        assert_eq!(
+            serde_json::from_value::<Precision>(json).unwrap(),
+            precision
+        );
     }
 }
 

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! so that forward and backward of a changed linear are one product each beside two thin ones, and what serves without the change
-//! reads W alone.
+//! reads W alone. The weights of a quantised linear lie as codes; it is unpacked into memory that all such linears share, and the
+//! change, which lies elsewhere, is copied beside it.
 
 use std::path::Path;
 
@@ -17,11 +18,13 @@ use half::bf16;
 use super::gpu::{CudaError, Gpu};
 use super::memory::{Format, Matrix, Memory, Plan, clear, upload};
 use super::ops;
+use super::quant::Part;
 use crate::config::{Activation, LayerRope, ModelConfig, NormWeight, QkNorm, RopePairs};
 use crate::lora::{Fused, Module};
 use crate::nn::rope::Ropes;
+use crate::quant::{Kind, Quantized};
 use crate::stored::{Encoding, Files, Stored};
-use crate::weights::LoadError;
+use crate::weights::{BaseWeights, LoadError};
 
 /// The ranks that a training may have in each fused linear, all its parts together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +48,12 @@ pub(super) const RANK_STEP: usize = 8;
 pub(super) struct Linear {
     /// (n + R, k + R)
     pub extended: Matrix,
+    /// Where A lies, (R, k).
+    pub a: Matrix,
+    /// Where s·B lies, (n, R).
+    pub b: Matrix,
+    /// Its place in [`Base::codes`], if it is quantised.
+    pub codes: Option<usize>,
     pub n: usize,
     pub k: usize,
     /// (n) in the format of what the linear gives; 0: none.
@@ -91,6 +100,8 @@ pub struct Base {
     pub(super) rotations: Vec<Rotation>,
     pub(super) ropes: Ropes,
     pub(super) room: RankRoom,
+    /// Of each quantised linear its matrices.
+    pub(super) codes: Vec<Vec<Part>>,
     memory: Memory,
 }
 
@@ -101,6 +112,7 @@ struct Places {
     head: Matrix,
     norm: u64,
     rotations: Vec<Rotation>,
+    codes: Vec<Vec<Part>>,
 }
 
 /// Why a model cannot be brought to a GPU.
@@ -116,21 +128,40 @@ impl Base {
     /// Reads a Hugging Face folder onto the GPU; weights that are not bf16 are rounded to it.
     /// Errors: as [`LoadError`] says; `Unsupported` for what the kernels do not know; `OutOfMemory`.
     pub fn load(gpu: &Gpu, dir: &Path, room: RankRoom) -> Result<Self, BaseError> {
+        Self::load_as(gpu, dir, BaseWeights::AsStored, room)
+    }
+
+    /// As [`Self::load`], with the linears of the blocks in few bits where `weights` says so.
+    /// Errors: as [`Self::load`].
+    pub fn load_as(
+        gpu: &Gpu,
+        dir: &Path,
+        weights: BaseWeights,
+        room: RankRoom,
+    ) -> Result<Self, BaseError> {
         let config = ModelConfig::from_dir(dir).map_err(LoadError::from)?;
-        let base = Self::empty(gpu, config, room)?;
+        let mut base = Self::empty(gpu, config, weights, room)?;
+        let mut codes = std::mem::take(&mut base.codes);
         Loader {
             base: &base,
             files: &Files::open(dir)?,
+            weights,
         }
-        .load()?;
+        .load(&mut codes)?;
+        base.codes = codes;
         gpu.synchronize()?;
         Ok(base)
     }
 
     /// A model of this shape with random weights, for measurements.
     /// Errors: `Unsupported`, `OutOfMemory`.
-    pub fn random(gpu: &Gpu, config: ModelConfig, room: RankRoom) -> Result<Self, CudaError> {
-        let base = Self::empty(gpu, config, room)?;
+    pub fn random(
+        gpu: &Gpu,
+        config: ModelConfig,
+        weights: BaseWeights,
+        room: RankRoom,
+    ) -> Result<Self, CudaError> {
+        let mut base = Self::empty(gpu, config, weights, room)?;
         let mut seed = 0;
         let mut fill = |matrix: Matrix, amplitude: f32| {
             seed += 1;
@@ -141,7 +172,7 @@ impl Base {
             fill(base.head, 0.03)?;
         }
         for layer in &base.layers {
-            for linear in layer.linears {
+            for linear in layer.linears.iter().filter(|linear| linear.codes.is_none()) {
                 let weight = linear.extended.rows(0, linear.n).columns(0, linear.k);
                 fill(weight, (3.0 / linear.k as f32).sqrt())?;
             }
@@ -149,6 +180,9 @@ impl Base {
         let ones = vec![1.0f32; base.config.query_size().max(base.config.hidden_size)];
         for at in base.norms() {
             upload(gpu, at.0, &ones[..at.1])?;
+        }
+        for (i, part) in base.codes.iter_mut().flatten().enumerate() {
+            part.fill_random(gpu, (3.0 / part.columns as f32).sqrt(), i as u32)?;
         }
         gpu.synchronize()?;
         Ok(base)
@@ -182,13 +216,18 @@ impl Base {
         norms
     }
 
-    fn empty(gpu: &Gpu, config: ModelConfig, room: RankRoom) -> Result<Self, CudaError> {
+    fn empty(
+        gpu: &Gpu,
+        config: ModelConfig,
+        weights: BaseWeights,
+        room: RankRoom,
+    ) -> Result<Self, CudaError> {
         check(&config)?;
         let ropes = Ropes::new(&config);
         let mut plan = Plan::measure();
-        let _ = Places::new(&mut plan, &config, &ropes, room);
+        Places::new(&mut plan, &config, &ropes, weights, room)?;
         let memory = Memory::new(gpu, plan.used())?;
-        let places = Places::new(&mut Plan::over(&memory), &config, &ropes, room);
+        let places = Places::new(&mut Plan::over(&memory), &config, &ropes, weights, room)?;
         clear(gpu, memory.at(), memory.len())?;
         for (rotation, (frequencies, _)) in places.rotations.iter().zip(ropes.plain()) {
             upload(gpu, rotation.frequencies, &frequencies)?;
@@ -199,6 +238,7 @@ impl Base {
             head,
             norm,
             rotations,
+            codes,
         } = places;
         Ok(Self {
             gpu: gpu.clone(),
@@ -210,6 +250,7 @@ impl Base {
             rotations,
             ropes,
             room,
+            codes,
             memory,
         })
     }
@@ -258,8 +299,20 @@ pub(super) fn linear_sizes(config: &ModelConfig) -> [(usize, usize); 4] {
     [Module::Qkv, Module::O, Module::GateUp, Module::Down].map(|module| module.sizes(config))
 }
 
+/// The matrices that a fused linear of the files is made of, by their modules.
+fn modules(config: &ModelConfig, layer: usize, fused: Fused) -> impl Iterator<Item = Module> {
+    Module::of(config, layer).filter(move |module| module.fused() == fused)
+}
+
 impl Places {
-    fn new(plan: &mut Plan, config: &ModelConfig, ropes: &Ropes, room: RankRoom) -> Self {
+    /// Errors: `Unsupported`.
+    fn new(
+        plan: &mut Plan,
+        config: &ModelConfig,
+        ropes: &Ropes,
+        weights: BaseWeights,
+        room: RankRoom,
+    ) -> Result<Self, CudaError> {
         let (vocab, width) = (config.vocab_size, config.hidden_size);
         let embed_tokens = plan.matrix(Format::Bf16, vocab, width);
         let head = match config.tie_word_embeddings {
@@ -267,13 +320,9 @@ impl Places {
             false => plan.matrix(Format::Bf16, vocab, width),
         };
         let (n_q, n_k) = qk_norm_sizes(config);
-        let has_bias = [
-            config.qkv_bias,
-            config.o_bias,
-            config.mlp_bias,
-            config.mlp_bias,
-        ];
-        let layers = (0..config.num_hidden_layers).map(|_| {
+        let mut linears = LinearPlaces::new(plan, config, weights, room);
+        let mut layers = Vec::with_capacity(config.num_hidden_layers);
+        for i in 0..config.num_hidden_layers {
             let mut norm = |is_there: Option<&str>| is_there.map_or(0, |_| plan.words(width));
             let (before_attention, after_attention) = (
                 norm(config.norms.before_attention),
@@ -285,26 +334,16 @@ impl Places {
                 q: plan.words(n_q),
                 k: plan.words(n_k),
             });
-            let sizes = linear_sizes(config);
-            let linears = [0, 1, 2, 3].map(|i| {
-                let (k, n) = sizes[i];
-                Linear {
-                    extended: plan.matrix(Format::Bf16, n + room.0[i], k + room.0[i]),
-                    n,
-                    k,
-                    bias: if has_bias[i] { plan.words(n) } else { 0 },
-                }
-            });
-            Layer {
+            layers.push(Layer {
                 before_attention,
                 after_attention,
                 before_mlp,
                 after_mlp,
                 qk_norm,
-                linears,
-            }
-        });
-        let layers = layers.collect();
+                linears: linears.of_layer(plan, i)?,
+            });
+        }
+        let codes = linears.codes;
         let rotations = ropes
             .plain()
             .into_iter()
@@ -313,13 +352,90 @@ impl Places {
                 factor,
             });
         let rotations = rotations.collect();
-        Self {
+        Ok(Self {
             layers,
             embed_tokens,
             head,
             norm: plan.words(width),
             rotations,
+            codes,
+        })
+    }
+}
+
+/// Divides memory among linears.
+struct LinearPlaces<'a> {
+    config: &'a ModelConfig,
+    kind: Option<Kind>,
+    room: RankRoom,
+    /// What quantised linears are unpacked into, one at a time.
+    unpacked: u64,
+    codes: Vec<Vec<Part>>,
+}
+
+impl<'a> LinearPlaces<'a> {
+    fn new(plan: &mut Plan, config: &'a ModelConfig, weights: BaseWeights, room: RankRoom) -> Self {
+        let kind = match weights {
+            BaseWeights::Quantized(kind) => Some(kind),
+            BaseWeights::AsStored | BaseWeights::Bf16 => None,
+        };
+        let sizes = linear_sizes(config).into_iter().zip(room.0);
+        let bytes = sizes.map(|((k, n), r)| Matrix::aligned(0, n + r, k + r).size_bytes());
+        Self {
+            config,
+            kind,
+            room,
+            unpacked: match kind {
+                Some(_) => plan.bytes(bytes.max().unwrap_or(0)),
+                None => 0,
+            },
+            codes: Vec::new(),
         }
+    }
+
+    /// Errors: `Unsupported`.
+    fn of_layer(&mut self, plan: &mut Plan, layer: usize) -> Result<[Linear; 4], CudaError> {
+        let sizes = linear_sizes(self.config);
+        let mut linears = Vec::with_capacity(4);
+        for fused in Fused::ALL {
+            let ((k, n), r) = (sizes[fused as usize], self.room.0[fused as usize]);
+            let has_bias = match fused {
+                Fused::Qkv => self.config.qkv_bias,
+                Fused::O => self.config.o_bias,
+                Fused::GateUp | Fused::Down => self.config.mlp_bias,
+            };
+            let bias = if has_bias { plan.words(n) } else { 0 };
+            let Some(kind) = self.kind else {
+                let extended = plan.matrix(Format::Bf16, n + r, k + r);
+                linears.push(Linear {
+                    extended,
+                    a: extended.rows(n, n + r).columns(0, k),
+                    b: extended.rows(0, n).columns(k, k + r),
+                    codes: None,
+                    n,
+                    k,
+                    bias,
+                });
+                continue;
+            };
+            let (mut parts, mut first) = (Vec::new(), 0);
+            for module in modules(self.config, layer, fused) {
+                let rows = module.sizes(self.config).1;
+                parts.push(Part::plan(plan, kind, first, rows, k)?);
+                first += rows;
+            }
+            self.codes.push(parts);
+            linears.push(Linear {
+                extended: Matrix::aligned(self.unpacked, n + r, k + r),
+                a: plan.matrix(Format::Bf16, r, k),
+                b: plan.matrix(Format::Bf16, n, r),
+                codes: Some(self.codes.len() - 1),
+                n,
+                k,
+                bias,
+            });
+        }
+        Ok(linears.try_into().expect("four fused linears"))
     }
 }
 
@@ -327,10 +443,11 @@ impl Places {
 struct Loader<'a> {
     base: &'a Base,
     files: &'a Files,
+    weights: BaseWeights,
 }
 
 impl Loader<'_> {
-    fn load(&self) -> Result<(), BaseError> {
+    fn load(&self, codes: &mut [Vec<Part>]) -> Result<(), BaseError> {
         let Base {
             config,
             embed_tokens,
@@ -348,12 +465,12 @@ impl Loader<'_> {
         }
         self.norm("model.norm.weight", config.hidden_size, *norm)?;
         for (i, layer) in self.base.layers.iter().enumerate() {
-            self.layer(i, layer)?;
+            self.layer(i, layer, codes)?;
         }
         Ok(())
     }
 
-    fn layer(&self, i: usize, layer: &Layer) -> Result<(), BaseError> {
+    fn layer(&self, i: usize, layer: &Layer, codes: &mut [Vec<Part>]) -> Result<(), BaseError> {
         let config = &self.base.config;
         let norms = config.norms;
         for (place, at) in [
@@ -378,8 +495,7 @@ impl Loader<'_> {
         }
         for fused in Fused::ALL {
             let linear = layer.linears[fused as usize];
-            let modules = Module::of(config, i).filter(|module| module.fused() == fused);
-            let parts: Vec<(String, usize)> = modules
+            let parts: Vec<(String, usize)> = modules(config, i, fused)
                 .map(|module| {
                     let path = format!("model.layers.{i}.{}", module.path());
                     (path, module.sizes(config).1)
@@ -389,10 +505,13 @@ impl Loader<'_> {
                 .iter()
                 .map(|(path, n)| (format!("{path}.weight"), *n))
                 .collect();
-            self.matrix(
-                &weights,
-                linear.extended.rows(0, linear.n).columns(0, linear.k),
-            )?;
+            match linear.codes {
+                Some(at) => self.quantized(&weights, linear.k, &mut codes[at])?,
+                None => {
+                    let to = linear.extended.rows(0, linear.n).columns(0, linear.k);
+                    self.matrix(&weights, to)?;
+                }
+            }
             if linear.bias != 0 {
                 self.bias(&parts, fused, linear)?;
             }
@@ -425,6 +544,28 @@ impl Loader<'_> {
             let len = rows.len() - (to.pitch - to.columns);
             upload(&self.base.gpu, to.rows(first, first + n).at, &rows[..len])?;
             first += n;
+        }
+        Ok(())
+    }
+
+    /// Each matrix is quantised by itself, as on the CPU.
+    fn quantized(
+        &self,
+        parts: &[(String, usize)],
+        depth: usize,
+        codes: &mut [Part],
+    ) -> Result<(), BaseError> {
+        let BaseWeights::Quantized(kind) = self.weights else {
+            return Ok(());
+        };
+        for ((name, n), part) in parts.iter().zip(codes) {
+            let values = self.files.values(self.find(name, &[*n, depth])?);
+            let matrix = Quantized::quantize(kind, *n, depth, &values);
+            let named = |source| LoadError::Quantize {
+                name: name.clone(),
+                source,
+            };
+            part.fill(&self.base.gpu, &matrix.map_err(named)?)?;
         }
         Ok(())
     }

@@ -36,6 +36,7 @@ static MODULES: &[Module] = &modules![
     "fill",
     "glu",
     "norm",
+    "quant",
     "rope",
     "rows",
 ];

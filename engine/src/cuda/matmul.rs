@@ -49,6 +49,20 @@ struct Key {
     has_bias: bool,
 }
 
+impl Key {
+    /// The shape that decides for all near it: the number of rows of a pass changes from step to step, and the library takes longer
+    /// to choose than a small product takes. Rows are those of the result, or of both factors where they are summed over.
+    fn near(&self) -> Self {
+        let mut near = self.clone();
+        let rows = match self.reads[0] {
+            Read::AsIs => &mut near.shape[0],
+            Read::Transposed => &mut near.shape[2],
+        };
+        *rows = rows.next_multiple_of((rows.next_power_of_two() / 16).max(1));
+        near
+    }
+}
+
 /// How a product is computed.
 struct Plan {
     desc: sys::cublasLtMatmulDesc_t,
@@ -62,7 +76,14 @@ pub(super) struct Matmuls {
     handle: sys::cublasLtHandle_t,
     workspace: CudaSlice<u8>,
     stream: Arc<CudaStream>,
-    plans: Mutex<HashMap<Key, Plan>>,
+    plans: Mutex<Plans>,
+}
+
+#[derive(Default)]
+struct Plans {
+    of: HashMap<Key, Plan>,
+    /// What was chosen for shapes that decide for those near them.
+    chosen: HashMap<Key, sys::cublasLtMatmulAlgo_t>,
 }
 
 // SAFETY: handle and descriptors may be used from any thread, one at a time; the lock on `plans` sees to that.
@@ -150,11 +171,11 @@ impl Gpu {
         };
         let all = self.matmuls();
         let mut plans = all.plans.lock().expect("no holder panics — a bug here");
-        if !plans.contains_key(&key) {
-            let plan = all.plan(&key).map_err(failed(&key))?;
-            plans.insert(key.clone(), plan);
+        if !plans.of.contains_key(&key) {
+            let plan = all.plan(&key, &mut plans.chosen).map_err(failed(&key))?;
+            plans.of.insert(key.clone(), plan);
         }
-        let plan = &plans[&key];
+        let plan = &plans.of[&key];
         let (alpha, beta) = (1.0f32, if c.is_some() { 1.0f32 } else { 0.0 });
         let c = c.unwrap_or(d);
         let workspace = all.workspace.device_ptr(&all.stream).0;
@@ -209,40 +230,59 @@ unsafe fn set<T>(
 }
 
 impl Matmuls {
-    /// The first choice of the library's own heuristic: it depends on the shape, the library and the card alone, so the same
-    /// run gives the same bits.
-    fn plan(&self, key: &Key) -> Result<Plan, CublasError> {
-        let [m, n, k] = key.shape;
-        let desc = result::create_matmul_desc(
-            sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-            sys::cudaDataType::CUDA_R_32F,
-        )?;
-        // As cuBLASLt counts, each of ours is stored transposed: op(B)ᵀ is read as it lies where we do not transpose B.
-        let op = |read| i32::from(read == Read::Transposed);
-        let stored = |read, rows, columns| match read {
-            Read::AsIs => (columns, rows),
-            Read::Transposed => (rows, columns),
-        };
-        let (b_rows, b_columns) = stored(key.reads[1], k, n);
-        let (a_rows, a_columns) = stored(key.reads[0], m, k);
-        let [a_pitch, b_pitch, d_pitch] = key.pitches.map(|pitch| pitch as i64);
-        let [of_a, of_b, of_d] = key.formats.map(format);
-        let layout = |of, rows: usize, columns: usize, pitch| {
-            result::create_matrix_layout(of, rows as u64, columns as u64, pitch)
-        };
-        // SAFETY: the descriptors live until the end of the process; each attribute has the type that cuBLASLt documents.
-        unsafe {
-            set(desc, Desc::CUBLASLT_MATMUL_DESC_TRANSA, &op(key.reads[1]))?;
-            set(desc, Desc::CUBLASLT_MATMUL_DESC_TRANSB, &op(key.reads[0]))?;
-            if key.has_bias {
-                let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
-                set(desc, Desc::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
-                set(desc, Desc::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &of_d)?;
+    /// The first choice of the library's own heuristic, for this shape or for one that decides for it: it depends on the shapes,
+    /// the library and the card alone, so the same run gives the same bits.
+    fn plan(
+        &self,
+        key: &Key,
+        chosen: &mut HashMap<Key, sys::cublasLtMatmulAlgo_t>,
+    ) -> Result<Plan, CublasError> {
+        let described = Described::new(key)?;
+        let near = key.near();
+        let algo = match chosen.get(&near) {
+            Some(algo) => *algo,
+            None => {
+                let algo = self.choose(&Described::new(&near)?, &near)?;
+                chosen.insert(near, algo);
+                algo
             }
+        };
+        let algo = match self.can(&described, &algo) {
+            true => algo,
+            false => self.choose(&described, key)?,
+        };
+        let Described { desc, a, b, d } = described;
+        Ok(Plan {
+            desc,
+            a,
+            b,
+            d,
+            algo,
+        })
+    }
+
+    /// Whether a product can be computed like this in the workspace that there is.
+    fn can(&self, of: &Described, algo: &sys::cublasLtMatmulAlgo_t) -> bool {
+        let mut found = MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::zeroed();
+        let Described { desc, a, b, d } = *of;
+        // SAFETY: everything given lives, and there is room for the one result.
+        unsafe {
+            let checked = sys::cublasLtMatmulAlgoCheck(
+                self.handle,
+                desc,
+                a,
+                b,
+                d,
+                d,
+                algo,
+                found.as_mut_ptr(),
+            );
+            checked.result().is_ok() && found.assume_init().workspaceSize <= WORKSPACE
         }
-        let a = layout(of_b, b_rows, b_columns, b_pitch)?;
-        let b = layout(of_a, a_rows, a_columns, a_pitch)?;
-        let d = layout(of_d, n, m, d_pitch)?;
+    }
+
+    fn choose(&self, of: &Described, key: &Key) -> Result<sys::cublasLtMatmulAlgo_t, CublasError> {
+        let Described { desc, a, b, d } = *of;
         let preference = result::create_matmul_pref()?;
         let prefer = |what, value: &[u8]| {
             // SAFETY: the preference lives, and the value has the size that cuBLASLt documents.
@@ -290,12 +330,52 @@ impl Matmuls {
             ));
         }
         found.state.result()?;
-        Ok(Plan {
-            desc,
-            a,
-            b,
-            d,
-            algo: found.algo,
-        })
+        Ok(found.algo)
+    }
+}
+
+/// A product as cuBLASLt is told of it. What is described is kept until the process ends.
+#[derive(Clone, Copy)]
+struct Described {
+    desc: sys::cublasLtMatmulDesc_t,
+    a: sys::cublasLtMatrixLayout_t,
+    b: sys::cublasLtMatrixLayout_t,
+    d: sys::cublasLtMatrixLayout_t,
+}
+
+impl Described {
+    fn new(key: &Key) -> Result<Self, CublasError> {
+        let [m, n, k] = key.shape;
+        let desc = result::create_matmul_desc(
+            sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            sys::cudaDataType::CUDA_R_32F,
+        )?;
+        // As cuBLASLt counts, each of ours is stored transposed: op(B)ᵀ is read as it lies where we do not transpose B.
+        let op = |read| i32::from(read == Read::Transposed);
+        let stored = |read, rows, columns| match read {
+            Read::AsIs => (columns, rows),
+            Read::Transposed => (rows, columns),
+        };
+        let (b_rows, b_columns) = stored(key.reads[1], k, n);
+        let (a_rows, a_columns) = stored(key.reads[0], m, k);
+        let [a_pitch, b_pitch, d_pitch] = key.pitches.map(|pitch| pitch as i64);
+        let [of_a, of_b, of_d] = key.formats.map(format);
+        let layout = |of, rows: usize, columns: usize, pitch| {
+            result::create_matrix_layout(of, rows as u64, columns as u64, pitch)
+        };
+        // SAFETY: the descriptors live until the end of the process; each attribute has the type that cuBLASLt documents.
+        unsafe {
+            set(desc, Desc::CUBLASLT_MATMUL_DESC_TRANSA, &op(key.reads[1]))?;
+            set(desc, Desc::CUBLASLT_MATMUL_DESC_TRANSB, &op(key.reads[0]))?;
+            if key.has_bias {
+                let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
+                set(desc, Desc::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
+                set(desc, Desc::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &of_d)?;
+            }
+        }
+        let a = layout(of_b, b_rows, b_columns, b_pitch)?;
+        let b = layout(of_a, a_rows, a_columns, a_pitch)?;
+        let d = layout(of_d, n, m, d_pitch)?;
+        Ok(Self { desc, a, b, d })
     }
 }

@@ -35,6 +35,23 @@ pub(super) struct Matrix {
 }
 
 impl Matrix {
+    /// A bf16 matrix whose rows begin aligned.
+    pub fn aligned(at: u64, rows: usize, columns: usize) -> Self {
+        let format = Format::Bf16;
+        Self {
+            at,
+            format,
+            rows,
+            columns,
+            pitch: columns.next_multiple_of(ALIGNMENT / format.bytes()),
+        }
+    }
+
+    /// With what lies between its rows.
+    pub fn size_bytes(self) -> usize {
+        self.rows * self.pitch * self.format.bytes()
+    }
+
     /// Some of its columns.
     pub fn columns(self, from: usize, to: usize) -> Self {
         assert!(
@@ -84,6 +101,11 @@ impl Plan {
     /// Bytes given away so far.
     pub fn used(&self) -> usize {
         self.used
+    }
+
+    /// Goes on from a place that is given already, for what takes turns with it.
+    pub fn go_to(&mut self, used: usize) {
+        self.used = used;
     }
 
     /// Room for `n` bytes.

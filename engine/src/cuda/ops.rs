@@ -4,7 +4,7 @@
 use super::base::{QkNormWeights, Rotation};
 use super::gpu::{CudaError, Gpu, Launch, launch};
 use super::memory::{Format, Matrix};
-use super::passes::Tables;
+use super::room::Tables;
 use crate::config::{self, ModelConfig};
 
 /// Channels that a head may have.
@@ -58,8 +58,46 @@ pub(super) fn fill_uniform(
     launch!(gpu, "fill_uniform", how; out.at, rows, columns, pitch, amplitude, seed)
 }
 
+/// Random bits. Bytes.
+pub(super) fn fill_bits(gpu: &Gpu, at: u64, n: usize, seed: u32) -> Result<(), CudaError> {
+    launch!(gpu, "fill_bits", of_items(gpu, n.div_ceil(4)); at, n.div_ceil(4) as u64, seed)
+}
+
+fn unpacking(gpu: &Gpu, to: Matrix) -> Launch {
+    let threads = (to.columns.div_ceil(8).next_multiple_of(32) as u32).clamp(64, 512);
+    let most = (gpu.n_multiprocessors() * 2048 / threads) as usize;
+    Launch::blocks(to.rows.min(most), threads)
+}
+
+/// NF4 → bf16; with scales in 8 bits `scales` is 0 and `double` has their codes, their own scales and their mean.
+pub(super) fn dequantize_nf4(
+    gpu: &Gpu,
+    codes: u64,
+    scales: u64,
+    (differences, absmax, offset): (u64, u64, f32),
+    to: Matrix,
+) -> Result<(), CudaError> {
+    launch!(
+        gpu, "dequantize_nf4", unpacking(gpu, to);
+        codes, scales, differences, absmax, offset, to.at, int(to.pitch), int(to.rows), int(to.columns)
+    )
+}
+
+/// int8 with a scale for each row → bf16.
+pub(super) fn dequantize_int8(
+    gpu: &Gpu,
+    codes: u64,
+    scales: u64,
+    to: Matrix,
+) -> Result<(), CudaError> {
+    launch!(
+        gpu, "dequantize_int8", unpacking(gpu, to);
+        codes, scales, to.at, int(to.pitch), int(to.rows), int(to.columns)
+    )
+}
+
 /// A bf16 matrix becomes 0.
-pub(super) fn clear_columns(gpu: &Gpu, out: Matrix) -> Result<(), CudaError> {
+pub(super) fn clear_matrix(gpu: &Gpu, out: Matrix) -> Result<(), CudaError> {
     fill_uniform(gpu, out, 0.0, 0)
 }
 
@@ -382,15 +420,30 @@ pub(super) struct AttentionShape {
     pub shared: u32,
 }
 
-/// Pieces of documents, each as {first row, first row of its document, end of its document, 0}, those with most work first.
-pub(super) fn tiles(documents: &[std::ops::Range<usize>], tile: usize) -> Vec<[i32; 4]> {
+/// Pieces of documents, each as {first row, first row of its document, end of its document, 0}, those with most work first: of
+/// queries, which see what lies before them, or of keys.
+pub(super) fn tiles(
+    documents: &[std::ops::Range<usize>],
+    tile: usize,
+    of_keys: bool,
+) -> Vec<[i32; 4]> {
     let pieces = documents.iter().flat_map(|document| {
         let starts = document.clone().step_by(tile);
         starts.map(|first| [int(first), int(document.start), int(document.end), 0])
     });
     let mut tiles: Vec<_> = pieces.collect();
-    tiles.sort_by_key(|[first, start, ..]| std::cmp::Reverse(first - start));
+    tiles.sort_by_key(|&[first, start, end, _]| {
+        std::cmp::Reverse(if of_keys { end - first } else { first - start })
+    });
     tiles
+}
+
+/// Parts of each group of query heads that the gradients of keys and values are computed in, so that few heads and rows still
+/// give work to every multiprocessor.
+pub(super) fn kv_parts(gpu: &Gpu, n_heads: usize, n_kv_heads: usize, n_rows: usize) -> usize {
+    let group = n_heads / n_kv_heads;
+    let wanted = (240 * gpu.n_multiprocessors() as usize).div_ceil(n_rows.max(1) * n_kv_heads);
+    group.div_ceil(group / wanted.clamp(1, group))
 }
 
 /// What attention kernels are compiled for: one name for each number of channels.
@@ -434,7 +487,7 @@ pub(super) fn attention_forward(
     )
 }
 
-/// The gradients of q, k and v, from that of what the attention gave.
+/// The gradients of q, k and v, from that of what the attention gave. `partial` has room for so many numbers of f32.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn attention_backward(
     gpu: &Gpu,
@@ -445,6 +498,7 @@ pub(super) fn attention_backward(
     lse: u64,
     d_out: Matrix,
     delta: u64,
+    (partial, n_partial): (u64, usize),
     d_qkv: Matrix,
 ) -> Result<(), CudaError> {
     let (variant, n_rows) = (heads.variant(), int(qkv.rows));
@@ -457,13 +511,16 @@ pub(super) fn attention_backward(
         gpu, "attention_backward_delta", how;
         out.at, int(out.pitch), d_out.at, int(d_out.pitch), delta, n_rows, int(heads.n_heads), int(heads.head_dim)
     )?;
+    let kv_width = 2 * heads.n_kv_heads * heads.head_dim;
+    let n_parts = kv_parts(gpu, heads.n_heads, heads.n_kv_heads, qkv.rows);
+    let n_parts = n_parts.min(n_partial / (qkv.rows * kv_width).max(1)).max(1);
     let shapes = gpu.attention();
-    let parts = [
+    let kernels = [
         (
             BACKWARD_KV[variant],
             shapes.backward_kv[variant],
             tables.tiles.backward_kv,
-            heads.n_kv_heads,
+            heads.n_kv_heads * n_parts,
         ),
         (
             BACKWARD_Q[variant],
@@ -479,7 +536,7 @@ pub(super) fn attention_backward(
         },
         (tiles, n_tiles),
         n_heads,
-    ) in parts
+    ) in kernels
     {
         let how = Launch {
             grid: (n_tiles as u32, n_heads as u32, 1),
@@ -489,7 +546,15 @@ pub(super) fn attention_backward(
         launch!(
             gpu, name, how;
             qkv.at, int(qkv.pitch), d_out.at, int(d_out.pitch), lse, delta, d_qkv.at, int(d_qkv.pitch), tiles,
-            n_rows, int(heads.n_heads), int(heads.n_kv_heads), heads.scale, heads.softcap, int(heads.window)
+            n_rows, int(heads.n_heads), int(heads.n_kv_heads), heads.scale, heads.softcap, int(heads.window), partial
+        )?;
+    }
+    if n_parts > 1 {
+        let how = Launch::threads(qkv.rows * kv_width / 8, 256);
+        launch!(
+            gpu, "attention_backward_sum", how;
+            partial, int(n_parts), d_qkv.at, int(d_qkv.pitch), n_rows, int(heads.n_heads), int(heads.n_kv_heads),
+            int(heads.head_dim)
         )?;
     }
     Ok(())

@@ -3,11 +3,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::base::{Base, RankRoom};
+use super::base::Base;
 use super::gpu::{CudaError, Gpu};
 use super::memory::{Memory, Plan, clear, download, upload};
 use super::ops::{ADAM_CHUNK, Adam, AdamStep, AdamTensor, tiles};
-use super::passes::{Gradients, Into, Pass, Room, Tables, Tiles, parts, ranks};
+use super::passes::{Into, Pass};
+use super::room::{Gradients, Room, Tables, Tiles, parts, ranks};
 use crate::config::ModelConfig;
 use crate::cpu::element::Precision;
 use crate::lora::{Adapter, Fused, Layout, Role};
@@ -16,8 +17,13 @@ use crate::nn::cross_entropy::RowLosses;
 use crate::optim::Group;
 use crate::train::{self, EvalReport, State, TrainConfig, TrainError, Update};
 
-/// Rows of a pass, unless an example is longer: enough to fill a large card, few enough to leave its memory to others. Tokens.
-const ROWS_PER_PASS: usize = 4096;
+/// Numbers of the stream that a pass has, unless an example is longer: enough to fill a large card, few enough to leave its memory
+/// to others.
+const PASS_NUMBERS: usize = 16 << 20;
+
+/// The rows of a pass are between these. Tokens.
+const LEAST_ROWS: usize = 4096;
+const MOST_ROWS: usize = 16384;
 
 /// Rows of every pass are filled up to a multiple of this, so that few shapes of products are met.
 const ROW_STEP: usize = 128;
@@ -143,29 +149,36 @@ impl Run {
     }
 }
 
+/// Whether a GPU can compute such a training, whatever the base.
 /// Errors: `Unsupported`.
-fn check(base: &Base, adapter: &Adapter, config: &TrainConfig) -> Result<(), CudaError> {
-    let no = |what: String| Err(CudaError::Unsupported(what));
+pub fn supports(adapter: &Adapter, config: &TrainConfig) -> Result<(), CudaError> {
+    let no = |what: &str| Err(CudaError::Unsupported(what.to_owned()));
     let (lora, layout) = (adapter.config(), adapter.layout());
     if config.precision != Precision::Bf16 {
-        return no("training in fp32".to_owned());
+        return no("training in fp32");
     }
     if lora.use_dora {
-        return no("DoRA".to_owned());
+        return no("DoRA");
     }
     if lora.lora_dropout > 0.0 {
-        return no("lora_dropout".to_owned());
+        return no("lora_dropout");
     }
     if !layout.biases().is_empty() || !lora.modules_to_save.is_empty() {
-        return no("training of biases or whole modules".to_owned());
+        return no("training of biases or whole modules");
     }
+    Ok(())
+}
+
+/// Errors: `Unsupported`.
+fn check(base: &Base, adapter: &Adapter, config: &TrainConfig) -> Result<(), CudaError> {
+    supports(adapter, config)?;
     let room = base.room.0;
-    let needed = ranks(layout);
+    let needed = ranks(adapter.layout());
     for (fused, room) in room.into_iter().enumerate() {
         let most = needed.iter().map(|ranks| ranks[fused]).max().unwrap_or(0);
         if most > room {
             let what = format!("ranks of {most} in one linear on a base with room for {room}");
-            return no(what);
+            return Err(CudaError::Unsupported(what));
         }
     }
     Ok(())
@@ -179,31 +192,17 @@ impl OnGpu {
         values: &[f32],
         groups: &[Group],
     ) -> Result<Self, CudaError> {
-        let n = layout.n_values();
-        let n_slots = 2 * layout.slots().len();
-        let n_chunks: usize = layout
-            .slots()
-            .iter()
-            .map(|slot| slot.a.len().div_ceil(ADAM_CHUNK) + slot.b.len().div_ceil(ADAM_CHUNK))
-            .sum();
-        let divide = |plan: &mut Plan| {
-            let [values, exp_avg, exp_avg_sq] = [(); 3].map(|()| plan.words(n));
-            let gradients = Gradients::plan(plan, &base.config, ranks);
-            let adam = Adam {
-                tensors: plan.bytes(n_slots * size_of::<AdamTensor>()),
-                chunks: plan.words(2 * n_chunks),
-                n_chunks: 0,
-                partial: plan.words(2 * n_chunks),
-                result: plan.words(2),
-                step: plan.bytes(size_of::<AdamStep>()),
-            };
-            let sums = plan.words(4);
-            (values, exp_avg, exp_avg_sq, gradients, adam, sums)
-        };
         let mut plan = Plan::measure();
-        divide(&mut plan);
+        Held::plan(&mut plan, base, layout, ranks);
         let memory = Memory::new(&base.gpu, plan.used())?;
-        let (at, exp_avg, exp_avg_sq, gradients, adam, sums) = divide(&mut Plan::over(&memory));
+        let Held {
+            values: at,
+            exp_avg,
+            exp_avg_sq,
+            gradients,
+            adam,
+            sums,
+        } = Held::plan(&mut Plan::over(&memory), base, layout, ranks);
         let gpu = &base.gpu;
         clear(gpu, memory.at(), memory.len())?;
         clear_changes(base)?;
@@ -237,14 +236,10 @@ impl OnGpu {
                     if groups.is_some() && slot.role != Role::Trained {
                         continue;
                     }
-                    let first = linear.n + ranks.start;
-                    let out_a = linear.extended.rows(first, first + slot.r);
+                    let out_a = linear.a.rows(ranks.start, ranks.end);
                     let rows = slot.column..slot.column + slot.n_out;
-                    let first = linear.k + ranks.start;
-                    let out_b = linear
-                        .extended
-                        .rows(rows.start, rows.end)
-                        .columns(first, first + slot.r);
+                    let of_part = linear.b.rows(rows.start, rows.end);
+                    let out_b = of_part.columns(ranks.start, ranks.end);
                     let tensor = |place: &Range<usize>, rows: usize, columns: usize| {
                         let rule = groups.and_then(|groups| rule(groups, place));
                         let (lr_ratio, weight_decay) = rule.unwrap_or((1.0, 0.0));
@@ -299,6 +294,44 @@ impl OnGpu {
     }
 }
 
+/// Where everything of an adapter lies; as in [`OnGpu`].
+struct Held {
+    values: u64,
+    exp_avg: u64,
+    exp_avg_sq: u64,
+    gradients: Vec<[Gradients; 4]>,
+    adam: Adam,
+    sums: u64,
+}
+
+impl Held {
+    fn plan(plan: &mut Plan, base: &Base, layout: &Layout, ranks: &[[usize; 4]]) -> Self {
+        let n = layout.n_values();
+        let n_slots = 2 * layout.slots().len();
+        let n_chunks: usize = layout
+            .slots()
+            .iter()
+            .map(|slot| slot.a.len().div_ceil(ADAM_CHUNK) + slot.b.len().div_ceil(ADAM_CHUNK))
+            .sum();
+        let [values, exp_avg, exp_avg_sq] = [(); 3].map(|()| plan.words(n));
+        Self {
+            values,
+            exp_avg,
+            exp_avg_sq,
+            gradients: Gradients::plan(plan, &base.config, ranks),
+            adam: Adam {
+                tensors: plan.bytes(n_slots * size_of::<AdamTensor>()),
+                chunks: plan.words(2 * n_chunks),
+                n_chunks: 0,
+                partial: plan.words(2 * n_chunks),
+                result: plan.words(2),
+                step: plan.bytes(size_of::<AdamStep>()),
+            },
+            sums: plan.words(4),
+        }
+    }
+}
+
 /// How the values at a place learn.
 fn rule(groups: &[Group], place: &Range<usize>) -> Option<(f32, f32)> {
     let contains =
@@ -309,20 +342,9 @@ fn rule(groups: &[Group], place: &Range<usize>) -> Option<(f32, f32)> {
 
 /// What an adapter before has left around the weights.
 fn clear_changes(base: &Base) -> Result<(), CudaError> {
-    let RankRoom(room) = base.room;
-    for layer in &base.layers {
-        for (linear, room) in layer.linears.iter().zip(room) {
-            if room == 0 {
-                continue;
-            }
-            let below = linear.extended.rows(linear.n, linear.n + room);
-            clear(&base.gpu, below.at, below.rows * below.pitch * 2)?;
-            let beside = linear
-                .extended
-                .rows(0, linear.n)
-                .columns(linear.k, linear.k + room);
-            super::ops::clear_columns(&base.gpu, beside)?;
-        }
+    for linear in base.layers.iter().flat_map(|layer| &layer.linears) {
+        super::ops::clear_matrix(&base.gpu, linear.a)?;
+        super::ops::clear_matrix(&base.gpu, linear.b)?;
     }
     Ok(())
 }
@@ -357,8 +379,10 @@ impl Places {
         let (positions, _) = put(&mut documents
             .iter()
             .flat_map(|document| 0..document.len() as i32));
-        let tiles = gpu.tile_rows(head_dim).map(|tile| {
-            let tiles = tiles(&documents, tile);
+        let [forward, backward_kv, backward_q] = gpu.tile_rows(head_dim);
+        let wanted = [(forward, false), (backward_kv, true), (backward_q, false)];
+        let tiles = wanted.map(|(tile, of_keys)| {
+            let tiles = tiles(&documents, tile, of_keys);
             let (at, n) = put(&mut tiles.into_iter().flatten());
             (at, n / 4)
         });
@@ -405,7 +429,7 @@ impl train::Run for Run {
     }
 
     fn rows_per_pass(&self) -> usize {
-        ROWS_PER_PASS
+        rows_per_pass(&self.base.config)
     }
 
     fn gradients(&mut self, passes: &[Batch], scale: f32) -> Result<(EvalReport, f32), TrainError> {
@@ -537,4 +561,47 @@ impl train::Run for Run {
         upload(self.gpu(), exp_avg_sq, &state.exp_avg_sq)?;
         Ok(self.state.adam.publish(self.gpu())?)
     }
+}
+
+/// The most rows that a pass should have.
+fn rows_per_pass(config: &ModelConfig) -> usize {
+    let rows = PASS_NUMBERS / config.hidden_size / LEAST_ROWS * LEAST_ROWS;
+    rows.clamp(LEAST_ROWS, MOST_ROWS)
+}
+
+/// The fastest level of a run with this adapter, whose memory is free beside a twentieth of the card. `longest`: of the examples,
+/// in tokens. It is counted from above, as if every row of a pass had a label.
+/// Errors: `OutOfMemory` with what the leanest level needs; `Unsupported`; `Driver`.
+pub fn memory_level(
+    base: &Base,
+    adapter: &Adapter,
+    config: &TrainConfig,
+    longest: usize,
+) -> Result<MemoryLevel, CudaError> {
+    check(base, adapter, config)?;
+    let ranks = ranks(adapter.layout());
+    let budget = config.pass_tokens.unwrap_or(rows_per_pass(&base.config));
+    let n_rows = budget.max(longest).next_multiple_of(ROW_STEP);
+    // Memory that was freed is given back to the card only now.
+    base.gpu.synchronize()?;
+    let (free, total) = base.gpu.memory()?;
+    let available = free.saturating_sub(total / 20);
+    let mut needed = 0;
+    for level in [
+        MemoryLevel::KeepAll,
+        MemoryLevel::DropGateUp,
+        MemoryLevel::LayerInputs,
+    ] {
+        let mut plan = Plan::measure();
+        Held::plan(&mut plan, base, adapter.layout(), &ranks);
+        Room::new(&mut plan, base, &ranks, n_rows, n_rows, level);
+        needed = plan.used() as u64;
+        if needed <= available {
+            return Ok(level);
+        }
+    }
+    Err(CudaError::OutOfMemory {
+        needed,
+        free: available,
+    })
 }

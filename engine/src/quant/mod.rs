@@ -40,7 +40,7 @@ use ggml::Blocks;
 pub use ggml::GgmlType;
 pub(crate) use ggml::encode_q8_0;
 use int8::Int8;
-use nf4::Nf4;
+use nf4::{Nf4, Scales};
 
 /// The ways to keep a frozen matrix in few bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -107,6 +107,21 @@ pub struct Quantized {
     rows: usize,
     columns: usize,
     data: Data,
+}
+
+/// The codes and scales of a matrix, for what reads them elsewhere than here.
+pub(crate) enum Codes<'a> {
+    /// Two codes to a byte, the first in the high half; a scale for each 64 weights.
+    Nf4 { codes: &'a [u8], scales: &'a [f32] },
+    /// As [`dynamic`] has it, a scale is `absmax`·map\[difference\] + `offset`.
+    Nf4Double {
+        codes: &'a [u8],
+        differences: &'a [u8],
+        absmax: &'a [f32],
+        offset: f32,
+    },
+    /// A scale for each row.
+    Int8 { codes: &'a [i8], scales: &'a [f32] },
 }
 
 enum Data {
@@ -222,6 +237,26 @@ impl Quantized {
     }
 
     /// The matrix in the order that products read, if it is kept in that.
+    /// Codes and scales; `None` for the kinds of GGML.
+    pub(crate) fn codes(&self) -> Option<Codes<'_>> {
+        match &self.data {
+            Data::Nf4(Nf4 { codes, scales }) => Some(match scales {
+                Scales::Plain(scales) => Codes::Nf4 { codes, scales },
+                Scales::Double {
+                    differences,
+                    offset,
+                } => Codes::Nf4Double {
+                    codes,
+                    differences: &differences.codes,
+                    absmax: &differences.absmax,
+                    offset: *offset,
+                },
+            }),
+            Data::Int8(Int8 { codes, scales }) => Some(Codes::Int8 { codes, scales }),
+            Data::Ggml(_) | Data::Coded(_) => None,
+        }
+    }
+
     pub(crate) fn coded(&self) -> Option<&Coded> {
         match &self.data {
             Data::Coded(coded) => Some(coded),

@@ -51,6 +51,9 @@ pub struct TrainConfig {
     /// What is kept between forward and backward; every level computes the same bits.
     pub memory: MemoryLevel,
     pub packing: Packing,
+    /// The most tokens that share a pass, a longer example excepted; `None` is what suits the processor. It decides speed and memory,
+    /// and the order of sums.
+    pub pass_tokens: Option<usize>,
 }
 
 impl Default for TrainConfig {
@@ -69,6 +72,7 @@ impl Default for TrainConfig {
             precision: Precision::Fp32,
             memory: MemoryLevel::KeepAll,
             packing: Packing::BinPack,
+            pass_tokens: None,
         }
     }
 }
@@ -112,6 +116,9 @@ impl EvalReport {
 pub enum TrainError {
     #[error("{0}")]
     BadInput(String),
+    /// A state that goes on only where the same arithmetic is computed: on such a processor, in that precision.
+    #[error("the saved state has arithmetic {found:?}, not {expected:?}")]
+    OtherArithmetic { found: String, expected: String },
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
     #[error(transparent)]
@@ -266,14 +273,16 @@ impl Trainer {
     }
 
     /// Continues from a state that a trainer of the same configuration has saved, bit for bit.
-    /// Errors: `BadInput` for another format, configuration or arithmetic; the trainer is then as it was. `Gpu`.
+    /// Errors: `BadInput` for another format or configuration, `OtherArithmetic`; the trainer is then as it was. `Gpu`.
     pub fn load_state(&mut self, bytes: &[u8]) -> Result<(), TrainError> {
         checkpoint::load(self, bytes)
     }
 
     /// The passes over examples; what stands after the last label of one is left out.
     fn passes_of(&self, examples: &[Example]) -> Vec<Batch> {
-        micro_batches(examples, self.config.packing, self.run.rows_per_pass())
+        let own = self.run.rows_per_pass();
+        let budget = self.config.pass_tokens.unwrap_or(own);
+        micro_batches(examples, self.config.packing, budget)
     }
 
     /// Scores `batch` and leaves the gradient of its mean loss, whose L2 norm stands beside the scores.

@@ -1,28 +1,29 @@
 //! The thread that trains: it owns the trainer, and takes one piece of work after the other. Generation beside it goes first,
-//! between any two products.
+//! between any two products on the CPU.
 
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, mpsc};
 
 use engine::batch::Example;
-use engine::cuda::CudaError;
+use engine::cuda::{CudaError, Gpu};
 use engine::lora::Adapter;
 use engine::pool::Pool;
 use engine::train::{EvalReport, RunShape, StepReport, TrainError, Trainer};
 use engine::weights::BaseModel;
 use tokio::sync::oneshot;
 
+use super::gpu::{Declined, GpuTraining};
 use super::{
-    BaseFolder, DeviceError, FirstAdapter, Load, Reply, Snapshot, TrainingStart, answer, memory,
-    serving,
+    BaseFolder, DeviceError, FirstAdapter, Load, Reply, Snapshot, TrainedOn, TrainingRun,
+    TrainingStart, answer, memory, serving,
 };
 
 pub(super) enum Command {
     Begin {
         id: u64,
         start: Box<TrainingStart>,
-        reply: Reply<()>,
+        reply: Reply<TrainedOn>,
     },
     End {
         id: u64,
@@ -58,10 +59,12 @@ struct Running {
     id: u64,
     base: BaseFolder,
     trainer: Trainer,
+    on: TrainedOn,
 }
 
 pub(super) struct Training {
     pool: Pool,
+    gpu: Option<GpuTraining>,
     running: Option<Running>,
     /// The thread that has the bases.
     serving: Sender<serving::Command>,
@@ -69,9 +72,15 @@ pub(super) struct Training {
 }
 
 impl Training {
-    pub(super) fn new(pool: Pool, serving: Sender<serving::Command>, load: Arc<Load>) -> Self {
+    pub(super) fn new(
+        pool: Pool,
+        gpu: Option<Gpu>,
+        serving: Sender<serving::Command>,
+        load: Arc<Load>,
+    ) -> Self {
         Self {
             pool,
+            gpu: gpu.map(GpuTraining::new),
             running: None,
             serving,
             load,
@@ -81,12 +90,18 @@ impl Training {
     /// Serves commands until every sender is gone. Errors: `Broken` when the engine broke a promise.
     pub(super) fn serve(&mut self, inbox: &Receiver<Command>) -> Result<(), DeviceError> {
         while let Ok(command) = inbox.recv() {
-            self.load.is_training.store(true, Ordering::Relaxed);
+            let uses_pool = !(self.is_on_gpu() && matches!(command, Command::Work(_)));
+            self.load.is_training.store(uses_pool, Ordering::Relaxed);
             let done = self.take(command);
             self.load.is_training.store(false, Ordering::Relaxed);
             done?;
         }
         Ok(())
+    }
+
+    fn is_on_gpu(&self) -> bool {
+        let running = self.running.as_ref();
+        running.is_some_and(|running| running.on == TrainedOn::Gpu)
     }
 
     fn take(&mut self, command: Command) -> Result<(), DeviceError> {
@@ -108,16 +123,9 @@ impl Training {
         }
     }
 
-    fn begin(&mut self, id: u64, start: TrainingStart) -> Result<(), DeviceError> {
+    fn begin(&mut self, id: u64, start: TrainingStart) -> Result<TrainedOn, DeviceError> {
         self.running = None;
-        let TrainingStart {
-            base,
-            adapter,
-            mut config,
-            memory,
-            longest,
-            state,
-        } = start;
+        let TrainingStart { base, adapter, run } = start;
         let model = self.borrow(&base)?;
         let adapter = match adapter {
             FirstAdapter::Given(adapter) => adapter,
@@ -126,17 +134,50 @@ impl Training {
                     .map_err(|error| DeviceError::BadAdapter(error.to_string()))?
             }
         };
+        let gpu = self.gpu.as_mut();
+        let (trainer, on) = match gpu.map(|gpu| gpu.begin(&base, &adapter, &run)) {
+            Some(Ok(trainer)) => (trainer, TrainedOn::Gpu),
+            Some(Err(Declined::Failed(error))) => return Err(error),
+            Some(Err(Declined::ForTheCpu(reason))) => {
+                tracing::warn!(reason, "the GPU is not used, the job trains on the CPU");
+                let begun = self.begin_on_cpu(model, adapter, run);
+                let trainer = begun.map_err(|error| match error {
+                    DeviceError::OtherArithmetic(other) => {
+                        DeviceError::OtherArithmetic(format!("{other}; on the GPU: {reason}"))
+                    }
+                    error => error,
+                });
+                (trainer?, TrainedOn::Cpu)
+            }
+            None => (self.begin_on_cpu(model, adapter, run)?, TrainedOn::Cpu),
+        };
+        self.running = Some(Running {
+            id,
+            base,
+            trainer,
+            on,
+        });
+        Ok(on)
+    }
+
+    fn begin_on_cpu(
+        &self,
+        model: Arc<BaseModel>,
+        adapter: Adapter,
+        run: TrainingRun,
+    ) -> Result<Trainer, DeviceError> {
+        let mut config = run.config;
         let shape = RunShape {
             precision: config.precision,
-            longest,
+            longest: run.longest,
         };
-        config.memory = memory.unwrap_or_else(|| memory::level(&model, &adapter, shape));
+        let level = run.memory;
+        config.memory = level.unwrap_or_else(|| memory::level(&model, &adapter, shape));
         let mut trainer = Trainer::new(model, adapter, config, self.pool.clone());
-        if let Some(state) = state {
+        if let Some(state) = run.state {
             trainer.load_state(&state)?;
         }
-        self.running = Some(Running { id, base, trainer });
-        Ok(())
+        Ok(trainer)
     }
 
     /// The base model, brought to the device where it is not there.
@@ -198,6 +239,7 @@ impl From<TrainError> for DeviceError {
         match error {
             TrainError::OutOfMemory(_) => DeviceError::OutOfMemory(error.to_string()),
             TrainError::BadInput(_) => DeviceError::BadInput(error.to_string()),
+            TrainError::OtherArithmetic { .. } => DeviceError::OtherArithmetic(error.to_string()),
             TrainError::NotFinite { .. } => DeviceError::Diverged(error.to_string()),
             TrainError::Gpu(CudaError::OutOfMemory { .. }) => {
                 DeviceError::OutOfMemory(error.to_string())

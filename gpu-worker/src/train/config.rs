@@ -65,16 +65,26 @@ pub(super) fn train_config(assignment: &Assignment, training: &Training) -> Trai
         schedule: Schedule::Linear,
         loraplus_lr_ratio: loraplus_lr_ratio.map(|ratio| ratio as f32),
         seed: assignment.seed.into(),
-        precision: match training.precision.compute {
-            Compute::Bf16 => Precision::Bf16,
-            Compute::Fp32 => Precision::Fp32,
-        },
+        precision: precision(training.precision.compute),
         packing: match training.data.packing {
             x_training::Packing::None => Packing::None,
             x_training::Packing::Greedy => Packing::Greedy,
             x_training::Packing::BinPack => Packing::BinPack,
         },
         ..TrainConfig::default()
+    }
+}
+
+/// What a GPU computes in, where it takes the job.
+pub(super) fn precision_on_gpu(training: &Training) -> Precision {
+    let asked = &training.precision;
+    precision(asked.compute_on_gpu.unwrap_or(asked.compute))
+}
+
+fn precision(compute: Compute) -> Precision {
+    match compute {
+        Compute::Bf16 => Precision::Bf16,
+        Compute::Fp32 => Precision::Fp32,
     }
 }
 

@@ -119,7 +119,14 @@ impl From<DoorError> for Failure {
 
 impl From<DeviceError> for Failure {
     fn from(error: DeviceError) -> Self {
-        Failure::infra(error.to_string())
+        match error {
+            // Another worker may have such a device, or this one again: it is tried again as when something is away for a while.
+            DeviceError::OtherArithmetic(reason) => Failure::infra(format!(
+                "the job began on a device that computes otherwise, and goes on only on such a one: {reason}. Start a worker there, \
+                 or create the job anew"
+            )),
+            error => Failure::infra(error.to_string()),
+        }
     }
 }
 

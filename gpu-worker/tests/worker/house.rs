@@ -65,6 +65,17 @@ impl House {
         Self::of(dir, objects, model).await
     }
 
+    /// With a model that a GPU can train.
+    pub async fn for_gpu() -> Self {
+        let (dir, objects) = bucket();
+        let files = tiny_model::files_for_gpu(1).into_iter();
+        let files = files
+            .map(|(name, bytes)| (name.to_owned(), bytes))
+            .collect();
+        let model = install_files(&objects, "tiny", 1, files).await;
+        Self::of(dir, objects, model).await
+    }
+
     /// With a model that reads and writes so many tokens.
     pub async fn with_context(context: usize) -> Self {
         let (dir, objects) = bucket();
@@ -91,8 +102,8 @@ impl House {
         }
     }
 
-    /// Starts a worker of its own cache and waits until it said hello with its base models.
-    pub async fn worker(&self, name: &str, change: impl FnOnce(&mut WorkerConfig)) -> Running {
+    /// What a worker of its own cache starts with.
+    pub fn options(&self, name: &str, change: impl FnOnce(&mut WorkerConfig)) -> WorkerOptions {
         let mut config = WorkerConfig {
             listen: "127.0.0.1:0".parse().unwrap(),
             // Tests run beside each other; threads that wait for each other would only burn the cores.
@@ -103,14 +114,19 @@ impl House {
             ..WorkerConfig::default()
         };
         change(&mut config);
-        let options = WorkerOptions {
+        WorkerOptions {
             config,
             cache_dir: self.dir.path().join(name),
             door_url: self.door.url.clone(),
             service_key: self.key.clone(),
             objects: self.objects.clone(),
             queue: Queue::open(&self.queue).unwrap(),
-        };
+        }
+    }
+
+    /// Starts a worker of its own cache and waits until it said hello with its base models.
+    pub async fn worker(&self, name: &str, change: impl FnOnce(&mut WorkerConfig)) -> Running {
+        let options = self.options(name, change);
         let shutdown = Shutdown::new();
         let n_statuses = self.door.with(|script| script.statuses.len());
         let task = tokio::spawn(gpu_worker::run(options, shutdown.clone()));

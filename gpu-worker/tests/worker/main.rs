@@ -4,6 +4,7 @@ mod adapters;
 mod door;
 mod export;
 mod generate;
+mod gpu;
 mod house;
 mod options;
 mod queue;

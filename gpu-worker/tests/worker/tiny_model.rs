@@ -22,22 +22,39 @@ pub fn files(seed: u64) -> Vec<(&'static str, Vec<u8>)> {
 
 /// As [`files`], for so many tokens.
 pub fn files_with_context(seed: u64, context: usize) -> Vec<(&'static str, Vec<u8>)> {
+    let any = |weight| weight;
+    files_of(seed, context, HEAD_DIM, any)
+}
+
+/// As [`files`], with heads as wide as a GPU's kernels know them, and weights that bf16 can hold.
+pub fn files_for_gpu(seed: u64) -> Vec<(&'static str, Vec<u8>)> {
+    let cut = |weight: f32| f32::from_bits(weight.to_bits() & 0xffff_0000);
+    files_of(seed, CONTEXT, 64, cut)
+}
+
+fn files_of(
+    seed: u64,
+    context: usize,
+    head_dim: usize,
+    cut: fn(f32) -> f32,
+) -> Vec<(&'static str, Vec<u8>)> {
+    let config = config(context, head_dim).to_string();
     vec![
-        ("config.json", config(context).to_string().into_bytes()),
+        ("config.json", config.into_bytes()),
         ("tokenizer.json", tokenizer().to_string().into_bytes()),
         (
             "tokenizer_config.json",
             tokenizer_config().to_string().into_bytes(),
         ),
-        ("model.safetensors", weights(seed)),
+        ("model.safetensors", weights(seed, head_dim, cut)),
     ]
 }
 
-fn config(context: usize) -> Value {
+fn config(context: usize, head_dim: usize) -> Value {
     json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN,
         "intermediate_size": INTERMEDIATE, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS, "head_dim": HEAD_DIM, "vocab_size": VOCAB,
+        "num_key_value_heads": KV_HEADS, "head_dim": head_dim, "vocab_size": VOCAB,
         "max_position_embeddings": context, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
         "tie_word_embeddings": true, "torch_dtype": "float32", "bos_token_id": 256, "eos_token_id": 257
     })
@@ -87,7 +104,7 @@ fn spelling(byte: u8) -> char {
 }
 
 /// One safetensors file: eight bytes of header length, the header, the numbers.
-fn weights(seed: u64) -> Vec<u8> {
+fn weights(seed: u64, head_dim: usize, cut: fn(f32) -> f32) -> Vec<u8> {
     let mut tensors: Vec<(String, Vec<usize>)> =
         vec![("model.embed_tokens.weight".into(), vec![VOCAB, HIDDEN])];
     for layer in 0..LAYERS {
@@ -95,10 +112,10 @@ fn weights(seed: u64) -> Vec<u8> {
             let shape = shape.into_iter().filter(|n| *n > 0).collect();
             tensors.push((format!("model.layers.{layer}.{name}.weight"), shape));
         };
-        add("self_attn.q_proj", [HEADS * HEAD_DIM, HIDDEN]);
-        add("self_attn.k_proj", [KV_HEADS * HEAD_DIM, HIDDEN]);
-        add("self_attn.v_proj", [KV_HEADS * HEAD_DIM, HIDDEN]);
-        add("self_attn.o_proj", [HIDDEN, HEADS * HEAD_DIM]);
+        add("self_attn.q_proj", [HEADS * head_dim, HIDDEN]);
+        add("self_attn.k_proj", [KV_HEADS * head_dim, HIDDEN]);
+        add("self_attn.v_proj", [KV_HEADS * head_dim, HIDDEN]);
+        add("self_attn.o_proj", [HIDDEN, HEADS * head_dim]);
         add("mlp.gate_proj", [INTERMEDIATE, HIDDEN]);
         add("mlp.up_proj", [INTERMEDIATE, HIDDEN]);
         add("mlp.down_proj", [HIDDEN, INTERMEDIATE]);
@@ -121,7 +138,7 @@ fn weights(seed: u64) -> Vec<u8> {
                 / (1_u32 << 24) as f32
                 - 0.5;
             let weight = if is_norm { 1.0 } else { uniform * 0.3 };
-            data.extend_from_slice(&weight.to_le_bytes());
+            data.extend_from_slice(&cut(weight).to_le_bytes());
         }
         header.insert(
             name,

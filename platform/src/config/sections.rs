@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::value::ConfigValue;
-use super::{LogFormat, Secret};
+use super::{LogFormat, Secret, WorkerDevice};
 
 /// Why a value could not be stored in a section.
 pub(super) enum SetError {
@@ -165,6 +165,10 @@ section! {
         listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7071)),
         /// How the API reaches this worker; unset: `http://` and `listen`.
         advertise_url: Option<String> = None,
+        /// `auto`: an NVIDIA GPU where there is one, else the CPU; `cpu`; `cuda` or `cuda:N`: that GPU, or the worker does not
+        /// start. A job that a GPU cannot compute, or has no room for, trains on the CPU whatever stands here, and a warning says
+        /// why. Answers are always computed on the CPU.
+        device: WorkerDevice = WorkerDevice::Auto,
         /// Threads that compute; 0: one per core.
         threads: usize = 0,
         /// Where weights and adapters are kept on this host; unset: `cache` in `data_dir`.

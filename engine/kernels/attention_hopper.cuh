@@ -160,6 +160,21 @@ template <int C, class A, class B, int N> __device__ __forceinline__ void multip
     commit_products();
 }
 
+// The same with `a` in registers.
+template <class B, int K, int N> __device__ __forceinline__ void multiply_rows_group(float (&sums)[N][4], const u32 (&a)[K][4], u64 b) {
+#pragma unroll
+    for (int k = 0; k < K; k++) multiply_group<0>(sums, a[k], b + channels_on<B>(k), k > 0);
+    commit_products();
+}
+
+// A warp's 16 rows of a tile, from `row` on, as a left factor.
+template <class T, int K> __device__ __forceinline__ void load_factor(u32 (&a)[K][4], u32 tile, int row) {
+    const u32 lane = threadIdx.x % WARP;
+    tile += row * T::PITCH + T::place(lane % 16, lane / 16);
+#pragma unroll
+    for (int k = 0; k < K; k++) load_matrices(a[k], T::further(tile, 2 * k));
+}
+
 // Begins sums (64, 8·N) += p · b, p (64, 16·K) in registers, and leaves them a group.
 template <int K, int N> __device__ __forceinline__ void multiply_by_tile_group(float (&sums)[N][4], const u32 (&p)[K][4], u64 b) {
 #pragma unroll
@@ -175,6 +190,21 @@ template <int K> __device__ __forceinline__ void as_factor(u32 (&p)[K][4], const
         p[k][1] = to_bf16x2(x[2 * k][2], x[2 * k][3]);
         p[k][2] = to_bf16x2(x[2 * k + 1][0], x[2 * k + 1][1]);
         p[k][3] = to_bf16x2(x[2 * k + 1][2], x[2 * k + 1][3]);
+    }
+}
+
+// A warp begins to read 16 rows of `from`, `ld` apart, into a tile, from `row` on; rows from `n_rows` on become zeros.
+template <class T> __device__ __forceinline__ void load_rows(u32 tile, int row, const bf16* from, int ld, int n_rows) {
+    constexpr int STEP = WARP / T::PIECES;
+    const int lane = threadIdx.x % WARP, piece = lane % T::PIECES;
+#pragma unroll
+    for (int r = lane / T::PIECES; r < 16; r += STEP) {
+#pragma unroll
+        for (int panel = 0; panel < T::PANELS; panel++) {
+            copy_16(
+                tile + row * T::PITCH + panel * T::PANEL + T::place(r, piece), from + size_t(r) * ld + (panel * T::PIECES + piece) * 8,
+                r < n_rows);
+        }
     }
 }
 

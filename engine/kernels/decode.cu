@@ -55,7 +55,7 @@ __device__ __forceinline__ uint4 load_here(const void* from) {
 // Both factors have their columns permuted alike within 32: a thread's 16 bytes of a row are its share of two products.
 template <int GROUPS, int TILES>
 __device__ __forceinline__ void skinny_linear(const bf16* __restrict__ x, int ld_x, const bf16* __restrict__ w, int ld_w,
-                                              const bf16* __restrict__ bias, void* y, int ld_y, int mode, int M, int N, int K) {
+                                              const void* __restrict__ bias, void* y, int ld_y, int mode, int M, int N, int K) {
     constexpr int ROWS = 16 * TILES, STAGE = ROWS * 2 * LINEAR_STEP, STAGES = LINEAR_RING / STAGE, PITCH = ROWS + 4;
     constexpr int HALVES = GROUPS > 4 && TILES == 1 ? 1 : 2;  // of a step, whose rows of x are loaded together
     static_assert(LINEAR_RING % STAGE == 0, "whole stages");
@@ -161,7 +161,7 @@ __device__ __forceinline__ void skinny_linear(const bf16* __restrict__ x, int ld
         float total = sums[m * PITCH + k];
 #pragma unroll
         for (int j = 1; j < LINEAR_WARPS; j++) total += sums[(j * 8 * GROUPS + m) * PITCH + k];
-        if (bias) total += to_float(bias[column]);
+        if (bias) total += mode ? static_cast<const float*>(bias)[column] : to_float(static_cast<const bf16*>(bias)[column]);
         const size_t place = size_t(m) * ld_y + column;
         if (mode == TO_BF16) {
             static_cast<bf16*>(y)[place] = to_bf16(total);
@@ -179,7 +179,7 @@ __device__ __forceinline__ void skinny_linear(const bf16* __restrict__ x, int ld
 #define SKINNY_LINEAR(M_MOST, GROUPS, ROWS, TILES, BLOCKS)                                                                         \
     extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, BLOCKS)                                                           \
         skinny_linear_##M_MOST##_##ROWS(const bf16* __restrict__ x, int ld_x, const bf16* __restrict__ w, int ld_w,                \
-                                        const bf16* __restrict__ bias, void* y, int ld_y, int mode, int M, int N, int K) {         \
+                                        const void* __restrict__ bias, void* y, int ld_y, int mode, int M, int N, int K) {         \
         skinny_linear<GROUPS, TILES>(x, ld_x, w, ld_w, bias, y, ld_y, mode, M, N, K);                                              \
     }
 

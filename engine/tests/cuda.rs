@@ -9,6 +9,7 @@ use common::{Numbers, adapter, example};
 use engine::batch::Example;
 use engine::config::{ModelConfig, QkNorm};
 use engine::cuda::{Base, Gpu, RankRoom};
+use engine::generate::{Batcher, GenerateRequest, Limits, Sampling};
 use engine::lora::{Adapter, LoraConfig};
 use engine::pool::Pool;
 use engine::quant::Kind;
@@ -323,7 +324,7 @@ fn losses_of_thirty_steps_are_the_cpus() {
 }
 
 #[test]
-fn every_memory_level_every_run_and_a_resumed_one_give_the_same_bytes() {
+fn twenty_runs_ten_resumed_ones_and_every_memory_level_give_the_same_bytes() {
     let Some(gpu) = gpu() else { return };
     for shape in [&shapes()[0], &shapes()[3], &shapes()[5]] {
         let case = Case::new(&gpu, shape);
@@ -340,12 +341,13 @@ fn every_memory_level_every_run_and_a_resumed_one_give_the_same_bytes() {
             trainer.save_state().unwrap()
         };
         let first = run(MemoryLevel::KeepAll, None);
-        for (memory, stop) in [
-            (MemoryLevel::KeepAll, None),
-            (MemoryLevel::KeepAll, Some(3)),
+        let again = (0..20).map(|_| (MemoryLevel::KeepAll, None));
+        let resumed = (0..10).map(|i| (MemoryLevel::KeepAll, Some(1 + i % 5)));
+        let levels = [
             (MemoryLevel::DropGateUp, None),
             (MemoryLevel::LayerInputs, Some(2)),
-        ] {
+        ];
+        for (memory, stop) in again.chain(resumed).chain(levels) {
             assert!(
                 run(memory, stop) == first,
                 "{} {memory:?} {stop:?}",
@@ -392,4 +394,120 @@ fn the_fastest_memory_level_that_fits_is_chosen() {
     assert_eq!(seen, expected);
     let error = level(1 << 26).unwrap_err().to_string();
     assert!(error.contains("has no room for"), "{error}");
+}
+
+const LIMITS: Limits = Limits {
+    max_sequences: 24,
+    max_cached_tokens: 8192,
+};
+
+fn ask(prompt: Vec<u32>, adapter: Option<Arc<Adapter>>, n: usize) -> GenerateRequest {
+    GenerateRequest {
+        prompt,
+        adapter,
+        scope: "a".into(),
+        sampling: Sampling {
+            temperature: 0.0,
+            ..Sampling::default()
+        },
+        max_new_tokens: n,
+        stop_token_ids: Vec::new(),
+        top_logprobs: Some(3),
+        grammar: None,
+    }
+}
+
+/// The outputs of each request, all of them admitted at once.
+fn generate(batcher: &mut Batcher, requests: &[GenerateRequest]) -> Vec<Vec<(u32, u32)>> {
+    let ids: Vec<_> = requests
+        .iter()
+        .map(|request| batcher.admit(request.clone()).unwrap())
+        .collect();
+    let mut outputs = vec![Vec::new(); requests.len()];
+    while !batcher.is_idle() {
+        for output in batcher.step().unwrap() {
+            let at = ids.iter().position(|id| *id == output.id).unwrap();
+            outputs[at].push((output.token, output.logprob.to_bits()));
+        }
+    }
+    outputs
+}
+
+#[test]
+fn rows_of_any_step_on_a_gpu_equal_their_single_runs_bit_for_bit() {
+    let Some(gpu) = gpu() else { return };
+    for shape in [&shapes()[0], &shapes()[2], &shapes()[3], &shapes()[5]] {
+        let case = Case::new(&gpu, shape);
+        let vocab = case.base.config().vocab_size;
+        let made = [4, 8, 16].into_iter().enumerate().map(|(i, r)| {
+            let config = LoraConfig::all_linear(r, 16.0);
+            Arc::new(adapter(&case.base, &config, i as u64))
+        });
+        let adapters: Vec<_> = made.collect();
+        let requests: Vec<_> = [1, 70, 5, 600, 33, 130, 64, 2, 17]
+            .iter()
+            .enumerate()
+            .map(|(i, &len)| {
+                let prompt = example(vocab, len, i as u64).tokens;
+                ask(prompt, adapters.get(i % 4).cloned(), 12)
+            })
+            .collect();
+        let mut batcher = Batcher::on_gpu(case.on_gpu.clone(), case.pool.clone(), LIMITS).unwrap();
+        let together = generate(&mut batcher, &requests);
+        for (i, request) in requests.iter().enumerate() {
+            let mut alone =
+                Batcher::on_gpu(case.on_gpu.clone(), case.pool.clone(), LIMITS).unwrap();
+            let single = generate(&mut alone, std::slice::from_ref(request));
+            assert!(single[0] == together[i], "{} request {i}", shape.family);
+        }
+    }
+}
+
+#[test]
+fn scores_on_a_gpu_are_the_cpus_within_bf16() {
+    let Some(gpu) = gpu() else { return };
+    let mut bad = Vec::new();
+    for shape in shapes() {
+        let case = Case::new(&gpu, &shape);
+        let mut on_cpu = Batcher::new(case.base.clone(), case.pool.clone(), LIMITS);
+        let mut on_gpu = Batcher::on_gpu(case.on_gpu.clone(), case.pool.clone(), LIMITS).unwrap();
+        let tokens = example(case.base.config().vocab_size, 700, 1).tokens;
+        for adapter in [None, Some(&case.adapter)] {
+            let [a, b] = [&mut on_gpu, &mut on_cpu].map(|b| b.score(&tokens, adapter).unwrap());
+            // What a training scores in bf16 on the CPU is as far from f32.
+            let twin = {
+                let config = Case::config(Precision::Bf16, MemoryLevel::KeepAll);
+                let fresh = Adapter::init(case.base.config(), &LoraConfig::all_linear(8, 16.0), 0);
+                let adapter = adapter.cloned().unwrap_or_else(|| fresh.unwrap());
+                let mut twin = Trainer::new(case.base.clone(), adapter, config, case.pool.clone());
+                let mask = vec![true; tokens.len()];
+                let example = Example {
+                    tokens: tokens.clone(),
+                    mask,
+                };
+                let logits = twin.logits(&example.tokens).unwrap();
+                log_probs(&logits, &tokens, case.base.config().vocab_size)
+            };
+            let (ours, theirs) = (distance(&a, &b), distance(&twin, &b));
+            println!(
+                "{:12} scores {ours:.5} from f32, the CPU's bf16 {theirs:.5}",
+                shape.family
+            );
+            if !is_near(ours, theirs) {
+                bad.push(shape.family);
+            }
+        }
+    }
+    assert!(bad.is_empty(), "{bad:?}");
+}
+
+/// log p of each token after the first.
+fn log_probs(logits: &[f32], tokens: &[u32], vocab: usize) -> Vec<f32> {
+    let rows = logits.chunks_exact(vocab).zip(&tokens[1..]);
+    rows.map(|(row, &target)| {
+        let top = row.iter().copied().fold(f32::MIN, f32::max);
+        let total: f64 = row.iter().map(|x| f64::from(x - top).exp()).sum();
+        row[target as usize] - top - total.ln() as f32
+    })
+    .collect()
 }

@@ -12,6 +12,7 @@ use cudarc::nvrtc::Ptx;
 use super::kernels;
 use super::matmul::Matmuls;
 use super::ops::{self, AttentionShape, HEAD_DIMS};
+use super::serve_ops;
 
 /// Why a GPU did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -160,6 +161,11 @@ impl Gpu {
                     allow_shared_memory(&functions, kernels, shapes)?;
                 }
             }
+        }
+        let limit = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        for (name, shared) in serve_ops::large() {
+            // A card that has not as much cannot run it: this is told when it is started.
+            let _ = functions[name].set_attribute(limit, shared as i32);
         }
         Ok(Self(Arc::new(Inner {
             kernels: functions,

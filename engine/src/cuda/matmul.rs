@@ -58,7 +58,7 @@ impl Key {
             Read::AsIs => &mut near.shape[0],
             Read::Transposed => &mut near.shape[2],
         };
-        *rows = rows.next_multiple_of((rows.next_power_of_two() / 16).max(1));
+        *rows = rows.next_multiple_of((rows.next_power_of_two() / 8).max(1));
         near
     }
 }

@@ -1,6 +1,6 @@
 //! Owns memory on the GPU, and the division of one piece of it among matrices.
 
-use cudarc::driver::{CudaSlice, DevicePtr, result};
+use cudarc::driver::{CudaSlice, DevicePtr, PinnedHostSlice, result};
 
 use super::gpu::{Context, CudaError, Gpu};
 
@@ -183,6 +183,36 @@ impl Memory {
 
     pub fn len(&self) -> usize {
         self.slice.len()
+    }
+}
+
+/// Numbers in memory that the GPU copies to at full speed.
+pub(super) struct Pinned {
+    numbers: PinnedHostSlice<f32>,
+}
+
+impl Pinned {
+    /// Errors: `Driver`.
+    pub fn new(gpu: &Gpu, len: usize) -> Result<Self, CudaError> {
+        // SAFETY: whoever reads the memory has written it first.
+        let numbers = unsafe {
+            gpu.stream()
+                .context()
+                .alloc_pinned_with_flags(len.max(1), 0)
+        };
+        let numbers = numbers.context("allocating memory that it copies to")?;
+        Ok(Self { numbers })
+    }
+
+    pub fn len(&self) -> usize {
+        self.numbers.len()
+    }
+
+    /// The first `len` numbers.
+    /// Errors: `Driver`.
+    pub fn numbers(&mut self, len: usize) -> Result<&mut [f32], CudaError> {
+        let numbers = self.numbers.as_mut_slice().context("copying from it")?;
+        Ok(&mut numbers[..len])
     }
 }
 

@@ -1,6 +1,7 @@
 //! Owns the engine on an NVIDIA GPU: memory, products through cuBLASLt, our own kernels (`engine/kernels`), a base's weights and
 //! a training on them. The driver and cuBLASLt are opened at run time: without them [`Gpu::count`] is 0 and nothing else differs.
 
+mod adapters;
 mod backward;
 mod base;
 mod gpu;
@@ -12,8 +13,11 @@ mod passes;
 mod quant;
 mod room;
 mod run;
+mod serve_ops;
+mod serving;
 
 pub use base::{Base, BaseError, RankRoom};
 pub use gpu::{CudaError, Gpu};
 pub(crate) use run::Run;
 pub use run::{memory_level, supports};
+pub(crate) use serving::Generator;

@@ -27,7 +27,7 @@ impl Rows {
     }
 }
 
-fn int(n: usize) -> i32 {
+pub(super) fn int(n: usize) -> i32 {
     i32::try_from(n).expect("sizes fit 31 bits — the model's or the pass's would not")
 }
 

@@ -16,7 +16,8 @@ const LEAST_CHUNK_ROWS: usize = 256;
 
 /// Rows whose logits exist at once.
 fn chunk_rows(vocab: usize, n_labels: usize) -> usize {
-    let rows = (CHUNK_NUMBERS / vocab).max(LEAST_CHUNK_ROWS);
+    let rows = CHUNK_NUMBERS / vocab / LEAST_CHUNK_ROWS * LEAST_CHUNK_ROWS;
+    let rows = rows.max(LEAST_CHUNK_ROWS);
     rows.min(n_labels.max(1))
 }
 

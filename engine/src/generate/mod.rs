@@ -2,23 +2,24 @@
 //! no request and no clock.
 
 mod grammar;
+mod model;
 mod sequence;
 
 use std::collections::VecDeque;
-use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use crate::cpu::buffer::OutOfMemory;
 use crate::cpu::pool::Pool;
-use crate::kv::{Beginning, KvCache, PAGE, PageShape, Pages, Span, attend};
-use crate::lora::{Adapter, PackedLora};
-use crate::model::{Decoder, Keep};
-use crate::nn::attention::Heads;
-use crate::nn::rope::Position;
+use crate::cuda;
+use crate::kv::{Beginning, KvCache, PAGE, Pages, Span};
+use crate::lora::Adapter;
+use crate::sampling::Choice;
 pub use crate::sampling::Sampling;
 use crate::weights::BaseModel;
 pub(crate) use grammar::is_allowed;
 pub use grammar::{Grammar, Walk};
+use model::OnCpu;
+pub(crate) use model::{Model, Step};
 use sequence::{Sequence, check_request, check_tokens};
 
 /// Tokens that one step runs at most, unless there are more sequences than that: a long prompt must not hold up those beside it.
@@ -95,6 +96,10 @@ pub enum AdmitError {
     NothingToGenerate,
     #[error("the adapter was made for a model of another shape")]
     WrongAdapter,
+    #[error(
+        "the adapter replaces parts of the base (DoRA, trained biases or modules), which a GPU cannot serve yet; the CPU can"
+    )]
+    NotOnGpu,
 }
 
 /// Why a step did nothing.
@@ -111,31 +116,46 @@ pub enum GenerateError {
     },
     #[error("{0}")]
     BadInput(String),
+    /// Nothing that it holds can be trusted any more.
+    #[error("{0}")]
+    Gpu(String),
 }
 
 /// All live sequences of one base model.
 pub struct Batcher {
-    base: Arc<BaseModel>,
+    model: Box<dyn Model>,
     pool: Pool,
     limits: Limits,
     live: Vec<Sequence>,
     next_id: u64,
     pages: Pages,
-    decoder: Decoder<f32>,
 }
 
 impl Batcher {
     /// A batcher without sequences.
     pub fn new(base: Arc<BaseModel>, pool: Pool, limits: Limits) -> Self {
-        let pages = Pages::new(PageShape::new(base.config()), limits.max_cached_tokens);
+        Self::with(Box::new(OnCpu::new(base)), pool, limits)
+    }
+
+    /// The same on a GPU, in bf16; tokens are chosen on the pool.
+    /// Errors: `OutOfMemory` where keys and values of `max_cached_tokens` do not fit; `Unsupported`.
+    pub fn on_gpu(
+        base: Arc<cuda::Base>,
+        pool: Pool,
+        limits: Limits,
+    ) -> Result<Self, cuda::CudaError> {
+        let model = cuda::Generator::new(base, limits.max_sequences, limits.max_cached_tokens)?;
+        Ok(Self::with(Box::new(model), pool, limits))
+    }
+
+    fn with(model: Box<dyn Model>, pool: Pool, limits: Limits) -> Self {
         Self {
-            base,
+            pages: Pages::new(model.page_shape(), limits.max_cached_tokens),
+            model,
             pool,
             limits,
             live: Vec::new(),
             next_id: 0,
-            pages,
-            decoder: Decoder::default(),
         }
     }
 
@@ -143,19 +163,23 @@ impl Batcher {
     /// room for its prompt; if the answers outgrow the pages, the youngest sequences wait, and go on where they were.
     /// Errors: `Full` for now, the others for good.
     pub fn admit(&mut self, request: GenerateRequest) -> Result<SequenceId, AdmitError> {
-        let config = self.base.config();
-        let max_tokens = check_request(config, self.limits, &request)?;
+        let max_tokens = check_request(self.model.config(), self.limits, &request)?;
+        if let Some(adapter) = &request.adapter
+            && !self.model.takes(adapter)
+        {
+            return Err(AdmitError::NotOnGpu);
+        }
         if self.live.len() >= self.limits.max_sequences {
             return Err(AdmitError::Full);
         }
         let beginning = Beginning::Empty {
             scope: Arc::clone(&request.scope),
             adapter: request.adapter.as_ref().map(|adapter| adapter.number()),
-            is_long: self.base.ropes.is_long(max_tokens),
+            is_long: self.model.is_long(max_tokens),
         };
         let id = SequenceId(self.next_id);
         self.next_id += 1;
-        let cache = KvCache::new(config, max_tokens);
+        let cache = KvCache::new(max_tokens);
         let mut sequence = Sequence::new(id, request, max_tokens, cache, beginning);
         sequence.reuse(&mut self.pages);
         let n_promised: usize = self.live.iter().map(|s| s.n_missing()).sum();
@@ -184,9 +208,7 @@ impl Batcher {
                 .map_or(0, |a| Arc::as_ptr(a) as usize)
         });
         let plan = self.with_pages(plan(&self.live))?;
-        let mut chosen = Vec::new();
-        {
-            let (pool, base) = (&*held, &*self.base);
+        let chosen = {
             let adapters: Vec<_> = self
                 .live
                 .iter()
@@ -196,7 +218,11 @@ impl Batcher {
                 .iter()
                 .flat_map(|&(i, n, _)| self.live[i].pending()[..n].iter().copied())
                 .collect();
-            let mut spans = Vec::new();
+            let mut step = Step {
+                tokens: &tokens,
+                spans: Vec::new(),
+                adapters: Vec::new(),
+            };
             let mut last_rows = Vec::new();
             let mut row = 0;
             let mut planned = plan.iter().peekable();
@@ -208,27 +234,19 @@ impl Batcher {
                 if is_whole {
                     last_rows.push((i, row + n - 1));
                 }
-                spans.push((
-                    i,
-                    Span {
-                        rows: row..row + n,
-                        cache: &mut sequence.cache,
-                    },
-                ));
+                step.spans.push(Span {
+                    rows: row..row + n,
+                    cache: &mut sequence.cache,
+                });
+                step.adapters.push(adapters[i].as_deref());
                 row += n;
             }
-            let loras = group(pool, base, &adapters, &spans);
-            let mut spans: Vec<_> = spans.into_iter().map(|(_, span)| span).collect();
-            run(&mut self.decoder, pool, base, &loras, &tokens, &mut spans)?;
+            let vocab = self.model.config().vocab_size;
             let rows: Vec<usize> = last_rows.iter().map(|&(_, row)| row).collect();
-            let logits = self.decoder.logits_mut(pool, base, &loras, &rows)?;
-            for (&(i, _), logits) in last_rows
-                .iter()
-                .zip(logits.chunks_exact_mut(base.config().vocab_size))
-            {
-                chosen.push((i, self.live[i].choose(logits)?));
-            }
-        }
+            let logits = self.model.step(&held, &mut step, &rows)?;
+            let last = last_rows.iter().map(|&(i, _)| i);
+            choose_all(&held, &mut self.live, last, logits, vocab)?
+        };
         for &(i, n, _) in &plan {
             self.live[i].advance(n, &mut self.pages);
         }
@@ -302,7 +320,7 @@ impl Batcher {
         tokens: &[u32],
         adapter: Option<&Adapter>,
     ) -> Result<Vec<f32>, GenerateError> {
-        let config = self.base.config();
+        let config = self.model.config();
         check_tokens(config, tokens).map_err(|error| GenerateError::BadInput(error.to_string()))?;
         if adapter.is_some_and(|adapter| !adapter.layout().fits(config)) {
             return Err(GenerateError::BadInput(
@@ -316,43 +334,46 @@ impl Batcher {
                 tokens.len()
             )));
         }
-        let mut cache = KvCache::new(config, tokens.len());
-        let mut pages = Pages::new(PageShape::new(config), tokens.len());
-        while cache.n_missing(tokens.len()) > 0 {
-            cache.pages.extend(pages.take()?);
+        if adapter.is_some_and(|adapter| !self.model.takes(adapter)) {
+            return Err(GenerateError::BadInput(AdmitError::NotOnGpu.to_string()));
         }
-        let mut logprobs = Vec::new();
-        let inputs = &tokens[..tokens.len().saturating_sub(1)];
-        for (i, chunk) in inputs.chunks(TOKENS_PER_STEP).enumerate() {
-            let rows: Vec<usize> = (0..chunk.len()).collect();
-            let packed =
-                adapter.map(|adapter| (0..chunk.len(), adapter.packed(&self.pool, &self.base)));
-            let loras: Vec<_> = packed.into_iter().collect();
-            let head = loras
-                .first()
-                .map_or(self.base.head(), |(_, lora)| lora.head(&self.base));
-            let mut spans = [Span {
-                rows: 0..chunk.len(),
-                cache: &mut cache,
-            }];
-            run(
-                &mut self.decoder,
-                &self.pool,
-                &self.base,
-                &loras,
-                chunk,
-                &mut spans,
-            )?;
-            cache.n_cached += chunk.len();
-            let first_target = i * TOKENS_PER_STEP + 1;
-            let targets = &tokens[first_target..first_target + chunk.len()];
-            let losses = self
-                .decoder
-                .losses_of(&self.pool, &self.base, head, &rows, targets)?;
-            logprobs.extend(losses.logprobs);
-        }
-        Ok(logprobs)
+        self.model.score(&self.pool, tokens, adapter)
     }
+}
+
+/// The next token of each sequence that `which` names, in ascending order, out of its row of `logits` (rows, V).
+/// Errors: the first sequence's, as [`Sequence::choose`] has them.
+fn choose_all(
+    pool: &Pool,
+    live: &mut [Sequence],
+    which: impl Iterator<Item = usize>,
+    logits: &mut [f32],
+    vocab: usize,
+) -> Result<Vec<(usize, Choice)>, GenerateError> {
+    let mut all = live.iter_mut().enumerate();
+    let sequences = which.map(|i| {
+        let mut rest = all.by_ref().skip_while(|(k, _)| *k < i);
+        rest.next()
+            .expect("a sequence that lives — a bug in the plan")
+    });
+    let tasks: Vec<_> = sequences
+        .zip(logits.chunks_exact_mut(vocab))
+        .map(|((i, sequence), logits)| Mutex::new((i, sequence, logits, None)))
+        .collect();
+    pool.run(tasks.len(), |at| {
+        let mut task = tasks[at].lock();
+        let task = task.as_mut().expect("one task has it — a bug in the pool");
+        let (_, sequence, logits, choice) = &mut **task;
+        *choice = Some(sequence.choose(logits));
+    });
+    let chosen = tasks.into_iter().map(|task| {
+        let task = task.into_inner().expect("no task panicked, or `run` had");
+        let (i, _, _, choice) = task;
+        choice
+            .expect("every task ran — a bug in the pool")
+            .map(|choice| (i, choice))
+    });
+    chosen.collect()
 }
 
 /// (sequence, rows, whether these are all of its pending tokens).
@@ -381,61 +402,4 @@ fn plan(live: &[Sequence]) -> Vec<Planned> {
     }
     plan.sort_unstable();
     plan
-}
-
-/// Ranges of rows that one adapter changes.
-fn group<'a>(
-    pool: &Pool,
-    base: &BaseModel,
-    adapters: &'a [Option<Arc<Adapter>>],
-    spans: &[(usize, Span<'_>)],
-) -> Vec<(Range<usize>, &'a PackedLora<f32>)> {
-    let mut groups: Vec<(Range<usize>, &PackedLora<f32>)> = Vec::new();
-    for (i, span) in spans {
-        let Some(adapter) = &adapters[*i] else {
-            continue;
-        };
-        let packed = adapter.packed(pool, base);
-        match groups.last_mut() {
-            Some((rows, last)) if std::ptr::eq(*last, packed) && rows.end == span.rows.start => {
-                rows.end = span.rows.end
-            }
-            _ => groups.push((span.rows.clone(), packed)),
-        }
-    }
-    groups
-}
-
-/// Runs new rows of sequences through every block; their caches take the keys and values, but do not count them yet.
-fn run(
-    decoder: &mut Decoder<f32>,
-    pool: &Pool,
-    base: &BaseModel,
-    loras: &[(Range<usize>, &PackedLora<f32>)],
-    tokens: &[u32],
-    spans: &mut [Span<'_>],
-) -> Result<(), OutOfMemory> {
-    let positions: Vec<Position> = spans
-        .iter()
-        .flat_map(|Span { rows, cache }| {
-            (0..rows.len()).map(|i| Position {
-                at: cache.n_cached + i,
-                n_tokens: cache.n_tokens,
-            })
-        })
-        .collect();
-    decoder.forward_with(
-        pool,
-        base,
-        loras,
-        tokens,
-        positions.iter().copied(),
-        Keep::Nothing,
-        None,
-        |layer, qkv, out, _| {
-            let heads = Heads::new(base.config(), layer);
-            attend(pool, heads, layer, spans, qkv, out);
-            Ok(())
-        },
-    )
 }

@@ -33,6 +33,15 @@ impl PageShape {
         }
     }
 
+    /// Of pages whose keys and values lie on a GPU: nothing in memory but their number.
+    pub fn elsewhere() -> Self {
+        Self {
+            n_layers: 0,
+            n_kv_heads: 0,
+            head_dim: 0,
+        }
+    }
+
     /// Words of a page.
     fn len(self) -> usize {
         self.n_layers * self.n_kv_heads * self.pair_len()
@@ -59,17 +68,15 @@ pub(crate) struct KvCache {
     pub n_cached: usize,
     /// What the sequence can come to.
     pub n_tokens: usize,
-    shape: PageShape,
 }
 
 impl KvCache {
     /// Without a page, for a sequence that can come to `n_tokens`.
-    pub fn new(config: &ModelConfig, n_tokens: usize) -> Self {
+    pub fn new(n_tokens: usize) -> Self {
         Self {
             pages: Vec::new(),
             n_cached: 0,
             n_tokens,
-            shape: PageShape::new(config),
         }
     }
 
@@ -133,12 +140,13 @@ struct Piece {
 pub(crate) fn attend(
     pool: &Pool,
     heads: Heads,
+    shape: PageShape,
     layer: usize,
     spans: &mut [Span<'_>],
     qkv: &[f32],
     out: &mut [f32],
 ) {
-    append(pool, heads, layer, spans, qkv);
+    append(pool, heads, shape, layer, spans, qkv);
     let pieces = pieces(heads, spans);
     let (spans, out) = (&*spans, SharedMut::new(out));
     let (width, query_size, head_dim) = (heads.qkv_size(), heads.query_size(), heads.head_dim);
@@ -167,7 +175,7 @@ pub(crate) fn attend(
         };
         let of_head = Head {
             pages: &cache.pages,
-            places: cache.shape.places(layer, kv),
+            places: shape.places(layer, kv),
             head_dim,
         };
         let mut lse = [0.0; BLOCK];
@@ -185,7 +193,14 @@ pub(crate) fn attend(
     });
 }
 
-fn append(pool: &Pool, heads: Heads, layer: usize, spans: &mut [Span<'_>], qkv: &[f32]) {
+fn append(
+    pool: &Pool,
+    heads: Heads,
+    shape: PageShape,
+    layer: usize,
+    spans: &mut [Span<'_>],
+    qkv: &[f32],
+) {
     let (width, head_dim) = (heads.qkv_size(), heads.head_dim);
     let open: Vec<_> = spans
         .iter_mut()
@@ -199,8 +214,7 @@ fn append(pool: &Pool, heads: Heads, layer: usize, spans: &mut [Span<'_>], qkv: 
             let at = cache.n_cached + i;
             let page = open[span][at / PAGE - cache.n_cached / PAGE];
             // SAFETY: each (span, kv head) has its own keys and values in pages that are the span's alone.
-            let [keys, values] = cache
-                .shape
+            let [keys, values] = shape
                 .places(layer, kv)
                 .map(|place| unsafe { page.slice(place) });
             let qkv = &qkv[row * width..(row + 1) * width];

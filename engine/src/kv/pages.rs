@@ -9,9 +9,15 @@ use crate::cpu::buffer::{Buffer, OutOfMemory};
 /// Keys and values of up to [`PAGE`] tokens, in every block.
 pub(crate) struct Page {
     words: Buffer<u32>,
+    /// Its place among those of the batcher.
+    number: usize,
 }
 
 impl Page {
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
     pub fn words(&self) -> &[u32] {
         &self.words
     }
@@ -56,8 +62,9 @@ impl Pages {
         }
         if self.n_made < self.limit {
             let words = Buffer::zeroed(self.shape.len())?;
+            let number = self.n_made;
             self.n_made += 1;
-            return Ok(Some(Arc::new(Page { words })));
+            return Ok(Some(Arc::new(Page { words, number })));
         }
         Ok(self.prefixes.evict().map(Arc::new))
     }

@@ -237,6 +237,7 @@ impl From<GenerateError> for DeviceError {
     fn from(error: GenerateError) -> Self {
         match error {
             GenerateError::OutOfMemory(_) => DeviceError::OutOfMemory(error.to_string()),
+            GenerateError::Gpu(_) => DeviceError::Broken(error.to_string()),
             GenerateError::BadInput(_)
             | GenerateError::NotFinite(_)
             | GenerateError::Grammar { .. } => DeviceError::BadInput(error.to_string()),

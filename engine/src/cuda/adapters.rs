@@ -1,0 +1,220 @@
+//! Owns the adapters that generation has on a GPU: each in a slot, the one that was used longest ago makes room.
+
+use half::bf16;
+
+use super::gpu::{CudaError, Gpu};
+use super::memory::{Format, Matrix, Memory, Plan, upload};
+use super::serve_ops::{AdapterLinear, AdapterPart, EXPAND_COLUMNS};
+use crate::lora::{Adapter, Fused, Layout};
+
+/// What adapters may take together, unless one step needs more. Bytes.
+const BUDGET: u64 = 4 << 30;
+
+/// Ranks of a part begin at multiples of this, and end there: the rest are zeros.
+const STEP: usize = 8;
+
+pub(super) struct Adapters {
+    gpu: Gpu,
+    slots: Vec<Option<Loaded>>,
+    /// For each slot what every fused linear of every layer has of it.
+    table: Memory,
+    n_linears: usize,
+    clock: u64,
+}
+
+struct Loaded {
+    number: u64,
+    used: u64,
+    most_ranks: usize,
+    most_blocks: usize,
+    memory: Memory,
+}
+
+/// Where an adapter of this step lies.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Slot {
+    /// What the kernels count in: see [`Adapters::of_linear`].
+    pub adapter: usize,
+    pub most_ranks: usize,
+    pub most_blocks: usize,
+}
+
+impl Adapters {
+    /// Errors: `OutOfMemory`.
+    pub fn new(gpu: &Gpu, n_layers: usize, n_slots: usize) -> Result<Self, CudaError> {
+        let n_linears = n_layers * Fused::ALL.len();
+        let bytes = n_slots * n_linears * size_of::<AdapterLinear>();
+        let mut slots = Vec::new();
+        slots.resize_with(n_slots, || None);
+        Ok(Self {
+            gpu: gpu.clone(),
+            slots,
+            table: Memory::new(gpu, bytes)?,
+            n_linears,
+            clock: 0,
+        })
+    }
+
+    /// The adapters of one fused linear, of all slots: slot `i` is number i · linears there.
+    pub fn of_linear(&self, layer: usize, fused: Fused) -> u64 {
+        let at = layer * Fused::ALL.len() + fused as usize;
+        self.table.at() + (at * size_of::<AdapterLinear>()) as u64
+    }
+
+    /// Begins a step: what it asks for from now on stays until the next.
+    pub fn begin_step(&mut self) {
+        self.clock += 1;
+    }
+
+    /// Where an adapter is, brought here where it is not.
+    /// Errors: `OutOfMemory`, `Driver`.
+    pub fn slot(&mut self, adapter: &Adapter) -> Result<Slot, CudaError> {
+        let number = adapter.number();
+        let found = self.slots.iter().position(|slot| {
+            let loaded = slot.as_ref();
+            loaded.is_some_and(|loaded| loaded.number == number)
+        });
+        let at = match found {
+            Some(at) => at,
+            None => self.load(adapter)?,
+        };
+        let loaded = self.slots[at].as_mut();
+        let loaded = loaded.expect("found or loaded above — a bug here");
+        loaded.used = self.clock;
+        Ok(Slot {
+            adapter: at * self.n_linears,
+            most_ranks: loaded.most_ranks,
+            most_blocks: loaded.most_blocks,
+        })
+    }
+
+    fn load(&mut self, adapter: &Adapter) -> Result<usize, CudaError> {
+        let adapter_number = adapter.number();
+        let adapter = adapter.to_plain();
+        let (layout, values) = (adapter.layout(), adapter.values());
+        let mut plan = Plan::measure();
+        let _ = places(&mut plan, layout);
+        self.make_room(plan.used() as u64);
+        let at = self.free_slot();
+        let memory = Memory::new(&self.gpu, plan.used())?;
+        let (mut table, mut most_ranks, mut most_blocks) = (Vec::new(), 0, 0);
+        for (linear, place) in places(&mut Plan::over(&memory), layout)
+            .into_iter()
+            .enumerate()
+        {
+            let fused = Fused::ALL[linear % Fused::ALL.len()];
+            let slots = layout.fused(linear / Fused::ALL.len(), fused);
+            let mut of_linear = AdapterLinear {
+                a: place.a.at,
+                a_pitch: place.a.pitch as i32,
+                n_ranks: place.a.rows as i32,
+                n_parts: slots.len() as i32,
+                ..AdapterLinear::default()
+            };
+            let mut a = vec![bf16::ZERO; place.a.rows * place.a.pitch];
+            let (mut first_rank, mut n_blocks) = (0, 0);
+            for ((slot, b_place), part) in slots.iter().zip(&place.b).zip(&mut of_linear.parts) {
+                let n_ranks = slot.r.next_multiple_of(STEP);
+                let rows = values[slot.a.clone()].chunks_exact(slot.n_in);
+                for (row, from) in a.chunks_exact_mut(place.a.pitch).skip(first_rank).zip(rows) {
+                    let pairs = row.iter_mut().zip(from);
+                    pairs.for_each(|(to, from)| *to = bf16::from_f32(from * slot.scale));
+                }
+                let mut b = vec![bf16::ZERO; slot.n_out * b_place.pitch];
+                let rows = values[slot.b.clone()].chunks_exact(slot.r);
+                for (row, from) in b.chunks_exact_mut(b_place.pitch).zip(rows) {
+                    let pairs = row.iter_mut().zip(from);
+                    pairs.for_each(|(to, from)| *to = bf16::from_f32(*from));
+                }
+                upload(&self.gpu, b_place.at, &b)?;
+                *part = AdapterPart {
+                    b: b_place.at,
+                    b_pitch: b_place.pitch as i32,
+                    first_column: slot.column as i32,
+                    n_columns: slot.n_out as i32,
+                    first_rank: first_rank as i32,
+                    n_ranks: n_ranks as i32,
+                    unused: 0,
+                };
+                first_rank += n_ranks;
+                n_blocks += slot.n_out.div_ceil(EXPAND_COLUMNS);
+            }
+            upload(&self.gpu, place.a.at, &a)?;
+            most_ranks = most_ranks.max(place.a.rows);
+            most_blocks = most_blocks.max(n_blocks);
+            table.push(of_linear);
+        }
+        let bytes = size_of::<AdapterLinear>() * self.n_linears;
+        upload(&self.gpu, self.table.at() + (at * bytes) as u64, &table)?;
+        self.slots[at] = Some(Loaded {
+            number: adapter_number,
+            used: self.clock,
+            most_ranks,
+            most_blocks,
+            memory,
+        });
+        Ok(at)
+    }
+
+    /// Drops what was used longest ago until `needed` bytes fit the budget; what this step uses stays.
+    fn make_room(&mut self, needed: u64) {
+        loop {
+            let held = self
+                .slots
+                .iter()
+                .flatten()
+                .map(|loaded| loaded.memory.len() as u64);
+            if held.sum::<u64>() + needed <= BUDGET {
+                return;
+            }
+            match self.oldest() {
+                Some(at) => self.slots[at] = None,
+                None => return,
+            }
+        }
+    }
+
+    fn free_slot(&mut self) -> usize {
+        if let Some(at) = self.slots.iter().position(Option::is_none) {
+            return at;
+        }
+        let at = self.oldest();
+        at.expect("a step has at most as many adapters as there are slots — a bug above")
+    }
+
+    /// The slot that was used longest ago, before this step.
+    fn oldest(&self) -> Option<usize> {
+        let used = |at: usize| self.slots[at].as_ref().map(|loaded| loaded.used);
+        let before =
+            (0..self.slots.len()).filter(|&at| used(at).is_some_and(|used| used < self.clock));
+        before.min_by_key(|&at| used(at))
+    }
+}
+
+/// Where A and the Bs of a fused linear lie.
+struct Places {
+    /// (ranks, k)
+    a: Matrix,
+    /// (n, rank) of each part.
+    b: Vec<Matrix>,
+}
+
+/// For each fused linear of each layer.
+fn places(plan: &mut Plan, layout: &Layout) -> Vec<Places> {
+    let mut all = Vec::new();
+    for layer in 0..layout.n_layers {
+        for fused in Fused::ALL {
+            let slots = layout.fused(layer, fused);
+            let ranks = slots.iter().map(|slot| slot.r.next_multiple_of(STEP)).sum();
+            let n_in = slots.first().map_or(0, |slot| slot.n_in);
+            all.push(Places {
+                a: plan.matrix(Format::Bf16, ranks, n_in),
+                b: slots
+                    .iter()
+                    .map(|slot| plan.dense(Format::Bf16, slot.n_out, slot.r.next_multiple_of(STEP)))
+                    .collect(),
+            });
+        }
+    }
+    all
+}

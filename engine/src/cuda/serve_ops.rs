@@ -1,0 +1,271 @@
+//! Owns how the kernels of generation are started. Each gives a row the same bits whatever rows are beside it.
+
+use super::gpu::{CudaError, Gpu, Launch, launch};
+use super::memory::{Format, Matrix};
+use super::ops::{HEAD_DIMS, int};
+use crate::config::ModelConfig;
+
+/// Rows that `skinny_linear` takes at most.
+const MOST_ROWS: usize = 64;
+
+/// Dynamic shared memory of `skinny_linear`. Bytes.
+const LINEAR_SHARED: u32 = 98304;
+
+/// Keys that one block of the attention has at a time.
+const CHUNK: usize = 256;
+
+/// Tokens of a page.
+pub(super) const PAGE: usize = 64;
+
+/// Rows whose attention is computed at once: what its parts take of memory.
+pub(super) const ATTENTION_ROWS: usize = 64;
+
+/// Rows of a segment of `grouped_lora_*`.
+pub(super) const SEGMENT_ROWS: usize = 16;
+
+const SHRINK_SHARED: u32 = 65536;
+
+static LINEARS: [[&str; 2]; 4] = [
+    ["skinny_linear_8_16", "skinny_linear_8_32"],
+    ["skinny_linear_16_16", "skinny_linear_16_32"],
+    ["skinny_linear_32_16", "skinny_linear_32_32"],
+    ["skinny_linear_64_16", "skinny_linear_64_32"],
+];
+
+static ATTENTIONS: [[&str; 2]; 4] = [
+    ["decode_attention_64", "decode_attention_64_wide"],
+    ["decode_attention_96", "decode_attention_96_wide"],
+    ["decode_attention_128", "decode_attention_128_wide"],
+    ["decode_attention_256", "decode_attention_256_wide"],
+];
+
+/// Dynamic shared memory of an attention, by its channels and whether its groups are wide. Bytes.
+fn attention_shared(variant: usize, is_wide: bool) -> u32 {
+    match (HEAD_DIMS[variant], is_wide) {
+        (96, _) => 73728,
+        (256, true) => 66560,
+        _ => 65536,
+    }
+}
+
+/// Every kernel here that takes more than 48 KiB of dynamic shared memory, which has to be asked for.
+pub(super) fn large() -> Vec<(&'static str, u32)> {
+    let linears = LINEARS.iter().flatten().map(|name| (*name, LINEAR_SHARED));
+    let attentions = ATTENTIONS.iter().enumerate().flat_map(|(variant, names)| {
+        let shared = [false, true].map(|is_wide| attention_shared(variant, is_wide));
+        names.iter().copied().zip(shared)
+    });
+    let shrink = [("grouped_lora_shrink", SHRINK_SHARED)];
+    linears.chain(attentions).chain(shrink).collect()
+}
+
+/// Where a product goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum To {
+    Become,
+    /// An f32 result is added to what is there.
+    Add,
+}
+
+/// y = x·Wᵀ + bias, or added to y. Shapes: `x` (rows, k), `w` (n, k), `y` (rows, n) in bf16 or f32; `bias` in the format of y, or 0.
+pub(super) fn linear(
+    gpu: &Gpu,
+    x: Matrix,
+    w: Matrix,
+    bias: u64,
+    y: Matrix,
+    to: To,
+) -> Result<(), CudaError> {
+    let mode = match (y.format, to) {
+        (Format::Bf16, _) => 0,
+        (Format::F32, To::Become) => 1,
+        (Format::F32, To::Add) => 2,
+    };
+    let is_tall = w.rows >= 4096;
+    let of_block = if is_tall { 32 } else { 16 };
+    for first in (0..x.rows).step_by(MOST_ROWS) {
+        let end = x.rows.min(first + MOST_ROWS);
+        let (x, y) = (x.rows(first, end), y.rows(first, end));
+        // 8, 16, 32 or 64 rows.
+        let size = x.rows.div_ceil(8).next_power_of_two().trailing_zeros() as usize;
+        let how = Launch {
+            grid: (w.rows.div_ceil(of_block) as u32, 1, 1),
+            block: 256,
+            shared: LINEAR_SHARED,
+        };
+        launch!(
+            gpu, LINEARS[size][usize::from(is_tall)], how;
+            x.at, int(x.pitch), w.at, int(w.pitch), bias, y.at, int(y.pitch), mode, int(x.rows), int(w.rows), int(w.columns)
+        )?;
+    }
+    Ok(())
+}
+
+/// Where the rows of a step belong.
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    pub n: usize,
+    /// The sequence of each row, and its position there.
+    pub sequences: u64,
+    pub positions: u64,
+    /// The pages of each sequence, (sequences, `max_pages`).
+    pub page_table: u64,
+    pub max_pages: usize,
+    /// Tokens of the longest sequence, with those of this step.
+    pub longest: usize,
+}
+
+/// Keys and values of a layer, each (pages, K, 64, C).
+#[derive(Clone, Copy)]
+pub(super) struct LayerPages {
+    pub keys: u64,
+    pub values: u64,
+}
+
+/// Puts keys and values of the step's rows where they belong.
+pub(super) fn append(
+    gpu: &Gpu,
+    config: &ModelConfig,
+    rows: Rows,
+    pages: LayerPages,
+    qkv: Matrix,
+) -> Result<(), CudaError> {
+    launch!(
+        gpu, "kv_append", Launch::blocks(rows.n, 128);
+        qkv.at, int(qkv.pitch), rows.sequences, rows.positions, rows.page_table, int(rows.max_pages), pages.keys,
+        pages.values, int(rows.n), int(config.num_attention_heads), int(config.num_key_value_heads), int(config.head_dim)
+    )
+}
+
+/// What the attention's parts take for the longest sequence: numbers of their sums, and pairs of largest and total.
+pub(super) fn attention_scratch(config: &ModelConfig, longest: usize) -> (usize, usize) {
+    let parts = ATTENTION_ROWS * config.num_attention_heads * longest.div_ceil(CHUNK);
+    (parts * config.head_dim, parts)
+}
+
+/// Each row attends to what its sequence has up to its position. `scratch` is as large as [`attention_scratch`] says.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn attention(
+    gpu: &Gpu,
+    config: &ModelConfig,
+    layer: usize,
+    rows: Rows,
+    pages: LayerPages,
+    qkv: Matrix,
+    out: Matrix,
+    (partial, stats): (u64, u64),
+) -> Result<(), CudaError> {
+    let (n_heads, n_kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+    let variant = HEAD_DIMS.iter().position(|&dim| dim == config.head_dim);
+    let variant =
+        variant.expect("a base was brought here that the kernels do not know — a bug in `base`");
+    let group = n_heads / n_kv_heads;
+    let is_wide = group > 8;
+    let n_parts = n_kv_heads * group.div_ceil(if is_wide { 16 } else { 8 });
+    let n_splits = rows.longest.div_ceil(CHUNK);
+    let softcap = config.attn_logit_softcapping.unwrap_or(0.0);
+    let window = int(config.layers[layer].sliding_window.unwrap_or(0));
+    for first in (0..rows.n).step_by(ATTENTION_ROWS) {
+        let end = rows.n.min(first + ATTENTION_ROWS);
+        let (qkv, out) = (qkv.rows(first, end), out.rows(first, end));
+        let at = 4 * first as u64;
+        let (sequences, positions) = (rows.sequences + at, rows.positions + at);
+        let how = Launch {
+            grid: (n_splits as u32, n_parts as u32, (end - first) as u32),
+            block: 128,
+            shared: attention_shared(variant, is_wide),
+        };
+        launch!(
+            gpu, ATTENTIONS[variant][usize::from(is_wide)], how;
+            qkv.at, int(qkv.pitch), sequences, positions, rows.page_table, int(rows.max_pages), pages.keys, pages.values,
+            partial, stats, int(n_splits), int(CHUNK), config.attention_scale, softcap, window, int(n_heads),
+            int(n_kv_heads)
+        )?;
+        let how = Launch {
+            grid: (n_heads as u32, (end - first) as u32, 1),
+            block: 256,
+            shared: 0,
+        };
+        launch!(
+            gpu, "decode_attention_combine", how;
+            partial, stats, int(n_splits), int(CHUNK), window, sequences, positions, out.at, int(out.pitch), int(n_heads),
+            int(config.head_dim)
+        )?;
+    }
+    Ok(())
+}
+
+/// A part of an adapter's change of a fused linear: the layout of the kernels' `Part`.
+#[repr(C)]
+#[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
+pub(super) struct AdapterPart {
+    pub b: u64,
+    pub b_pitch: i32,
+    pub first_column: i32,
+    pub n_columns: i32,
+    pub first_rank: i32,
+    pub n_ranks: i32,
+    pub unused: i32,
+}
+
+/// An adapter's change of a fused linear: the layout of the kernels' `Adapter`.
+#[repr(C)]
+#[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
+pub(super) struct AdapterLinear {
+    pub a: u64,
+    pub a_pitch: i32,
+    pub n_ranks: i32,
+    pub n_parts: i32,
+    pub unused: i32,
+    pub parts: [AdapterPart; 3],
+}
+
+/// Rows that adapters change, in segments of up to 16 of one adapter.
+#[derive(Clone, Copy)]
+pub(super) struct Segments {
+    pub n: usize,
+    /// {first, rows, adapter} each; the number of them; what `first` counts in.
+    pub segments: u64,
+    pub n_segments: u64,
+    pub rows: u64,
+    /// The largest rank, and the most blocks of an expansion, over the adapters that are there.
+    pub most_ranks: usize,
+    pub most_blocks: usize,
+}
+
+/// Columns that a block of `grouped_lora_expand` has.
+pub(super) const EXPAND_COLUMNS: usize = 256;
+
+/// y += (x·s·Aᵀ)·Bᵀ for the rows of the segments, with `adapters` those of one fused linear. `h` has room for (rows, ranks) in f32.
+pub(super) fn grouped_lora(
+    gpu: &Gpu,
+    segments: Segments,
+    adapters: u64,
+    x: Matrix,
+    h: Matrix,
+    y: Matrix,
+) -> Result<(), CudaError> {
+    let how = Launch {
+        grid: (segments.most_ranks.div_ceil(8) as u32, segments.n as u32, 1),
+        block: 256,
+        shared: SHRINK_SHARED,
+    };
+    launch!(
+        gpu, "grouped_lora_shrink", how;
+        x.at, int(x.pitch), adapters, segments.segments, segments.n_segments, segments.rows, h.at, int(h.pitch),
+        int(x.columns)
+    )?;
+    let name = match y.format {
+        Format::Bf16 => "grouped_lora_expand",
+        Format::F32 => "grouped_lora_expand_f32",
+    };
+    let how = Launch {
+        grid: (segments.most_blocks as u32, segments.n as u32, 1),
+        block: 128,
+        shared: 0,
+    };
+    launch!(
+        gpu, name, how;
+        y.at, int(y.pitch), h.at, int(h.pitch), adapters, segments.segments, segments.n_segments, segments.rows
+    )
+}

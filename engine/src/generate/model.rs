@@ -1,0 +1,201 @@
+//! What generation asks of the processor that runs a model, and the model on the CPU.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::{GenerateError, TOKENS_PER_STEP};
+use crate::config::ModelConfig;
+use crate::cpu::buffer::OutOfMemory;
+use crate::cpu::pool::Pool;
+use crate::kv::{KvCache, PageShape, Pages, Span, attend};
+use crate::lora::{Adapter, PackedLora};
+use crate::model::{Decoder, Keep};
+use crate::nn::attention::Heads;
+use crate::nn::rope::Position;
+use crate::weights::BaseModel;
+
+/// A base model where its weights lie: in memory, or on a GPU.
+pub(crate) trait Model: Send {
+    fn config(&self) -> &ModelConfig;
+
+    /// What this model keeps of keys and values in a page.
+    fn page_shape(&self) -> PageShape;
+
+    /// Whether a sequence that can come to `n_tokens` turns by the frequencies of long ones.
+    fn is_long(&self, n_tokens: usize) -> bool;
+
+    /// Whether this model can be changed by an adapter.
+    fn takes(&self, adapter: &Adapter) -> bool;
+
+    /// Runs new rows of sequences through every block; their caches take the keys and values, but do not count them yet. Then the
+    /// logits of `last`, rows of those, (rows, V); the caller may change them.
+    /// Errors: `OutOfMemory`, `Gpu`.
+    fn step(
+        &mut self,
+        pool: &Pool,
+        step: &mut Step<'_>,
+        last: &[usize],
+    ) -> Result<&mut [f32], GenerateError>;
+
+    /// log p(token i | those before) for i ≥ 1 of one document, computed as a prompt is.
+    /// Errors: `OutOfMemory`, `Gpu`.
+    fn score(
+        &mut self,
+        pool: &Pool,
+        tokens: &[u32],
+        adapter: Option<&Adapter>,
+    ) -> Result<Vec<f32>, GenerateError>;
+}
+
+/// The rows of a step: one adapter's stand together.
+pub(crate) struct Step<'a> {
+    pub tokens: &'a [u32],
+    pub spans: Vec<Span<'a>>,
+    /// Of each span.
+    pub adapters: Vec<Option<&'a Adapter>>,
+}
+
+/// A model in memory.
+pub(super) struct OnCpu {
+    base: Arc<BaseModel>,
+    decoder: Decoder<f32>,
+}
+
+impl OnCpu {
+    pub fn new(base: Arc<BaseModel>) -> Self {
+        Self {
+            base,
+            decoder: Decoder::default(),
+        }
+    }
+}
+
+impl Model for OnCpu {
+    fn config(&self) -> &ModelConfig {
+        self.base.config()
+    }
+
+    fn page_shape(&self) -> PageShape {
+        PageShape::new(self.base.config())
+    }
+
+    fn is_long(&self, n_tokens: usize) -> bool {
+        self.base.ropes.is_long(n_tokens)
+    }
+
+    fn takes(&self, _: &Adapter) -> bool {
+        true
+    }
+
+    fn step(
+        &mut self,
+        pool: &Pool,
+        step: &mut Step<'_>,
+        last: &[usize],
+    ) -> Result<&mut [f32], GenerateError> {
+        let base = &*self.base;
+        let loras = group(pool, base, step);
+        run(
+            &mut self.decoder,
+            pool,
+            base,
+            &loras,
+            step.tokens,
+            &mut step.spans,
+        )?;
+        Ok(self.decoder.logits_mut(pool, base, &loras, last)?)
+    }
+
+    fn score(
+        &mut self,
+        pool: &Pool,
+        tokens: &[u32],
+        adapter: Option<&Adapter>,
+    ) -> Result<Vec<f32>, GenerateError> {
+        let base = &*self.base;
+        let mut cache = KvCache::new(tokens.len());
+        let shape = PageShape::new(base.config());
+        let mut pages = Pages::new(shape, tokens.len());
+        while cache.n_missing(tokens.len()) > 0 {
+            cache.pages.extend(pages.take()?);
+        }
+        let mut logprobs = Vec::new();
+        let inputs = &tokens[..tokens.len().saturating_sub(1)];
+        for (i, chunk) in inputs.chunks(TOKENS_PER_STEP).enumerate() {
+            let rows: Vec<usize> = (0..chunk.len()).collect();
+            let packed = adapter.map(|adapter| (0..chunk.len(), adapter.packed(pool, base)));
+            let loras: Vec<_> = packed.into_iter().collect();
+            let head = loras
+                .first()
+                .map_or(base.head(), |(_, lora)| lora.head(base));
+            let mut spans = [Span {
+                rows: 0..chunk.len(),
+                cache: &mut cache,
+            }];
+            run(&mut self.decoder, pool, base, &loras, chunk, &mut spans)?;
+            cache.n_cached += chunk.len();
+            let first_target = i * TOKENS_PER_STEP + 1;
+            let targets = &tokens[first_target..first_target + chunk.len()];
+            let losses = self.decoder.losses_of(pool, base, head, &rows, targets)?;
+            logprobs.extend(losses.logprobs);
+        }
+        Ok(logprobs)
+    }
+}
+
+/// Ranges of rows that one adapter changes.
+fn group<'a>(
+    pool: &Pool,
+    base: &BaseModel,
+    step: &Step<'a>,
+) -> Vec<(Range<usize>, &'a PackedLora<f32>)> {
+    let mut groups: Vec<(Range<usize>, &PackedLora<f32>)> = Vec::new();
+    for (span, adapter) in step.spans.iter().zip(&step.adapters) {
+        let Some(adapter) = adapter else {
+            continue;
+        };
+        let packed = adapter.packed(pool, base);
+        match groups.last_mut() {
+            Some((rows, last)) if std::ptr::eq(*last, packed) && rows.end == span.rows.start => {
+                rows.end = span.rows.end
+            }
+            _ => groups.push((span.rows.clone(), packed)),
+        }
+    }
+    groups
+}
+
+/// Runs new rows of sequences through every block.
+fn run(
+    decoder: &mut Decoder<f32>,
+    pool: &Pool,
+    base: &BaseModel,
+    loras: &[(Range<usize>, &PackedLora<f32>)],
+    tokens: &[u32],
+    spans: &mut [Span<'_>],
+) -> Result<(), OutOfMemory> {
+    let positions: Vec<Position> = spans
+        .iter()
+        .flat_map(|Span { rows, cache }| {
+            (0..rows.len()).map(|i| Position {
+                at: cache.n_cached + i,
+                n_tokens: cache.n_tokens,
+            })
+        })
+        .collect();
+    let shape = PageShape::new(base.config());
+    decoder.forward_with(
+        pool,
+        base,
+        loras,
+        tokens,
+        positions.iter().copied(),
+        Keep::Nothing,
+        None,
+        |layer, qkv, out, _| {
+            let heads = Heads::new(base.config(), layer);
+            attend(pool, heads, shape, layer, spans, qkv, out);
+            Ok(())
+        },
+    )
+}

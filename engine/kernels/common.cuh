@@ -1,4 +1,4 @@
-// What every kernel file shares. No header but this one, so that nvcc and NVRTC compile the same text.
+// What every kernel file shares. No header of CUDA is needed.
 #pragma once
 
 typedef unsigned short bf16;  // its bits

@@ -58,6 +58,10 @@ async fn a_job_shows_what_was_asked_and_what_it_became() {
     assert_eq!(job["x_training"], expected);
     let path = format!("{JOBS}/{}", job["id"].as_str().unwrap());
     assert_eq!(app.get(&path).await.json(), job);
+    // What a job shows of `auto` can be asked for again.
+    let precision = json!({"precision": {"compute": "fp32", "compute_on_gpu": "bf16"}});
+    let again = create(&app, BASE_MODEL, precision).await.json();
+    assert_eq!(again["x_training"]["resolved"], resolved());
 }
 
 #[tokio::test]
@@ -164,6 +168,11 @@ async fn every_bad_option_is_named_by_its_path() {
             json!({"precision": {"compute": "fp16"}}),
             "invalid_value",
             "x_training.precision.compute",
+        ),
+        (
+            json!({"precision": {"compute_on_gpu": "fp32"}}),
+            "invalid_value",
+            "x_training.precision.compute_on_gpu",
         ),
         (
             json!({"precision": {"double_quant": true}}),

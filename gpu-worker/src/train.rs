@@ -27,7 +27,7 @@ use self::failure::Failure;
 use self::validate::ratio;
 use crate::adapters::{AdapterError, sha256_hex};
 use crate::base_models::Base;
-use crate::device::{DeviceError, FirstAdapter, Training, TrainingRun, TrainingStart};
+use crate::device::{DeviceError, FirstAdapter, TrainedOn, Training, TrainingRun, TrainingStart};
 use crate::door_client::{AttemptDoor, DoorError};
 use crate::heart::{Directive, Drop as Dropped, Heart};
 use crate::worker::Worker;
@@ -321,6 +321,10 @@ impl Attempt<'_> {
             .step(batch)
             .await
             .map_err(|error| match error {
+                // A pass has as many tokens there whatever the batch: others have taken the card's memory.
+                DeviceError::OutOfMemory(reason) if session.training.on == TrainedOn::Gpu => {
+                    Failure::infra(reason)
+                }
                 DeviceError::OutOfMemory(_) => Failure::batch_too_large(places.len(), longest),
                 DeviceError::Diverged(reason) => Failure::diverged(&reason),
                 // A batch of which the context's end leaves nothing to learn.

@@ -67,6 +67,8 @@ pub struct OptimizerRequest {
 pub struct PrecisionRequest {
     /// `auto` (`fp32` on a CPU, `bf16` on a GPU), `bf16` or `fp32`.
     pub compute: Option<String>,
+    /// `bf16`, all that there is on a GPU: with it, `fp32` is for a CPU alone, as with `auto`.
+    pub compute_on_gpu: Option<String>,
     /// `auto` or `stored` (as the model's files hold them), `bf16`, `int8` or `nf4`.
     pub base_weights: Option<String>,
     /// With `nf4` only.
@@ -113,6 +115,11 @@ pub fn x_training(at: At) -> Result<XTrainingOrder, ApiError> {
     })?;
     section(&mut fields, "precision", |fields| {
         asked.compute = word_or_auto(fields.take("compute"), Compute::WORDS, Compute::parse)?;
+        let on_gpu = word(fields.take("compute_on_gpu"), &["bf16"], Compute::parse)?;
+        if on_gpu.is_some() && asked.compute == Auto::Given(Compute::Fp32) {
+            // What a job shows of `auto`.
+            asked.compute = Auto::Auto;
+        }
         let base_weights = fields.take("base_weights");
         asked.base_weights = word_or_auto(base_weights, BaseWeights::WORDS, BaseWeights::parse)?;
         asked.double_quant = boolean(fields, "double_quant")?;

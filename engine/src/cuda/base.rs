@@ -271,6 +271,9 @@ fn check(config: &ModelConfig) -> Result<(), CudaError> {
             config.head_dim
         ));
     }
+    if config.hidden_size > ops::MOST_WIDTH {
+        return no(&format!("a stream of {} numbers", config.hidden_size));
+    }
     let sizes = [
         config.hidden_size,
         config.query_size(),

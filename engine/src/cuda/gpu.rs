@@ -111,6 +111,12 @@ impl Gpu {
         result::device::get_count().map_or(0, |n| n as usize)
     }
 
+    /// Whether there is a driver, with or without a GPU that it sees.
+    pub fn has_driver() -> bool {
+        // SAFETY: only tries to open the library.
+        unsafe { driver::sys::is_culib_present() }
+    }
+
     /// Opens the GPU `ordinal`.
     /// Errors: `NoDriver`, `NoCublasLt`, `Driver`.
     pub fn open(ordinal: usize) -> Result<Self, CudaError> {

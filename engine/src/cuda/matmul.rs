@@ -118,9 +118,15 @@ impl Drop for Matmuls {
     }
 }
 
-/// The alignment of an address, as far as it matters. Bytes.
+/// The library's version: another one may choose other ways, and so give other bits.
+pub(super) fn cublaslt_version() -> usize {
+    // SAFETY: takes nothing; the library is there, as a `Gpu` is.
+    unsafe { sys::cublasLtGetVersion() }
+}
+
+/// The alignment of an address, as far as it is the same from run to run: matrices begin at multiples of 128. Bytes.
 fn alignment(at: u64) -> u32 {
-    1 << at.trailing_zeros().min(8)
+    1 << at.trailing_zeros().min(7)
 }
 
 fn format(format: Format) -> sys::cudaDataType {

@@ -1,6 +1,6 @@
 //! Owns memory on the GPU, and the division of one piece of it among matrices.
 
-use cudarc::driver::{CudaSlice, DevicePtr, PinnedHostSlice, result};
+use cudarc::driver::{CudaSlice, DevicePtr, DriverError, PinnedHostSlice, result, sys};
 
 use super::gpu::{Context, CudaError, Gpu};
 
@@ -158,9 +158,17 @@ impl Memory {
         let stream = gpu.stream();
         stream.context().bind_to_thread().context("its context")?;
         // SAFETY: whoever reads the memory has written it first.
-        let slice = unsafe { stream.alloc::<u8>(bytes.max(1)) };
+        let allocate = || unsafe { stream.alloc::<u8>(bytes.max(1)) };
+        let is_full = |error: &DriverError| error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY;
+        let slice = allocate().or_else(|error| {
+            // What was freed comes back once what was asked before is done.
+            if is_full(&error) && gpu.synchronize().is_ok() {
+                return allocate();
+            }
+            Err(error)
+        });
         let slice = slice.map_err(|source| match gpu.memory() {
-            Ok((free, _)) if free < bytes as u64 => CudaError::OutOfMemory {
+            Ok((free, _)) if is_full(&source) => CudaError::OutOfMemory {
                 needed: bytes as u64,
                 free,
             },

@@ -10,6 +10,9 @@ use crate::config::{self, ModelConfig};
 /// Channels that a head may have.
 pub(super) const HEAD_DIMS: [usize; 4] = [64, 96, 128, 256];
 
+/// Numbers of a row that the norms can read: 16 a thread.
+pub(super) const MOST_WIDTH: usize = 16384;
+
 /// Rows of a matrix.
 #[derive(Clone, Copy)]
 pub(super) enum Rows {
@@ -513,7 +516,11 @@ pub(super) fn attention_backward(
     )?;
     let kv_width = 2 * heads.n_kv_heads * heads.head_dim;
     let n_parts = kv_parts(gpu, heads.n_heads, heads.n_kv_heads, qkv.rows);
-    let n_parts = n_parts.min(n_partial / (qkv.rows * kv_width).max(1)).max(1);
+    assert!(
+        n_parts == 1 || n_parts * qkv.rows * kv_width <= n_partial,
+        "no room for {n_parts} parts of {} rows — a bug in `room`",
+        qkv.rows
+    );
     let shapes = gpu.attention();
     let kernels = [
         (

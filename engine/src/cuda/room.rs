@@ -10,6 +10,9 @@ use crate::config::{self, ModelConfig};
 use crate::lora::{Fused, Layout, Slot};
 use crate::model::MemoryLevel;
 
+/// Rows of every pass are filled up to a multiple of this, so that few shapes of products are met.
+pub(super) const ROW_STEP: usize = 128;
+
 /// Logits that exist at once: few enough for a small card, in rows enough to fill a large one.
 const CHUNK_NUMBERS: usize = 32 << 20;
 const LEAST_CHUNK_ROWS: usize = 256;
@@ -201,10 +204,14 @@ impl Room {
         let angles = base.rotations.iter();
         let angles = angles.map(|_| (plan.words(n_rows * half), plan.words(n_rows * half)));
         let angles = angles.collect();
-        let n_partial = match ops::kv_parts(&base.gpu, heads, config.num_key_value_heads, n_rows) {
-            1 => 0,
-            n_parts => n_parts * n_rows * 2 * kv,
-        };
+        // A pass of fewer rows may have more parts; how many must not depend on the room, or bits would.
+        let parts_of =
+            |rows| match ops::kv_parts(&base.gpu, heads, config.num_key_value_heads, rows) {
+                1 => 0,
+                n_parts => n_parts * rows * 2 * kv,
+            };
+        let rows = (ROW_STEP..=n_rows).step_by(ROW_STEP);
+        let n_partial = rows.map(parts_of).max().unwrap_or(0);
         Self {
             n_rows,
             n_labels,

@@ -1,14 +1,16 @@
 //! Owns an adapter being trained on a GPU: values, gradients and moments stay there from step to step.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::base::Base;
 use super::gpu::{CudaError, Gpu};
+use super::matmul::cublaslt_version;
 use super::memory::{Memory, Plan, clear, download, upload};
 use super::ops::{ADAM_CHUNK, Adam, AdamStep, AdamTensor, tiles};
 use super::passes::{Into, Pass};
-use super::room::{Gradients, Room, Tables, Tiles, parts, ranks};
+use super::room::{Gradients, ROW_STEP, Room, Tables, Tiles, parts, ranks};
 use crate::config::ModelConfig;
 use crate::cpu::element::Precision;
 use crate::lora::{Adapter, Fused, Layout, Role};
@@ -25,9 +27,6 @@ const PASS_NUMBERS: usize = 16 << 20;
 const LEAST_ROWS: usize = 4096;
 const MOST_ROWS: usize = 16384;
 
-/// Rows of every pass are filled up to a multiple of this, so that few shapes of products are met.
-const ROW_STEP: usize = 128;
-
 /// An adapter on a GPU.
 pub(crate) struct Run {
     base: Arc<Base>,
@@ -35,6 +34,7 @@ pub(crate) struct Run {
     ranks: Vec<[usize; 4]>,
     memory: MemoryLevel,
     config: TrainConfig,
+    groups: Vec<Group>,
     state: OnGpu,
     /// What the passes compute in; grown to the largest so far.
     room: Option<(Memory, Room)>,
@@ -74,6 +74,7 @@ impl Run {
             ranks,
             memory: config.memory,
             config: config.clone(),
+            groups: groups.to_vec(),
             state,
             room: None,
             tables: None,
@@ -132,6 +133,13 @@ impl Run {
         let most = |of: fn(&Tables) -> usize| tables.iter().map(of).max().unwrap_or(0);
         self.ensure_room(most(|tables| tables.n_rows), most(|tables| tables.n_labels))?;
         Ok(tables)
+    }
+
+    /// As many numbers as the adapter has values.
+    fn read(&self, at: u64) -> Result<Vec<f32>, CudaError> {
+        let mut numbers = vec![0.0; self.layout.n_values()];
+        download(self.gpu(), at, &mut numbers)?;
+        Ok(numbers)
     }
 
     fn pass(&self, tables: Tables) -> Pass<'_> {
@@ -216,13 +224,18 @@ impl OnGpu {
             _memory: memory,
         };
         upload(gpu, at, values)?;
-        // What is not trained is read by the passes all the same: it is published once, then only the rest is updated.
-        let all = on_gpu.tensors(base, layout, None);
-        on_gpu.set_tensors(gpu, &all)?;
-        on_gpu.adam.publish(gpu)?;
-        let trained = on_gpu.tensors(base, layout, Some(groups));
-        on_gpu.set_tensors(gpu, &trained)?;
+        on_gpu.publish(base, layout, groups)?;
         Ok(on_gpu)
+    }
+
+    /// Lets the passes read the values as they are. What is not trained is read by them all the same: it is published here alone,
+    /// then only the rest is updated.
+    fn publish(&mut self, base: &Base, layout: &Layout, groups: &[Group]) -> Result<(), CudaError> {
+        let all = self.tensors(base, layout, None);
+        self.set_tensors(&base.gpu, &all)?;
+        self.adam.publish(&base.gpu)?;
+        let trained = self.tensors(base, layout, Some(groups));
+        self.set_tensors(&base.gpu, &trained)
     }
 
     /// A and B of every slot, or with `groups` of those that are trained.
@@ -425,7 +438,8 @@ impl train::Run for Run {
 
     fn arithmetic(&self) -> String {
         let (major, minor) = self.gpu().capability();
-        format!("cuda-bf16-1 sm_{major}{minor} {}", self.gpu().name())
+        let (card, library) = (self.gpu().name(), cublaslt_version());
+        format!("cuda-bf16-1 sm_{major}{minor} {card}, cuBLASLt {library}")
     }
 
     fn rows_per_pass(&self) -> usize {
@@ -531,22 +545,16 @@ impl train::Run for Run {
         Ok(values)
     }
 
-    fn state(&self) -> Result<State, TrainError> {
-        let OnGpu {
-            values,
-            exp_avg,
-            exp_avg_sq,
-            ..
-        } = self.state;
-        let read = |at| {
-            let mut numbers = vec![0.0; self.layout.n_values()];
-            download(self.gpu(), at, &mut numbers).map(|()| numbers)
-        };
-        Ok(State {
-            values: read(values)?,
-            exp_avg: read(exp_avg)?,
-            exp_avg_sq: read(exp_avg_sq)?,
-        })
+    fn values(&self) -> Result<Cow<'_, [f32]>, TrainError> {
+        Ok(Cow::Owned(self.read(self.state.values)?))
+    }
+
+    fn state(&self) -> Result<Cow<'_, State>, TrainError> {
+        Ok(Cow::Owned(State {
+            values: self.read(self.state.values)?,
+            exp_avg: self.read(self.state.exp_avg)?,
+            exp_avg_sq: self.read(self.state.exp_avg_sq)?,
+        }))
     }
 
     fn set_state(&mut self, state: &State) -> Result<(), TrainError> {
@@ -559,7 +567,7 @@ impl train::Run for Run {
         upload(self.gpu(), values, &state.values)?;
         upload(self.gpu(), exp_avg, &state.exp_avg)?;
         upload(self.gpu(), exp_avg_sq, &state.exp_avg_sq)?;
-        Ok(self.state.adam.publish(self.gpu())?)
+        Ok(self.state.publish(&self.base, &self.layout, &self.groups)?)
     }
 }
 

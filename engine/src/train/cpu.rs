@@ -1,5 +1,6 @@
 //! Owns an adapter being trained on the CPU.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::passes::{On, Passes};
@@ -177,8 +178,12 @@ impl Run for CpuRun {
         Ok(self.grads.clone())
     }
 
-    fn state(&self) -> Result<State, TrainError> {
-        Ok(self.state.clone())
+    fn values(&self) -> Result<Cow<'_, [f32]>, TrainError> {
+        Ok(Cow::Borrowed(&self.state.values))
+    }
+
+    fn state(&self) -> Result<Cow<'_, State>, TrainError> {
+        Ok(Cow::Borrowed(&self.state))
     }
 
     fn set_state(&mut self, state: &State) -> Result<(), TrainError> {

@@ -261,7 +261,7 @@ impl Trainer {
     /// A copy of the adapter as it is now.
     /// Errors: `Gpu`.
     pub fn adapter(&self) -> Result<Adapter, TrainError> {
-        let State { values, .. } = self.run.state()?;
+        let values = self.run.values()?.into_owned();
         let (config, layout) = (self.lora_config.clone(), Arc::clone(&self.layout));
         Ok(Adapter::from_parts(config, layout, values))
     }

@@ -1,5 +1,7 @@
 //! What a training asks of the processor that computes it.
 
+use std::borrow::Cow;
+
 use crate::config::ModelConfig;
 use crate::model::Batch;
 use crate::nn::cross_entropy::RowLosses;
@@ -40,12 +42,16 @@ pub(crate) trait Run: Send {
     /// Errors: `Gpu`.
     fn gradient_values(&self) -> Result<Vec<f32>, TrainError>;
 
+    /// The values as they are.
+    /// Errors: `Gpu`.
+    fn values(&self) -> Result<Cow<'_, [f32]>, TrainError>;
+
     /// Values and moments as they are.
     /// Errors: `Gpu`.
-    fn state(&self) -> Result<State, TrainError>;
+    fn state(&self) -> Result<Cow<'_, State>, TrainError>;
 
     /// Goes on from other values and moments.
-    /// Errors: `OutOfMemory`, `Gpu`.
+    /// Errors: `OutOfMemory`; `Gpu`, after which nothing holds that the run had.
     fn set_state(&mut self, state: &State) -> Result<(), TrainError>;
 }
 

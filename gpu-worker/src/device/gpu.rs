@@ -16,7 +16,15 @@ use super::{BaseFolder, DeviceError, TrainingRun};
 pub(crate) fn choose(asked: WorkerDevice) -> Result<Option<Gpu>, String> {
     match asked {
         WorkerDevice::Cpu => Ok(None),
-        WorkerDevice::Auto if Gpu::count() == 0 => Ok(None),
+        WorkerDevice::Auto if Gpu::count() == 0 => {
+            if Gpu::has_driver() {
+                tracing::warn!(
+                    "an NVIDIA driver is installed and sees no GPU, jobs train on the CPU; `nvidia-smi` says why, and worker.device = \"cpu\" \
+                     ends this warning"
+                );
+            }
+            Ok(None)
+        }
         WorkerDevice::Auto => {
             let unusable =
                 |error: &CudaError| tracing::warn!(%error, "the GPU cannot be used, jobs train on the CPU");
@@ -47,7 +55,8 @@ pub(super) struct GpuTraining {
 
 struct Kept {
     folder: BaseFolder,
-    /// The largest rank there is room for.
+    /// The largest rank there is room for: the room around a weight decides how products are computed, so one of another rank would
+    /// give other bits than the same job has elsewhere.
     r: usize,
     base: Arc<Base>,
 }
@@ -73,6 +82,12 @@ impl GpuTraining {
         let base = self.base(folder, largest_rank(adapter.config()))?;
         let fastest = cuda::memory_level(&base, adapter, &config, run.longest)?;
         config.memory = run.memory.unwrap_or(fastest);
+        if config.memory < fastest {
+            return Err(Declined::ForTheCpu(format!(
+                "{:?}, as gradient_checkpointing asks for, does not fit its memory; {fastest:?} would",
+                config.memory
+            )));
+        }
         tracing::info!(level = ?config.memory, gpu = self.gpu.name(), "a training begins on the GPU");
         let mut trainer = Trainer::on_gpu(base, adapter.clone(), config)?;
         if let Some(state) = &run.state {
@@ -81,11 +96,11 @@ impl GpuTraining {
         Ok(trainer)
     }
 
-    /// The base with room for rank `r`, brought there in place of another where it is not there.
+    /// The base with room for rank `r` alone, brought there in place of another where it is not there.
     fn base(&mut self, folder: &BaseFolder, r: usize) -> Result<Arc<Base>, Declined> {
         if let Some(kept) = &self.kept
             && kept.folder == *folder
-            && kept.r >= r
+            && kept.r == r
         {
             return Ok(Arc::clone(&kept.base));
         }

@@ -9,8 +9,11 @@ use engine::lora::Adapter;
 use super::failure::Failure;
 use crate::device::{TrainedOn, Training};
 
-/// Rows compared; the shortest, as each label is a test of the whole network.
+/// Rows compared at least; the shortest, as each label is a test of the whole network.
 const ROWS: usize = 4;
+
+/// Labels compared at least after a training on a GPU, if there are as many: one that bf16 moves far must not decide the mean.
+const LABELS_ON_GPU: usize = 256;
 
 /// Largest differences of log-probabilities. Nats.
 #[derive(Debug, Clone, Copy)]
@@ -79,7 +82,8 @@ pub(super) async fn check(
     adapter: &Arc<Adapter>,
 ) -> Result<(), Failure> {
     let mut difference = Difference::default();
-    for example in shortest(if valid.is_empty() { rows } else { valid }) {
+    let compared = shortest(if valid.is_empty() { rows } else { valid }, training.on);
+    for example in compared {
         let trained = training.label_logprobs(example.clone()).await?;
         let served = training
             .score(example.tokens.clone(), Arc::clone(adapter))
@@ -110,16 +114,44 @@ pub(super) async fn check(
     Ok(())
 }
 
-fn shortest(rows: &[Example]) -> Vec<&Example> {
+fn shortest(rows: &[Example], trained_on: TrainedOn) -> Vec<&Example> {
     let mut rows: Vec<&Example> = rows.iter().filter(|row| row.n_labels() > 0).collect();
     rows.sort_by_key(|row| row.tokens.len());
-    rows.truncate(ROWS);
+    let wanted = match trained_on {
+        TrainedOn::Cpu => 0,
+        TrainedOn::Gpu => LABELS_ON_GPU,
+    };
+    let (mut n_rows, mut n_labels) = (0, 0);
+    while n_rows < rows.len() && (n_rows < ROWS || n_labels < wanted) {
+        n_labels += rows[n_rows].n_labels();
+        n_rows += 1;
+    }
+    rows.truncate(n_rows);
     rows
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn after_a_gpu_labels_enough_are_compared_and_after_a_cpu_a_few_rows() {
+        let row = |n: usize| Example {
+            tokens: vec![1; n + 1],
+            mask: [vec![false], vec![true; n]].concat(),
+        };
+        let rows: Vec<Example> = (1..=40).rev().map(row).collect();
+        let lengths = |on| {
+            shortest(&rows, on)
+                .iter()
+                .map(|row| row.n_labels())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(lengths(TrainedOn::Cpu), [1, 2, 3, 4]);
+        // 1 + 2 + … + 23 = 276
+        assert_eq!(lengths(TrainedOn::Gpu), (1..=23).collect::<Vec<_>>());
+        assert_eq!(shortest(&rows[30..], TrainedOn::Gpu).len(), 10);
+    }
 
     fn difference(pairs: &[(&[f32], &[f32])]) -> Difference {
         let mut difference = Difference::default();

@@ -104,8 +104,7 @@ impl Launch {
 impl Gpu {
     /// How many GPUs there are; 0 without a driver.
     pub fn count() -> usize {
-        // SAFETY: only tries to open the library.
-        if !unsafe { driver::sys::is_culib_present() } || result::init().is_err() {
+        if !Self::has_driver() || result::init().is_err() {
             return 0;
         }
         result::device::get_count().map_or(0, |n| n as usize)
@@ -120,10 +119,10 @@ impl Gpu {
     /// Opens the GPU `ordinal`.
     /// Errors: `NoDriver`, `NoCublasLt`, `Driver`.
     pub fn open(ordinal: usize) -> Result<Self, CudaError> {
-        // SAFETY: only tries to open the libraries.
-        if !unsafe { driver::sys::is_culib_present() } {
+        if !Self::has_driver() {
             return Err(CudaError::NoDriver);
         }
+        // SAFETY: only tries to open the library.
         if !unsafe { cudarc::cublaslt::sys::is_culib_present() } {
             return Err(CudaError::NoCublasLt);
         }

@@ -1,5 +1,5 @@
-//! Owns the engine on an NVIDIA GPU: memory, products through cuBLASLt, our own kernels (`engine/kernels`), a base's weights and
-//! a training on them. The driver and cuBLASLt are opened at run time: without them [`Gpu::count`] is 0 and nothing else differs.
+//! Owns the engine on an NVIDIA GPU: memory, products through cuBLASLt, our own kernels (`engine/kernels`), a base's weights,
+//! trainings on them and what is generated from them. The driver and cuBLASLt are opened at run time: without them [`Gpu::count`] is 0 and nothing else differs.
 
 mod adapters;
 mod backward;

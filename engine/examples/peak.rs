@@ -1,5 +1,5 @@
 //! What one thread of this processor multiplies at most: `cargo run --release -p engine --example peak` times loops of nothing but
-//! multiply-adds on registers, of bf16 pairs and of f32, and prints GFLOP/s. No matrix product can be faster.
+//! multiply-adds on registers, of tiles and pairs of bf16 and of f32, and prints GFLOP/s. No matrix product can be faster.
 
 #![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
@@ -18,9 +18,14 @@ mod x86 {
     use std::arch::asm;
     use std::time::Instant;
 
+    use engine::Isa;
+
     /// Independent sums: enough to hide the latency of one instruction.
     const SUMS: u64 = 12;
+    const TILE_SUMS: u64 = 4;
     const ROUNDS: u64 = 40_000_000;
+    /// One instruction on tiles is as much work as many others.
+    const TILE_ROUNDS: u64 = 20;
     const TRIES: u32 = 5;
 
     /// A loop of twelve instructions on the registers 0 to 11.
@@ -58,18 +63,52 @@ mod x86 {
     multiply_adds!(f32_avx512, "vfmadd231ps", "zmm");
     multiply_adds!(f32_avx2, "vfmadd231ps", "ymm");
 
+    /// A loop of four instructions on tiles of sixteen rows of 64 bytes.
+    fn bf16_amx() {
+        let mut shapes = Shapes([0; 64]);
+        shapes.0[0] = 1;
+        for register in 0..8 {
+            shapes.0[16 + 2 * register] = 64;
+            shapes.0[48 + register] = 16;
+        }
+        // SAFETY: the caller has looked for the instructions; registers alone change, and are given back.
+        unsafe {
+            asm!(
+                "ldtilecfg [{shapes}]",
+                "2:",
+                "tdpbf16ps tmm0, tmm6, tmm7",
+                "tdpbf16ps tmm1, tmm6, tmm7",
+                "tdpbf16ps tmm2, tmm6, tmm7",
+                "tdpbf16ps tmm3, tmm6, tmm7",
+                "dec {rounds}",
+                "jnz 2b",
+                "tilerelease",
+                shapes = in(reg) &shapes,
+                rounds = inout(reg) ROUNDS / TILE_ROUNDS => _,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        }
+    }
+
+    #[repr(align(64))]
+    struct Shapes([u8; 64]);
+
     pub fn print() {
         let bf16 = is_x86_feature_detected!("avx512bf16");
         let (avx512, fma) = (
             is_x86_feature_detected!("avx512f"),
             is_x86_feature_detected!("fma"),
         );
-        time("bf16 pairs, AVX-512", bf16, bf16_avx512, 64);
-        time("f32, AVX-512", avx512, f32_avx512, 32);
-        time("f32, AVX2", fma, f32_avx2, 16);
+        let tiles = Isa::detect() == Isa::Amx;
+        let tile_flop = TILE_SUMS * 2 * 16 * 16 * 32 / TILE_ROUNDS;
+        time("bf16 tiles, AMX", tiles, bf16_amx, tile_flop);
+        time("bf16 pairs, AVX-512", bf16, bf16_avx512, 64 * SUMS);
+        time("f32, AVX-512", avx512, f32_avx512, 32 * SUMS);
+        time("f32, AVX2", fma, f32_avx2, 16 * SUMS);
     }
 
-    /// `flop`: of one instruction.
+    /// `flop`: of a round.
     fn time(name: &str, is_there: bool, run: fn(), flop: u64) {
         if !is_there {
             return println!("{name:<20} not on this processor");
@@ -80,7 +119,7 @@ mod x86 {
             began.elapsed().as_secs_f64()
         });
         let best = seconds.fold(f64::INFINITY, f64::min);
-        let gflops = (ROUNDS * SUMS * flop) as f64 / best / 1e9;
+        let gflops = (ROUNDS * flop) as f64 / best / 1e9;
         println!("{name:<20} {gflops:7.1} GFLOP/s");
     }
 }

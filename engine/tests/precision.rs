@@ -166,7 +166,7 @@ const LEVEL: &str = "ENGINE_TEST_LEVEL";
 #[test]
 fn child_that_trains_at_one_level() {
     let level = std::env::var(LEVEL).unwrap_or_default();
-    let named = [Isa::Portable, Isa::Avx2, Isa::Avx512].into_iter();
+    let named = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16].into_iter();
     if let Some(isa) = named.clone().find(|isa| isa.name() == level) {
         assert!(isa.limit(), "the level is set before any use");
     }
@@ -217,6 +217,9 @@ fn narrower_instruction_sets_train_the_same() {
         assert!(*exact == native[1], "f32 at {name}");
         assert!(*rounded == levels[0][2], "bf16 at {name}");
     }
+    // Pairs one by one where this machine multiplies tiles of them: its own order of sums, the same f32.
+    let [name, exact, _] = at("avx512bf16");
+    assert!(exact == native[1], "f32 at {name}");
 }
 
 /// One model of each family with something that the decoder does in a way of its own.

@@ -12,6 +12,8 @@ pub enum Isa {
     Avx512,
     /// With products of bfloat16 pairs.
     Avx512Bf16,
+    /// With products of whole tiles of them.
+    Amx,
 }
 
 /// Set by [`Isa::limit`].
@@ -44,6 +46,7 @@ impl Isa {
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512bw");
         match (avx2, avx512) {
+            (true, true) if is_x86_feature_detected!("avx512bf16") && amx_is_there() => Isa::Amx,
             (true, true) if is_x86_feature_detected!("avx512bf16") => Isa::Avx512Bf16,
             (true, true) => Isa::Avx512,
             (true, false) => Isa::Avx2,
@@ -64,6 +67,7 @@ impl Isa {
     /// The name a checkpoint records.
     pub fn name(self) -> &'static str {
         match self {
+            Isa::Amx => "amx",
             Isa::Avx512Bf16 => "avx512bf16",
             Isa::Avx512 => "avx512",
             Isa::Avx2 => "avx2",
@@ -71,6 +75,25 @@ impl Isa {
             Isa::Portable => "portable",
         }
     }
+}
+
+/// Whether the processor multiplies tiles of bfloat16, and the kernel gives this process their registers.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn amx_is_there() -> bool {
+    /// From Linux's `asm/prctl.h` and the numbers of `XCR0`.
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XTILEDATA: libc::c_long = 18;
+    /// AMX-BF16 and AMX-TILE, of leaf 7's EDX.
+    const FLAGS: u32 = 1 << 22 | 1 << 24;
+    let flags = std::arch::x86_64::__cpuid_count(7, 0).edx;
+    // SAFETY: the call changes nothing but what this process's threads may use from here on.
+    flags & FLAGS == FLAGS
+        && unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) } == 0
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn amx_is_there() -> bool {
+    false
 }
 
 /// Defines a function that is compiled for every level and runs the one of this machine. What it calls must be
@@ -97,7 +120,7 @@ macro_rules! vectorized {
             match $crate::cpu::simd::Isa::detect() {
                 // SAFETY: the level was detected on this machine.
                 #[cfg(target_arch = "x86_64")]
-                $crate::cpu::simd::Isa::Avx512 | $crate::cpu::simd::Isa::Avx512Bf16 => unsafe {
+                $crate::cpu::simd::Isa::Avx512 | $crate::cpu::simd::Isa::Avx512Bf16 | $crate::cpu::simd::Isa::Amx => unsafe {
                     avx512 $(::<$($generic),*>)? ($($arg),*)
                 },
                 // SAFETY: as above.

@@ -85,10 +85,11 @@ impl Run for CpuRun {
     }
 
     /// Every instruction-set level computes the same f32 chains; of bf16 pairs there are those that multiply them as the
-    /// processor does, and those that widen them.
+    /// processor does, one by one or in tiles, and those that widen them.
     fn arithmetic(&self) -> String {
         let name = match (self.precision, Isa::detect()) {
             (Precision::Fp32, _) => "f32-chain-2",
+            (Precision::Bf16, Isa::Amx) => "bf16-tiles-1",
             (Precision::Bf16, Isa::Avx512Bf16) => "bf16-pairs-1",
             (Precision::Bf16, _) => "bf16-widened-1",
         };

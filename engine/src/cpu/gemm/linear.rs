@@ -106,7 +106,9 @@ pub(crate) fn linear<E: Element>(
             .min(rows.div_ceil(64))
             .max(1)
     };
-    let rows_per_part = rows.div_ceil(n_parts).next_multiple_of(24);
+    let rows_per_part = rows
+        .div_ceil(n_parts)
+        .next_multiple_of(product.kernel.most_rows(Dot::of::<E>()));
     pool.run(n_strips * n_parts, |task| {
         let first = task % n_parts * rows_per_part;
         let column = task / n_parts * GROUP;

@@ -28,6 +28,9 @@ pub(crate) use weight::{Side, Weight};
 /// Columns of a panel: one 512-bit vector of words, one cache line.
 pub(crate) const PANEL: usize = 16;
 
+/// Rows of a processor's own tile, and words of each.
+const TILE: usize = 16;
+
 /// Depth of a block: 48 columns of it are 96 KiB, which the second-level cache holds, and eight rows fill half of the first. Words.
 const DEPTH_BLOCK: usize = 512;
 
@@ -48,7 +51,7 @@ impl Dot {
 #[derive(Clone, Copy)]
 pub(crate) struct Left<'a, E> {
     start: *const u32,
-    /// Words between rows, between groups of eight rows, and between units.
+    /// Words between rows, between groups of eight rows, and between units; of tiles, a sixteenth of what lies between them.
     row: usize,
     group: usize,
     unit: usize,
@@ -83,11 +86,16 @@ impl<'a, E: Element> Left<'a, E> {
 
     /// The transpose of a (depth, rows) matrix that [`pack_left`] has packed.
     pub fn packed(words: &'a [u32], depth: usize) -> Self {
+        let units = depth.div_ceil(E::PER_WORD);
+        let (row, group, unit) = match Kernel::detected().packed_rows(Dot::of::<E>()) {
+            TILE => (TILE, 8 * units.next_multiple_of(TILE), TILE),
+            _ => (1, 8 * units, 8),
+        };
         Self {
             start: words.as_ptr(),
-            row: 1,
-            group: 8 * depth.div_ceil(E::PER_WORD),
-            unit: 8,
+            row,
+            group,
+            unit,
             len: words.len(),
             of: PhantomData,
         }
@@ -97,16 +105,22 @@ impl<'a, E: Element> Left<'a, E> {
         if rows == 0 || depth == 0 {
             return;
         }
-        let last = (rows - 1) / 8 * self.group
-            + (rows - 1) % 8 * self.row
-            + (depth.div_ceil(E::PER_WORD) - 1) * self.unit;
+        let (row, unit) = (rows - 1, depth.div_ceil(E::PER_WORD) - 1);
+        let last = if self.unit == TILE {
+            row / TILE * 2 * self.group
+                + row % TILE * self.row
+                + unit / TILE * TILE * TILE
+                + unit % TILE
+        } else {
+            row / 8 * self.group + row % 8 * self.row + unit * self.unit
+        };
         assert!(
             last < self.len,
             "A is too short for {rows} rows of {depth} — a bug in the caller"
         );
     }
 
-    /// From row `row` (a multiple of eight where the operand is packed) and number `depth` (of a whole word) on.
+    /// From row `row` (the first of those packed side by side where the operand is) and number `depth` (of a whole word) on.
     fn at(&self, row: usize, depth: usize) -> *const u32 {
         self.start.wrapping_add(
             row / 8 * self.group + row % 8 * self.row + depth / E::PER_WORD * self.unit,
@@ -122,8 +136,31 @@ pub(crate) fn pack_left<S: Element, E: Element>(
     rows: usize,
     words: &mut Vec<u32>,
 ) {
-    words.resize(rows.div_ceil(8) * 8 * depth.div_ceil(E::PER_WORD), 0);
-    pack::rows::<8, S, E>(values, stride, depth, rows, 1.0, words);
+    words.resize(packed_left_len::<E>(rows, depth), 0);
+    pack_left_into::<S, E>(values, stride, depth, rows, words);
+}
+
+/// Length of a packed left operand of `rows` rows of `depth` numbers. Words.
+pub(crate) fn packed_left_len<E: Element>(rows: usize, depth: usize) -> usize {
+    let units = depth.div_ceil(E::PER_WORD);
+    match Kernel::detected().packed_rows(Dot::of::<E>()) {
+        TILE => rows.next_multiple_of(TILE) * units.next_multiple_of(TILE),
+        _ => rows.next_multiple_of(8) * units,
+    }
+}
+
+/// As [`pack_left`], into memory that is there.
+pub(crate) fn pack_left_into<S: Element, E: Element>(
+    values: &[S],
+    stride: usize,
+    depth: usize,
+    rows: usize,
+    words: &mut [u32],
+) {
+    match Kernel::detected().packed_rows(Dot::of::<E>()) {
+        TILE => pack::tiles::<S, E>(values, stride, depth, rows, words),
+        _ => pack::rows::<8, S, E>(values, stride, depth, rows, 1.0, words),
+    }
 }
 
 /// The right operand in panels of sixteen columns.
@@ -228,7 +265,7 @@ pub(crate) fn matmul<E: Element>(
     let row_step = shape
         .rows
         .div_ceil(4 * pool.n_threads())
-        .next_multiple_of(24);
+        .next_multiple_of(Kernel::detected().most_rows(Dot::of::<E>()));
     let c = SharedMut::new(c);
     pool.run(shape.rows.div_ceil(row_step), |task| {
         let first = task * row_step;
@@ -300,17 +337,6 @@ fn summed(c: *mut f32, write: Write) -> Target {
     match write {
         Write::Set => Target::Set(c),
         Write::Add => Target::Add(c),
-    }
-}
-
-impl Target {
-    /// The target `n` numbers further on.
-    fn skip(self, n: usize) -> Self {
-        match self {
-            Target::Set(c) => Target::Set(c.wrapping_add(n)),
-            Target::Add(c) => Target::Add(c.wrapping_add(n)),
-            Target::Round(c) => Target::Round(c.wrapping_add(n)),
-        }
     }
 }
 
@@ -405,19 +431,6 @@ impl Operands {
     }
 }
 
-const NOTHING: Segment = Segment {
-    units: 0,
-    a: std::ptr::null(),
-    a_row: 0,
-    a_group: 0,
-    a_unit: 0,
-    b: std::ptr::null(),
-    b_panel: 0,
-    scales: std::ptr::null(),
-    scales_panel: 0,
-    scales_group: 1,
-};
-
 /// At most [`GROUP`] columns of C.
 struct Strip {
     n_columns: usize,
@@ -443,19 +456,11 @@ impl Strip {
         let n_panels = self.n_columns.div_ceil(PANEL);
         let mut row = rows.start;
         while row < rows.end {
-            // Tiles begin at multiples of their height within a group of eight.
-            let n_rows = kernel.rows(
-                (rows.end - row).min(if row.is_multiple_of(8) {
-                    24
-                } else {
-                    8 - row % 8
-                }),
-                n_panels,
-            );
+            let n_rows = kernel.rows(self.dot, row, rows.end - row, n_panels);
             let change = self
                 .change
                 .as_ref()
-                .map_or(NOTHING, |(operands, first_row)| {
+                .map_or(Segment::NOTHING, |(operands, first_row)| {
                     operands.segment(row - first_row)
                 });
             let tile = Tile {

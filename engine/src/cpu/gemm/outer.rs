@@ -2,7 +2,10 @@
 
 use std::cell::RefCell;
 
-use super::{DEPTH_BLOCK, Left, PANEL, Right, Shape, Write, check_c, pack, rectangle, summed};
+use super::{
+    DEPTH_BLOCK, Left, PANEL, Right, Shape, Write, check_c, pack, pack_left_into, packed_left_len,
+    panels_len, rectangle, summed,
+};
 use crate::cpu::buffer::Buffer;
 use crate::cpu::element::Element;
 use crate::cpu::pool::{Pool, SharedMut};
@@ -52,15 +55,16 @@ fn add_block<E: Element>(
         columns,
         depth,
     } = shape;
-    let units = depth.div_ceil(E::PER_WORD);
+    // Either can be the left operand or the right one.
+    let room = |n| packed_left_len::<E>(n, depth).max(panels_len::<E>(n, depth));
     let a_is_narrow = rows <= columns;
     let n_narrow = rows.min(columns);
     let mut narrow = PACKED.with(|[narrow, _]| narrow.take());
     narrow
-        .ensure(n_narrow.next_multiple_of(PANEL) * units)
+        .ensure(room(n_narrow))
         .expect("memory for a gradient's operand");
     if a_is_narrow {
-        pack::rows::<8, E, E>(a, a_stride, depth, rows, 1.0, &mut narrow);
+        pack_left_into::<E, E>(a, a_stride, depth, rows, &mut narrow);
     } else {
         pack::rows::<PANEL, E, E>(b, b_stride, depth, columns, 1.0, &mut narrow);
     }
@@ -70,7 +74,7 @@ fn add_block<E: Element>(
         let n = WIDE_PER_TASK.min(n_wide - first);
         PACKED.with(|[_, wide]| {
             let wide = &mut *wide.borrow_mut();
-            wide.ensure(n.next_multiple_of(PANEL) * units)
+            wide.ensure(room(n))
                 .expect("memory for a block of a gradient's operand");
             let (shape, at, left, right);
             if a_is_narrow {
@@ -81,7 +85,7 @@ fn add_block<E: Element>(
                     Right::panels(wide, depth),
                 );
             } else {
-                pack::rows::<8, E, E>(&a[first..], a_stride, depth, n, 1.0, wide);
+                pack_left_into::<E, E>(&a[first..], a_stride, depth, n, wide);
                 (shape, at) = (shape_of(n, columns, depth), first * columns);
                 (left, right) = (
                     Left::<E>::packed(wide, depth),

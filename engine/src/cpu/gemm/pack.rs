@@ -111,6 +111,36 @@ pub(super) fn rows<const WIDTH: usize, S: Element, E: Element>(
     }
 }
 
+/// The transpose of B (depth, columns), row-major with rows `stride` apart → tiles of a left operand, (columns / 16, units / 16, 16, 16):
+/// sixteen words along the depth for each of sixteen columns; zeros beyond both.
+pub(super) fn tiles<S: Element, E: Element>(
+    b: &[S],
+    stride: usize,
+    depth: usize,
+    columns: usize,
+    out: &mut [u32],
+) {
+    let units = depth.div_ceil(E::PER_WORD).next_multiple_of(BLOCK);
+    for (group, out) in out
+        .chunks_exact_mut((PANEL * units).max(1))
+        .take(columns.div_ceil(PANEL))
+        .enumerate()
+    {
+        let first = group * PANEL;
+        let n = PANEL.min(columns - first);
+        for (block, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
+            let row = block * BLOCK * E::PER_WORD;
+            let depth = (depth - row).min(BLOCK * E::PER_WORD);
+            let b = &b[row * stride + first..];
+            let mut words = [[0; PANEL]; BLOCK];
+            let whole = words[..depth.div_ceil(E::PER_WORD)].as_flattened_mut();
+            group_of_rows::<S, E>(b, stride, depth, n, 1.0, whole, PANEL);
+            let out: &mut [u32; PANEL * BLOCK] = out;
+            turn::words(words.each_ref(), out.as_chunks_mut().0);
+        }
+    }
+}
+
 /// One group of `width` columns, of which `n` are there.
 fn group_of_rows<S: Element, E: Element>(
     b: &[S],

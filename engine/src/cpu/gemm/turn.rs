@@ -12,7 +12,7 @@ pub(super) fn pairs(words: &[u32; PAIRS], out: &mut [u32; PAIRS]) {
     match Isa::detect() {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level was detected on this machine.
-        Isa::Avx512 | Isa::Avx512Bf16 => unsafe { avx512::pairs(words, out) },
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => unsafe { avx512::pairs(words, out) },
         _ => pairs_plainly(words, out),
     }
 }
@@ -32,7 +32,9 @@ pub(super) fn words(rows: [&[u32; PANEL]; PANEL], out: &mut [[u32; PANEL]]) {
     match (Isa::detect(), out.as_mut_array::<PANEL>()) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level was detected on this machine.
-        (Isa::Avx512 | Isa::Avx512Bf16, Some(out)) => unsafe { avx512::words(rows, out) },
+        (Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx, Some(out)) => unsafe {
+            avx512::words(rows, out)
+        },
         _ => words_plainly(rows, out),
     }
 }

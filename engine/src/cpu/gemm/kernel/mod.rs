@@ -3,6 +3,8 @@
 #[macro_use]
 mod tile;
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -57,6 +59,21 @@ pub(super) struct Segment {
     pub scales_group: usize,
 }
 
+impl Segment {
+    pub const NOTHING: Self = Self {
+        units: 0,
+        a: std::ptr::null(),
+        a_row: 0,
+        a_group: 0,
+        a_unit: 0,
+        b: std::ptr::null(),
+        b_panel: 0,
+        scales: std::ptr::null(),
+        scales_panel: 0,
+        scales_group: 1,
+    };
+}
+
 /// What becomes of the sums.
 #[derive(Clone, Copy)]
 pub(super) enum Target {
@@ -83,6 +100,17 @@ pub(super) struct Tile {
     pub n_columns: usize,
 }
 
+impl Target {
+    /// The target `n` numbers further on.
+    pub fn skip(self, n: usize) -> Self {
+        match self {
+            Target::Set(c) => Target::Set(c.wrapping_add(n)),
+            Target::Add(c) => Target::Add(c.wrapping_add(n)),
+            Target::Round(c) => Target::Round(c.wrapping_add(n)),
+        }
+    }
+}
+
 type TileFn = unsafe fn(&Tile);
 
 /// A tile that there is a kernel for.
@@ -97,6 +125,8 @@ struct Form {
 pub(super) struct Kernel {
     /// Most panels of a tile.
     pub panels: usize,
+    /// Whether the processor multiplies bf16 in tiles of its own.
+    has_tiles: bool,
     /// For each number of panels from 1 on, the forms with falling numbers of rows, down to 1.
     forms: Vec<Vec<Form>>,
 }
@@ -112,7 +142,7 @@ impl Kernel {
     pub fn for_isa(isa: Isa) -> Self {
         let forms = match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Bf16 => avx512::with_pairs::forms(),
+            Isa::Amx | Isa::Avx512Bf16 => avx512::with_pairs::forms(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => avx512::plain::forms(),
             #[cfg(target_arch = "x86_64")]
@@ -128,14 +158,44 @@ impl Kernel {
         }
         Self {
             panels,
+            has_tiles: isa == Isa::Amx,
             forms: by_panels,
         }
     }
 
-    /// The most rows ≤ `n_rows` that one tile of `n_panels` can take.
+    /// The most rows of a tile.
+    pub fn most_rows(&self, dot: Dot) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if self.in_tiles(dot) {
+            return amx::MOST_ROWS;
+        }
+        24
+    }
+
+    /// Rows that a packed left operand holds side by side.
+    pub fn packed_rows(&self, dot: Dot) -> usize {
+        if self.in_tiles(dot) { 16 } else { 8 }
+    }
+
+    /// Whether products of this kind are computed in the processor's own tiles.
+    fn in_tiles(&self, dot: Dot) -> bool {
+        self.has_tiles && dot == Dot::Bf16
+    }
+
+    /// The most rows from `row` on, of `n_rows`, that one tile of `n_panels` can take: within a group of packed ones if it begins within
+    /// one.
     #[inline]
-    pub fn rows(&self, n_rows: usize, n_panels: usize) -> usize {
-        self.form(n_rows, n_panels).rows
+    pub fn rows(&self, dot: Dot, row: usize, n_rows: usize, n_panels: usize) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if self.in_tiles(dot) {
+            return amx::rows(n_rows);
+        }
+        let most = if row.is_multiple_of(8) {
+            24
+        } else {
+            8 - row % 8
+        };
+        self.form(n_rows.min(most), n_panels).rows
     }
 
     /// Runs a tile of exactly [`Self::rows`] rows.
@@ -144,8 +204,44 @@ impl Kernel {
     /// `tile` must describe memory that is valid, and that nobody else uses for C.
     #[inline]
     pub unsafe fn run(&self, dot: Dot, n_rows: usize, n_panels: usize, tile: &Tile) {
+        #[cfg(target_arch = "x86_64")]
+        if self.in_tiles(dot) {
+            // SAFETY: promised by the caller; the level has tiles.
+            return unsafe { self.run_in_tiles(n_rows, n_panels, tile) };
+        }
         // SAFETY: promised by the caller.
         unsafe { self.form(n_rows, n_panels).run[dot as usize](tile) }
+    }
+
+    /// The processor's tiles make the sums; what becomes of them is up to the forms, which add nothing to them.
+    ///
+    /// # Safety
+    /// As for [`Self::run`]; the machine must have AMX.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn run_in_tiles(&self, n_rows: usize, n_panels: usize, tile: &Tile) {
+        let mut sums = amx::Sums::uninit();
+        // SAFETY: promised by the caller.
+        unsafe { amx::sums(n_rows, n_panels, tile, &mut sums) };
+        let mut row = 0;
+        while row < n_rows {
+            let form = self.form(n_rows - row, n_panels);
+            let rest = Tile {
+                main: Segment::NOTHING,
+                change: Segment::NOTHING,
+                start: sums.row(row),
+                start_row: amx::SUMS_ROW,
+                plus: if tile.plus.is_null() {
+                    tile.plus
+                } else {
+                    tile.plus.wrapping_add(row * tile.plus_row)
+                },
+                target: tile.target.skip(row * tile.row),
+                ..*tile
+            };
+            // SAFETY: promised by the caller; the sums of these rows are there.
+            unsafe { form.run[Dot::Bf16 as usize](&rest) };
+            row += form.rows;
+        }
     }
 
     #[inline]

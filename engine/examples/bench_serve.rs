@@ -41,7 +41,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Room for all, and pages are whole.
         max_cached_tokens: n_sequences * (n_prompt + n_new + 64),
     };
-    let mut batcher = Batcher::new(Arc::clone(&base), pool, limits);
+    let precision = base.generation_precision();
+    let mut batcher = Batcher::in_precision(Arc::clone(&base), pool, limits, precision);
     let mut n_rounds = 0;
     let mut round = || -> Result<serde_json::Value, Box<dyn Error>> {
         n_rounds += 1;

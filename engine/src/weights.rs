@@ -9,6 +9,7 @@ use safetensors::Dtype;
 
 use crate::config::{ConfigError, ModelConfig};
 use crate::cpu::buffer::OutOfMemory;
+use crate::cpu::element::Precision;
 use crate::cpu::gemm::{PANEL, Panels, Weight};
 use crate::cpu::pool::Pool;
 use crate::gguf::GgufError;
@@ -110,6 +111,17 @@ impl BaseModel {
     /// The number of distinct parameters: a tied head is not counted twice.
     pub fn n_parameters(&self) -> u64 {
         self.n_parameters
+    }
+
+    /// What to generate in: bf16 where the weights are bf16 and the processor multiplies it, else f32, which every processor has.
+    pub fn generation_precision(&self) -> Precision {
+        let weights = self.layers.iter().map(|layer| &layer.qkv.weight);
+        let mut weights = weights.chain([self.head()]);
+        if weights.all(|weight| matches!(weight, Weight::Bf16(_))) {
+            Precision::of_bf16_weights()
+        } else {
+            Precision::Fp32
+        }
     }
 
     pub(crate) fn head(&self) -> &Weight {

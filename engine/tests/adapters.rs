@@ -302,7 +302,7 @@ fn an_adapter_that_was_made_ready_ahead_scores_to_the_bit_as_one_that_was_not() 
         let score = |prepare: bool| {
             let adapter = trained(&base, &lora, 3, &pool);
             if prepare {
-                adapter.prepare();
+                adapter.prepare(Precision::Fp32);
             }
             let limits = Limits {
                 max_sequences: 1,

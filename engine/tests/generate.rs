@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use common::{LLAMA, Numbers, QWEN2, adapter, example};
+use engine::Precision;
 use engine::generate::{
     AdmitError, Batcher, FinishReason, GenerateError, GenerateRequest, Grammar, Limits, Sampling,
     SequenceId, StepOutput, Walk,
@@ -19,6 +20,14 @@ const LIMITS: Limits = Limits {
     max_sequences: 16,
     max_cached_tokens: 4096,
 };
+
+const PRECISIONS: [Precision; 2] = [Precision::Fp32, Precision::Bf16];
+
+fn batcher_in(precision: Precision, base: Arc<BaseModel>, pool: Pool, limits: Limits) -> Batcher {
+    let batcher = Batcher::in_precision(base, pool, limits, precision);
+    assert_eq!(batcher.precision(), precision);
+    batcher
+}
 
 fn request(len: usize, seed: u64, adapter: Option<Arc<Adapter>>) -> GenerateRequest {
     let mut numbers = Numbers(seed);
@@ -70,35 +79,37 @@ fn adapters(base: &BaseModel) -> [Option<Arc<Adapter>>; 3] {
 
 #[test]
 fn every_sequence_of_a_mixed_batch_equals_its_single_run_bit_for_bit() {
-    for tiny in [LLAMA, QWEN2] {
-        let base = tiny.load(&Pool::new(2));
-        let adapters = adapters(&base);
-        let lengths = [5, 1, 90, 17, 33, 64, 2, 40];
-        let requests: Vec<_> = lengths
-            .iter()
-            .enumerate()
-            .map(|(i, &len)| request(len, i as u64, adapters[i % 3].clone()))
-            .collect();
-        let mut batcher = Batcher::new(base.clone(), Pool::new(2), LIMITS);
-        let ids: Vec<_> = requests[..6]
-            .iter()
-            .map(|r| batcher.admit(r.clone()).unwrap())
-            .collect();
-        // Two arrive while the others are already answering.
-        let mut outputs = batcher.step().unwrap();
-        outputs.extend(batcher.step().unwrap());
-        let late: Vec<_> = requests[6..]
-            .iter()
-            .map(|r| batcher.admit(r.clone()).unwrap())
-            .collect();
-        let mut together = drain(&mut batcher);
-        for output in outputs.into_iter().rev() {
-            together.get_mut(&output.id).unwrap().insert(0, output);
-        }
-        for (id, request) in ids.into_iter().chain(late).zip(requests) {
-            let mut alone = Batcher::new(base.clone(), Pool::new(1), LIMITS);
-            let own = alone.admit(request).unwrap();
-            assert_eq!(told(&together[&id]), told(&drain(&mut alone)[&own]));
+    for precision in PRECISIONS {
+        for tiny in [LLAMA, QWEN2] {
+            let base = tiny.load(&Pool::new(2));
+            let adapters = adapters(&base);
+            let lengths = [5, 1, 90, 17, 33, 64, 2, 40];
+            let requests: Vec<_> = lengths
+                .iter()
+                .enumerate()
+                .map(|(i, &len)| request(len, i as u64, adapters[i % 3].clone()))
+                .collect();
+            let mut batcher = batcher_in(precision, base.clone(), Pool::new(2), LIMITS);
+            let ids: Vec<_> = requests[..6]
+                .iter()
+                .map(|r| batcher.admit(r.clone()).unwrap())
+                .collect();
+            // Two arrive while the others are already answering.
+            let mut outputs = batcher.step().unwrap();
+            outputs.extend(batcher.step().unwrap());
+            let late: Vec<_> = requests[6..]
+                .iter()
+                .map(|r| batcher.admit(r.clone()).unwrap())
+                .collect();
+            let mut together = drain(&mut batcher);
+            for output in outputs.into_iter().rev() {
+                together.get_mut(&output.id).unwrap().insert(0, output);
+            }
+            for (id, request) in ids.into_iter().chain(late).zip(requests) {
+                let mut alone = batcher_in(precision, base.clone(), Pool::new(1), LIMITS);
+                let own = alone.admit(request).unwrap();
+                assert_eq!(told(&together[&id]), told(&drain(&mut alone)[&own]));
+            }
         }
     }
 }
@@ -135,96 +146,125 @@ fn the_serving_path_scores_as_the_trainer_does() {
 }
 
 #[test]
-fn what_is_generated_has_the_logprobs_that_scoring_gives() {
+fn the_serving_path_in_bf16_scores_nearly_as_the_trainer_does() {
     let pool = Pool::new(2);
-    let base = LLAMA.load(&pool);
-    let adapter = Arc::new(adapter(&base, &LoraConfig::all_linear(4, 8.0), 3));
-    let mut batcher = Batcher::new(
-        base,
-        pool,
-        Limits {
-            max_sequences: 2,
-            max_cached_tokens: 2048,
-        },
-    );
-    for temperature in [0.0, 1.0, 0.5] {
-        // Longer than one block of rows and one block of depth: decoding meets every edge of the cache.
-        let mut request = request(150, 0, Some(adapter.clone()));
-        request.max_new_tokens = 60;
-        request.sampling.temperature = temperature;
-        let mut tokens = request.prompt.clone();
-        let id = batcher.admit(request).unwrap();
-        let outputs = &drain(&mut batcher)[&id];
-        tokens.extend(outputs.iter().map(|o| o.token));
-        let scores = batcher.score(&tokens, Some(&adapter)).unwrap();
-        let generated: Vec<f32> = outputs.iter().map(|o| o.logprob).collect();
-        assert_eq!(generated, scores[149..], "{temperature}");
-        let is_first = |o: &StepOutput| o.top[0] == (o.token, o.logprob);
-        assert_eq!(outputs.iter().all(is_first), temperature == 0.0);
+    let base = QWEN2.load(&pool);
+    let adapter = adapter(&base, &LoraConfig::all_linear(4, 8.0), 3);
+    let tokens = example(101, 200, 4).tokens;
+    let [exact, rounded] = PRECISIONS.map(|precision| {
+        batcher_in(precision, base.clone(), pool.clone(), LIMITS)
+            .score(&tokens, Some(&adapter))
+            .unwrap()
+    });
+    let off: Vec<f32> = exact
+        .iter()
+        .zip(&rounded)
+        .map(|(a, b)| (a - b).abs())
+        .collect();
+    // What the worker allows between a trained adapter and the served one (`gate.rs`).
+    assert!(off.iter().sum::<f32>() / 199.0 < 0.02, "{off:?}");
+    assert!(off.iter().all(|off| *off < 0.5), "{off:?}");
+    assert_ne!(exact, rounded);
+}
+
+#[test]
+fn what_is_generated_has_the_logprobs_that_scoring_gives() {
+    for precision in PRECISIONS {
+        let pool = Pool::new(2);
+        let base = LLAMA.load(&pool);
+        let adapter = Arc::new(adapter(&base, &LoraConfig::all_linear(4, 8.0), 3));
+        let mut batcher = batcher_in(
+            precision,
+            base,
+            pool,
+            Limits {
+                max_sequences: 2,
+                max_cached_tokens: 2048,
+            },
+        );
+        for temperature in [0.0, 1.0, 0.5] {
+            // Longer than one block of rows and one block of depth: decoding meets every edge of the cache.
+            let mut request = request(150, 0, Some(adapter.clone()));
+            request.max_new_tokens = 60;
+            request.sampling.temperature = temperature;
+            let mut tokens = request.prompt.clone();
+            let id = batcher.admit(request).unwrap();
+            let outputs = &drain(&mut batcher)[&id];
+            tokens.extend(outputs.iter().map(|o| o.token));
+            let scores = batcher.score(&tokens, Some(&adapter)).unwrap();
+            let generated: Vec<f32> = outputs.iter().map(|o| o.logprob).collect();
+            assert_eq!(generated, scores[149..], "{temperature}");
+            let is_first = |o: &StepOutput| o.top[0] == (o.token, o.logprob);
+            assert_eq!(outputs.iter().all(is_first), temperature == 0.0);
+        }
     }
 }
 
 #[test]
 fn a_prompt_longer_than_a_step_takes_in_changes_nothing() {
-    let pool = Pool::new(2);
-    let base = common::Tiny { layers: 1, ..LLAMA }.load(&pool);
-    let mut long = request(500, 3, None);
-    long.max_new_tokens = 4;
-    let mut alone = Batcher::new(base.clone(), pool.clone(), LIMITS);
-    let id = alone.admit(long.clone()).unwrap();
-    let expected = told(&drain(&mut alone)[&id]);
-    let mut batcher = Batcher::new(base, pool, LIMITS);
-    batcher.admit(request(300, 1, None)).unwrap();
-    let id = batcher.admit(long).unwrap();
-    assert_eq!(told(&drain(&mut batcher)[&id]), expected);
+    for precision in PRECISIONS {
+        let pool = Pool::new(2);
+        let base = common::Tiny { layers: 1, ..LLAMA }.load(&pool);
+        let mut long = request(500, 3, None);
+        long.max_new_tokens = 4;
+        let mut alone = batcher_in(precision, base.clone(), pool.clone(), LIMITS);
+        let id = alone.admit(long.clone()).unwrap();
+        let expected = told(&drain(&mut alone)[&id]);
+        let mut batcher = batcher_in(precision, base, pool, LIMITS);
+        batcher.admit(request(300, 1, None)).unwrap();
+        let id = batcher.admit(long).unwrap();
+        assert_eq!(told(&drain(&mut batcher)[&id]), expected);
+    }
 }
 
 #[test]
 fn a_beginning_that_was_run_before_is_used_again_in_its_scope_by_the_same_adapter_alone() {
-    let pool = Pool::new(2);
-    let base = LLAMA.load(&pool);
-    let [_, first, second] = adapters(&base);
-    let mut batcher = Batcher::new(base.clone(), pool.clone(), LIMITS);
-    let common = request(140, 3, first.clone());
-    let prompt = |n: usize, adapter: &Option<Arc<Adapter>>| GenerateRequest {
-        prompt: [&common.prompt[..n], &[7, 8, 9]].concat(),
-        adapter: adapter.clone(),
-        ..common.clone()
-    };
-    let cases = [
-        (prompt(140, &first), 0),
-        (prompt(140, &first), 128),
-        // The same tokens up to within the second page.
-        (prompt(100, &first), 64),
-        // All of the prompt is there, but its last token is run again for what comes next.
-        (
-            GenerateRequest {
-                prompt: common.prompt[..128].to_vec(),
-                ..common.clone()
-            },
-            64,
-        ),
-        (prompt(140, &second), 0),
-        // What one project has asked is nothing that another is answered with.
-        (
-            GenerateRequest {
-                scope: "another".into(),
-                ..prompt(140, &first)
-            },
-            0,
-        ),
-        (prompt(140, &None), 0),
-        (prompt(140, &None), 128),
-    ];
-    for (i, (request, n_reused)) in cases.into_iter().enumerate() {
-        let id = batcher.admit(request.clone()).unwrap();
-        let outputs = drain(&mut batcher).remove(&id).unwrap();
-        assert_eq!(outputs[0].n_reused, n_reused, "case {i}");
-        let mut alone = Batcher::new(base.clone(), pool.clone(), LIMITS);
-        let own = alone.admit(request).unwrap();
-        assert_eq!(told(&outputs), told(&drain(&mut alone)[&own]), "case {i}");
+    for precision in PRECISIONS {
+        let pool = Pool::new(2);
+        let base = LLAMA.load(&pool);
+        let [_, first, second] = adapters(&base);
+        let mut batcher = batcher_in(precision, base.clone(), pool.clone(), LIMITS);
+        let common = request(140, 3, first.clone());
+        let prompt = |n: usize, adapter: &Option<Arc<Adapter>>| GenerateRequest {
+            prompt: [&common.prompt[..n], &[7, 8, 9]].concat(),
+            adapter: adapter.clone(),
+            ..common.clone()
+        };
+        let cases = [
+            (prompt(140, &first), 0),
+            (prompt(140, &first), 128),
+            // The same tokens up to within the second page.
+            (prompt(100, &first), 64),
+            // All of the prompt is there, but its last token is run again for what comes next.
+            (
+                GenerateRequest {
+                    prompt: common.prompt[..128].to_vec(),
+                    ..common.clone()
+                },
+                64,
+            ),
+            (prompt(140, &second), 0),
+            // What one project has asked is nothing that another is answered with.
+            (
+                GenerateRequest {
+                    scope: "another".into(),
+                    ..prompt(140, &first)
+                },
+                0,
+            ),
+            (prompt(140, &None), 0),
+            (prompt(140, &None), 128),
+        ];
+        for (i, (request, n_reused)) in cases.into_iter().enumerate() {
+            let id = batcher.admit(request.clone()).unwrap();
+            let outputs = drain(&mut batcher).remove(&id).unwrap();
+            assert_eq!(outputs[0].n_reused, n_reused, "case {i}");
+            let mut alone = batcher_in(precision, base.clone(), pool.clone(), LIMITS);
+            let own = alone.admit(request).unwrap();
+            assert_eq!(told(&outputs), told(&drain(&mut alone)[&own]), "case {i}");
+        }
+        assert_eq!(batcher.n_free_tokens(), LIMITS.max_cached_tokens);
     }
-    assert_eq!(batcher.n_free_tokens(), LIMITS.max_cached_tokens);
 }
 
 #[test]
@@ -245,40 +285,42 @@ fn an_answer_is_a_beginning_too() {
 
 #[test]
 fn where_pages_run_short_the_youngest_wait_and_every_answer_is_as_alone() {
-    let pool = Pool::new(2);
-    let base = LLAMA.load(&pool);
-    let adapters = adapters(&base);
-    let limits = Limits {
-        max_sequences: 8,
-        // Six pages: the answers of five sequences need fifteen.
-        max_cached_tokens: 384,
-    };
-    let mut batcher = Batcher::new(base.clone(), pool.clone(), limits);
-    let requests: Vec<_> = (0..5)
-        .map(|i| GenerateRequest {
-            max_new_tokens: 120,
-            ..request(20 + i, i as u64, adapters[i % 3].clone())
-        })
-        .collect();
-    let ids: Vec<_> = requests
-        .iter()
-        .map(|r| batcher.admit(r.clone()).unwrap())
-        .collect();
-    let together = drain(&mut batcher);
-    for (id, request) in ids.iter().zip(&requests) {
-        let mut alone = Batcher::new(base.clone(), pool.clone(), LIMITS);
-        let own = alone.admit(request.clone()).unwrap();
-        assert_eq!(told(&together[id]), told(&drain(&mut alone)[&own]));
+    for precision in PRECISIONS {
+        let pool = Pool::new(2);
+        let base = LLAMA.load(&pool);
+        let adapters = adapters(&base);
+        let limits = Limits {
+            max_sequences: 8,
+            // Six pages: the answers of five sequences need fifteen.
+            max_cached_tokens: 384,
+        };
+        let mut batcher = batcher_in(precision, base.clone(), pool.clone(), limits);
+        let requests: Vec<_> = (0..5)
+            .map(|i| GenerateRequest {
+                max_new_tokens: 120,
+                ..request(20 + i, i as u64, adapters[i % 3].clone())
+            })
+            .collect();
+        let ids: Vec<_> = requests
+            .iter()
+            .map(|r| batcher.admit(r.clone()).unwrap())
+            .collect();
+        let together = drain(&mut batcher);
+        for (id, request) in ids.iter().zip(&requests) {
+            let mut alone = batcher_in(precision, base.clone(), pool.clone(), LIMITS);
+            let own = alone.admit(request.clone()).unwrap();
+            assert_eq!(told(&together[id]), told(&drain(&mut alone)[&own]));
+        }
+        assert_eq!(batcher.n_free_tokens(), limits.max_cached_tokens);
+        // One that leaves in the middle gives back what it had.
+        let id = batcher.admit(requests[0].clone()).unwrap();
+        for _ in 0..70 {
+            batcher.step().unwrap();
+        }
+        assert!(batcher.n_free_tokens() < limits.max_cached_tokens);
+        batcher.cancel(id);
+        assert_eq!(batcher.n_free_tokens(), limits.max_cached_tokens);
     }
-    assert_eq!(batcher.n_free_tokens(), limits.max_cached_tokens);
-    // One that leaves in the middle gives back what it had.
-    let id = batcher.admit(requests[0].clone()).unwrap();
-    for _ in 0..70 {
-        batcher.step().unwrap();
-    }
-    assert!(batcher.n_free_tokens() < limits.max_cached_tokens);
-    batcher.cancel(id);
-    assert_eq!(batcher.n_free_tokens(), limits.max_cached_tokens);
 }
 
 #[test]

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use domain::adapter_file::{CONFIG_FILE, WEIGHTS_FILE};
 use domain::model::AdapterRef;
+use engine::Precision;
 use engine::config::ModelConfig;
 use engine::lora::Adapter;
 use platform::objects::{Objects, ObjectsError};
@@ -200,7 +201,7 @@ impl Adapters {
     }
 
     fn keep(&self, reference: &AdapterRef, base: &Base, adapter: Adapter) -> Arc<Adapter> {
-        let size_bytes = adapter.size_bytes();
+        let size_bytes = adapter.size_bytes(Precision::of_bf16_weights());
         let adapter = Arc::new(adapter);
         let entry = Entry {
             adapter: Arc::clone(&adapter),
@@ -254,7 +255,8 @@ async fn ready<W: AsRef<[u8]>>(
     let make = move || {
         let (config_json, weights) = read()?;
         let adapter = parsed(&config_json, weights.as_ref(), &config)?;
-        adapter.prepare();
+        // Most bases are bf16. An adapter of another one is made ready by its first step.
+        adapter.prepare(Precision::of_bf16_weights());
         Ok(adapter)
     };
     let made = tokio::task::spawn_blocking(make).await;

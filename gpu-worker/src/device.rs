@@ -149,7 +149,7 @@ pub(crate) struct TrainingRun {
 /// What a training is computed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TrainedOn {
-    /// Its scores are exact, as serving's are, whatever the training's precision.
+    /// Its scores are f32, whatever the training's precision.
     Cpu,
     /// All is bf16.
     Gpu,
@@ -162,7 +162,7 @@ pub(crate) enum FirstAdapter {
         config: LoraConfig,
         seed: u64,
     },
-    Given(Adapter),
+    Given(Box<Adapter>),
 }
 
 /// Hands `result` to who asked; what broke the engine ends the thread too.
@@ -298,11 +298,12 @@ impl Device {
         let mut training = Training {
             id,
             on: TrainedOn::Cpu,
+            generates_in: Precision::Fp32,
             device: self.clone(),
         };
         let start = Box::new(start);
         let begin = |reply| training::Command::Begin { id, start, reply };
-        training.on = ask(&self.training, begin).await?;
+        (training.on, training.generates_in) = ask(&self.training, begin).await?;
         Ok(training)
     }
 }
@@ -367,10 +368,20 @@ impl Generation {
 pub(crate) struct Training {
     id: u64,
     pub(crate) on: TrainedOn,
+    /// What its base answers in.
+    generates_in: Precision,
     device: Device,
 }
 
 impl Training {
+    /// What [`Self::label_logprobs`] or [`Self::score`] rounds to, where one of them does.
+    pub(crate) fn scored_in(&self) -> Precision {
+        match self.on {
+            TrainedOn::Cpu => self.generates_in,
+            TrainedOn::Gpu => Precision::Bf16,
+        }
+    }
+
     /// One optimizer step.
     pub(crate) async fn step(&self, batch: Vec<Example>) -> Result<StepReport, DeviceError> {
         self.work(|reply| Work::Step { batch, reply }).await

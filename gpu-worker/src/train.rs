@@ -222,7 +222,9 @@ impl Attempt<'_> {
         let adapter = match &self.assignment.start {
             Some(start) => {
                 let dropout = training.adapter.dropout as f32;
-                FirstAdapter::Given(self.continued_adapter(start, &base, dropout).await?)
+                FirstAdapter::Given(Box::new(
+                    self.continued_adapter(start, &base, dropout).await?,
+                ))
             }
             None => FirstAdapter::Fresh {
                 config: config::lora_config(&training.adapter),

@@ -2,6 +2,8 @@
 
 use half::bf16;
 
+use crate::cpu::simd::Isa;
+
 /// The number format that activations are kept and multiplied in; sums are always f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
@@ -12,6 +14,14 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// What to generate in from weights in bf16: bf16 itself where this processor multiplies it.
+    pub fn of_bf16_weights() -> Self {
+        match Isa::detect() {
+            Isa::Avx512Bf16 | Isa::Amx => Precision::Bf16,
+            Isa::Portable | Isa::Neon | Isa::Avx2 | Isa::Avx512 => Precision::Fp32,
+        }
+    }
+
     /// The name a checkpoint records.
     pub fn name(self) -> &'static str {
         match self {

@@ -11,6 +11,7 @@ use super::ops::{self, QkNorm};
 use super::serve_ops::{self, LayerPages, PAGE, Rows, SEGMENT_ROWS, Segments, To};
 use crate::config::ModelConfig;
 use crate::cpu::buffer::OutOfMemory;
+use crate::cpu::element::Precision;
 use crate::cpu::pool::Pool;
 use crate::generate::{GenerateError, Step};
 use crate::kv::PageShape;
@@ -479,6 +480,10 @@ impl Forward<'_> {
 impl crate::generate::Model for Generator {
     fn config(&self) -> &ModelConfig {
         &self.base.config
+    }
+
+    fn precision(&self) -> Precision {
+        Precision::Bf16
     }
 
     fn page_shape(&self) -> PageShape {

@@ -8,7 +8,10 @@ mod sequence;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
+use half::bf16;
+
 use crate::cpu::buffer::OutOfMemory;
+use crate::cpu::element::Precision;
 use crate::cpu::pool::Pool;
 use crate::cuda;
 use crate::kv::{Beginning, KvCache, PAGE, Pages, Span};
@@ -132,9 +135,22 @@ pub struct Batcher {
 }
 
 impl Batcher {
-    /// A batcher without sequences.
+    /// A batcher without sequences that computes in f32.
     pub fn new(base: Arc<BaseModel>, pool: Pool, limits: Limits) -> Self {
-        Self::with(Box::new(OnCpu::new(base)), pool, limits)
+        Self::in_precision(base, pool, limits, Precision::Fp32)
+    }
+
+    /// The same in `precision`; [`BaseModel::generation_precision`] says which is right for a base.
+    pub fn in_precision(
+        base: Arc<BaseModel>,
+        pool: Pool,
+        limits: Limits,
+        precision: Precision,
+    ) -> Self {
+        match precision {
+            Precision::Fp32 => Self::with(Box::new(OnCpu::<f32>::new(base)), pool, limits),
+            Precision::Bf16 => Self::with(Box::new(OnCpu::<bf16>::new(base)), pool, limits),
+        }
     }
 
     /// The same on a GPU, in bf16; tokens are chosen on the pool.
@@ -157,6 +173,11 @@ impl Batcher {
             live: Vec::new(),
             next_id: 0,
         }
+    }
+
+    /// What it computes in.
+    pub fn precision(&self) -> Precision {
+        self.model.precision()
     }
 
     /// Takes in a sequence; its prompt runs with the next steps, but for what was run before in its scope with the same adapter. The sequence needs

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use super::{GenerateError, TOKENS_PER_STEP};
 use crate::config::ModelConfig;
 use crate::cpu::buffer::OutOfMemory;
+use crate::cpu::element::{Element, Precision};
 use crate::cpu::pool::Pool;
 use crate::kv::{KvCache, PageShape, Pages, Span, attend};
-use crate::lora::{Adapter, PackedLora};
+use crate::lora::{Adapter, Generated, PackedLora};
 use crate::model::{Decoder, Keep};
 use crate::nn::attention::Heads;
 use crate::nn::rope::Position;
@@ -17,6 +18,9 @@ use crate::weights::BaseModel;
 /// A base model where its weights lie: in memory, or on a GPU.
 pub(crate) trait Model: Send {
     fn config(&self) -> &ModelConfig;
+
+    /// What activations, keys and values are computed in.
+    fn precision(&self) -> Precision;
 
     /// What this model keeps of keys and values in a page.
     fn page_shape(&self) -> PageShape;
@@ -55,13 +59,13 @@ pub(crate) struct Step<'a> {
     pub adapters: Vec<Option<&'a Adapter>>,
 }
 
-/// A model in memory.
-pub(super) struct OnCpu {
+/// A model in memory that computes in `E`.
+pub(super) struct OnCpu<E> {
     base: Arc<BaseModel>,
-    decoder: Decoder<f32>,
+    decoder: Decoder<E>,
 }
 
-impl OnCpu {
+impl<E: Generated> OnCpu<E> {
     pub fn new(base: Arc<BaseModel>) -> Self {
         Self {
             base,
@@ -70,13 +74,17 @@ impl OnCpu {
     }
 }
 
-impl Model for OnCpu {
+impl<E: Generated> Model for OnCpu<E> {
     fn config(&self) -> &ModelConfig {
         self.base.config()
     }
 
+    fn precision(&self) -> Precision {
+        E::PRECISION
+    }
+
     fn page_shape(&self) -> PageShape {
-        PageShape::new(self.base.config())
+        PageShape::new::<E>(self.base.config())
     }
 
     fn is_long(&self, n_tokens: usize) -> bool {
@@ -114,7 +122,7 @@ impl Model for OnCpu {
     ) -> Result<Vec<f32>, GenerateError> {
         let base = &*self.base;
         let mut cache = KvCache::new(tokens.len());
-        let shape = PageShape::new(base.config());
+        let shape = PageShape::new::<E>(base.config());
         let mut pages = Pages::new(shape, tokens.len());
         while cache.n_missing(tokens.len()) > 0 {
             cache.pages.extend(pages.take()?);
@@ -144,12 +152,12 @@ impl Model for OnCpu {
 }
 
 /// Ranges of rows that one adapter changes.
-fn group<'a>(
+fn group<'a, E: Generated>(
     pool: &Pool,
     base: &BaseModel,
     step: &Step<'a>,
-) -> Vec<(Range<usize>, &'a PackedLora<f32>)> {
-    let mut groups: Vec<(Range<usize>, &PackedLora<f32>)> = Vec::new();
+) -> Vec<(Range<usize>, &'a PackedLora<E>)> {
+    let mut groups: Vec<(Range<usize>, &PackedLora<E>)> = Vec::new();
     for (span, adapter) in step.spans.iter().zip(&step.adapters) {
         let Some(adapter) = adapter else {
             continue;
@@ -166,11 +174,11 @@ fn group<'a>(
 }
 
 /// Runs new rows of sequences through every block.
-fn run(
-    decoder: &mut Decoder<f32>,
+fn run<E: Element>(
+    decoder: &mut Decoder<E>,
     pool: &Pool,
     base: &BaseModel,
-    loras: &[(Range<usize>, &PackedLora<f32>)],
+    loras: &[(Range<usize>, &PackedLora<E>)],
     tokens: &[u32],
     spans: &mut [Span<'_>],
 ) -> Result<(), OutOfMemory> {
@@ -183,7 +191,7 @@ fn run(
             })
         })
         .collect();
-    let shape = PageShape::new(base.config());
+    let shape = PageShape::new::<E>(base.config());
     decoder.forward_with(
         pool,
         base,

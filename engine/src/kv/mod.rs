@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::config::ModelConfig;
+use crate::cpu::element::Element;
 use crate::cpu::gemm::{Left, PANEL, Right};
 use crate::cpu::pool::{Pool, SharedMut};
 use crate::nn::attention::{self, BLOCK, Heads, KeyValues, Queries};
@@ -22,14 +23,18 @@ pub(crate) struct PageShape {
     n_layers: usize,
     n_kv_heads: usize,
     head_dim: usize,
+    /// Numbers in a word.
+    per_word: usize,
 }
 
 impl PageShape {
-    pub fn new(config: &ModelConfig) -> Self {
+    /// Of keys and values in `E`.
+    pub fn new<E: Element>(config: &ModelConfig) -> Self {
         Self {
             n_layers: config.num_hidden_layers,
             n_kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
+            per_word: E::PER_WORD,
         }
     }
 
@@ -39,6 +44,7 @@ impl PageShape {
             n_layers: 0,
             n_kv_heads: 0,
             head_dim: 0,
+            per_word: 1,
         }
     }
 
@@ -49,14 +55,19 @@ impl PageShape {
 
     /// Words of one head's keys and values. The columns of the values are rounded up to whole panels.
     fn pair_len(self) -> usize {
-        PAGE * (self.head_dim + self.head_dim.next_multiple_of(PANEL))
+        self.keys_len() + PAGE / self.per_word * self.head_dim.next_multiple_of(PANEL)
+    }
+
+    /// Words of one head's keys.
+    fn keys_len(self) -> usize {
+        PAGE * self.head_dim.div_ceil(self.per_word)
     }
 
     /// The panels of keys and those of values of one block and kv head.
     fn places(self, layer: usize, kv: usize) -> [Range<usize>; 2] {
         let len = self.pair_len();
         let start = (layer * self.n_kv_heads + kv) * len;
-        let values = start + PAGE * self.head_dim;
+        let values = start + self.keys_len();
         [start..values, values..start + len]
     }
 }
@@ -105,15 +116,15 @@ struct Head<'a> {
     head_dim: usize,
 }
 
-impl KeyValues<f32> for Head<'_> {
-    fn keys(&self, block: usize) -> Right<'_, f32> {
+impl<E: Element> KeyValues<E> for Head<'_> {
+    fn keys(&self, block: usize) -> Right<'_, E> {
         Right::panels(
             &self.pages[block].words()[self.places[0].clone()],
             self.head_dim,
         )
     }
 
-    fn values(&self, block: usize) -> Right<'_, f32> {
+    fn values(&self, block: usize) -> Right<'_, E> {
         Right::panels(&self.pages[block].words()[self.places[1].clone()], PAGE)
     }
 }
@@ -137,14 +148,14 @@ struct Piece {
 /// Appends the keys and values of every span to its cache, then attends from every row to what its own sequence has
 /// within the layer's window.
 /// Shapes: `qkv` (T, (H+2K)·C) rotated, `out` (T, H·C).
-pub(crate) fn attend(
+pub(crate) fn attend<E: Element>(
     pool: &Pool,
     heads: Heads,
     shape: PageShape,
     layer: usize,
     spans: &mut [Span<'_>],
-    qkv: &[f32],
-    out: &mut [f32],
+    qkv: &[E],
+    out: &mut [E],
 ) {
     append(pool, heads, shape, layer, spans, qkv);
     let pieces = pieces(heads, spans);
@@ -193,13 +204,13 @@ pub(crate) fn attend(
     });
 }
 
-fn append(
+fn append<E: Element>(
     pool: &Pool,
     heads: Heads,
     shape: PageShape,
     layer: usize,
     spans: &mut [Span<'_>],
-    qkv: &[f32],
+    qkv: &[E],
 ) {
     let (width, head_dim) = (heads.qkv_size(), heads.head_dim);
     let open: Vec<_> = spans

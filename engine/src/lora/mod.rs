@@ -15,9 +15,12 @@ mod slots;
 mod svd;
 mod targets;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 
+use half::bf16;
+
+use crate::cpu::element::Precision;
 use crate::cpu::pool::Pool;
 use crate::weights::BaseModel;
 pub use config::{Bias, Init, LoraConfig, TargetModules};
@@ -26,7 +29,8 @@ pub use layout::Module;
 pub(crate) use layout::{Fused, Layout};
 pub(crate) use merge::Change;
 pub(crate) use own::Own;
-pub(crate) use packed::{FusedLora, PackedLora};
+use packed::Copies;
+pub(crate) use packed::{FusedLora, Generated, PackedLora};
 pub(crate) use peft::{named, serialize};
 pub(crate) use slots::{Kind, Role, Saved, Slot, Tensor};
 
@@ -38,8 +42,8 @@ pub struct Adapter {
     config: LoraConfig,
     layout: Arc<Layout>,
     values: Vec<f32>,
-    /// The form that generation multiplies with, made on first use.
-    packed: OnceLock<PackedLora<f32>>,
+    /// The forms that generation multiplies with, each made on first use.
+    copies: Copies,
 }
 
 impl Clone for Adapter {
@@ -72,16 +76,28 @@ impl Adapter {
         trained.map(|tensor| tensor.place.len() as u64).sum()
     }
 
-    /// What the adapter takes of memory, with the form that generation multiplies with, whether that was made already or not. Bytes.
-    pub fn size_bytes(&self) -> u64 {
+    /// What the adapter takes of memory, with the form that generation in `precision` multiplies with, whether that was made already or
+    /// not. Bytes.
+    pub fn size_bytes(&self, precision: Precision) -> u64 {
         let values = size_of::<f32>() * self.values.len();
-        (values + PackedLora::<f32>::new(&self.layout).forward_bytes()) as u64
+        let packed = match precision {
+            Precision::Fp32 => PackedLora::<f32>::new(&self.layout).forward_bytes(),
+            Precision::Bf16 => PackedLora::<bf16>::new(&self.layout).forward_bytes(),
+        };
+        (values + packed) as u64
     }
 
-    /// Makes the form that generation multiplies with now, on the calling thread alone, so that the first step with the adapter
-    /// need not. One that needs the base for it (DoRA, biases, modules trained whole) is left to that step.
-    pub fn prepare(&self) {
-        let mut packed = PackedLora::new(&self.layout);
+    /// Makes the form that generation in `precision` multiplies with now, on the calling thread alone, so that the first step with the
+    /// adapter need not. One that needs the base for it (DoRA, biases, modules trained whole) is left to that step.
+    pub fn prepare(&self, precision: Precision) {
+        match precision {
+            Precision::Fp32 => self.prepare_in::<f32>(),
+            Precision::Bf16 => self.prepare_in::<bf16>(),
+        }
+    }
+
+    fn prepare_in<E: Generated>(&self) {
+        let mut packed = PackedLora::<E>::new(&self.layout);
         if packed.needs_base() {
             return;
         }
@@ -89,7 +105,7 @@ impl Adapter {
             .pack_low_rank(&Pool::new(1), &self.values)
             .expect("memory for a second copy of an adapter");
         // Where a step was faster, its copy is the same.
-        let _ = self.packed.set(packed);
+        let _ = E::of(&self.copies).set(packed);
     }
 
     /// A (r, in) and B (out, r) of a linear, as they are trained; `None` if it is not changed.
@@ -144,7 +160,7 @@ impl Adapter {
             config,
             layout,
             values,
-            packed: OnceLock::new(),
+            copies: Copies::default(),
         }
     }
 
@@ -161,8 +177,8 @@ impl Adapter {
         &self.values
     }
 
-    pub(crate) fn packed(&self, pool: &Pool, base: &BaseModel) -> &PackedLora<f32> {
-        self.packed.get_or_init(|| {
+    pub(crate) fn packed<E: Generated>(&self, pool: &Pool, base: &BaseModel) -> &PackedLora<E> {
+        E::of(&self.copies).get_or_init(|| {
             let mut packed = PackedLora::new(&self.layout);
             packed
                 .pack_for_forward(pool, base, &self.values)

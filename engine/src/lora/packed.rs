@@ -3,7 +3,9 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
+
+use half::bf16;
 
 use crate::cpu::buffer::{Buffer, OutOfMemory};
 use crate::cpu::element::Element;
@@ -13,6 +15,31 @@ use crate::lora::layout::{Fused, Layout};
 use crate::lora::own::Own;
 use crate::lora::slots::Saved;
 use crate::weights::BaseModel;
+
+/// The copies of an adapter that generation multiplies with, by the number format it computes in.
+#[derive(Default)]
+pub(crate) struct Copies {
+    fp32: OnceLock<PackedLora<f32>>,
+    bf16: OnceLock<PackedLora<bf16>>,
+}
+
+/// A number format that generation computes in.
+pub(crate) trait Generated: Element {
+    /// The copy in this format.
+    fn of(copies: &Copies) -> &OnceLock<PackedLora<Self>>;
+}
+
+impl Generated for f32 {
+    fn of(copies: &Copies) -> &OnceLock<PackedLora<Self>> {
+        &copies.fp32
+    }
+}
+
+impl Generated for bf16 {
+    fn of(copies: &Copies) -> &OnceLock<PackedLora<Self>> {
+        &copies.bf16
+    }
+}
 
 /// An adapter ready to multiply with, in `E`.
 pub(crate) struct PackedLora<E> {

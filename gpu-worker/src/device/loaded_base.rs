@@ -65,11 +65,13 @@ impl LoadedBase {
         let model = BaseModel::load_as(&folder.dir, folder.weights, pool)
             .map_err(|error| DeviceError::BadInput(error.to_string()))?;
         let model = Arc::new(model);
-        let batcher = Batcher::new(Arc::clone(&model), pool.clone(), *limits);
+        let precision = model.generation_precision();
+        let batcher = Batcher::in_precision(Arc::clone(&model), pool.clone(), *limits, precision);
         let seconds = began.elapsed().as_secs_f64();
         tracing::info!(
             sha256 = folder.sha256,
             weights = ?folder.weights,
+            generates_in = precision.name(),
             n_parameters = model.n_parameters(),
             seconds,
             "base model loaded"

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, mpsc};
 
+use engine::Precision;
 use engine::batch::Example;
 use engine::cuda::{CudaError, Gpu};
 use engine::lora::Adapter;
@@ -23,7 +24,7 @@ pub(super) enum Command {
     Begin {
         id: u64,
         start: Box<TrainingStart>,
-        reply: Reply<TrainedOn>,
+        reply: Reply<(TrainedOn, Precision)>,
     },
     End {
         id: u64,
@@ -123,12 +124,18 @@ impl Training {
         }
     }
 
-    fn begin(&mut self, id: u64, start: TrainingStart) -> Result<TrainedOn, DeviceError> {
+    /// What it is computed on, and what its base generates in.
+    fn begin(
+        &mut self,
+        id: u64,
+        start: TrainingStart,
+    ) -> Result<(TrainedOn, Precision), DeviceError> {
         self.running = None;
         let TrainingStart { base, adapter, run } = start;
         let model = self.borrow(&base)?;
+        let generates_in = model.generation_precision();
         let adapter = match adapter {
-            FirstAdapter::Given(adapter) => adapter,
+            FirstAdapter::Given(adapter) => *adapter,
             FirstAdapter::Fresh { config, seed } => {
                 Adapter::init_from(&model, &config, seed, &self.pool)
                     .map_err(|error| DeviceError::BadAdapter(error.to_string()))?
@@ -157,7 +164,7 @@ impl Training {
             trainer,
             on,
         });
-        Ok(on)
+        Ok((on, generates_in))
     }
 
     fn begin_on_cpu(

@@ -3,17 +3,18 @@
 
 use std::sync::Arc;
 
+use engine::Precision;
 use engine::batch::Example;
 use engine::lora::Adapter;
 
 use super::failure::Failure;
-use crate::device::{TrainedOn, Training};
+use crate::device::Training;
 
 /// Rows compared at least; the shortest, as each label is a test of the whole network.
 const ROWS: usize = 4;
 
-/// Labels compared at least after a training on a GPU, if there are as many: one that bf16 moves far must not decide the mean.
-const LABELS_ON_GPU: usize = 256;
+/// Labels compared at least where a side scores in bf16, if there are as many: one that it moves far must not decide the mean.
+const LABELS_IN_BF16: usize = 256;
 
 /// Largest differences of log-probabilities. Nats.
 #[derive(Debug, Clone, Copy)]
@@ -23,15 +24,15 @@ struct Tolerance {
 }
 
 impl Tolerance {
-    fn of(trained_on: TrainedOn) -> Self {
-        match trained_on {
+    fn of(scored_in: Precision) -> Self {
+        match scored_in {
             // Both paths compute in f32, in another order of summation.
-            TrainedOn::Cpu => Self {
+            Precision::Fp32 => Self {
                 mean: 1e-3,
                 worst: 1e-3,
             },
-            // A GPU scores in bf16, whose eight bits move a single label far and all of them together little.
-            TrainedOn::Gpu => Self {
+            // Its eight bits move a single label far and all of them together little.
+            Precision::Bf16 => Self {
                 mean: 0.02,
                 worst: 0.5,
             },
@@ -82,7 +83,10 @@ pub(super) async fn check(
     adapter: &Arc<Adapter>,
 ) -> Result<(), Failure> {
     let mut difference = Difference::default();
-    let compared = shortest(if valid.is_empty() { rows } else { valid }, training.on);
+    let compared = shortest(
+        if valid.is_empty() { rows } else { valid },
+        training.scored_in(),
+    );
     for example in compared {
         let trained = training.label_logprobs(example.clone()).await?;
         let served = training
@@ -94,10 +98,11 @@ pub(super) async fn check(
             .collect();
         difference.add(&trained, &served);
     }
-    let tolerance = Tolerance::of(training.on);
+    let tolerance = Tolerance::of(training.scored_in());
     let (mean, worst) = (difference.mean(), difference.worst);
     tracing::info!(
         trained_on = ?training.on,
+        scored_in = training.scored_in().name(),
         n_labels = difference.n_labels,
         mean,
         worst,
@@ -114,12 +119,12 @@ pub(super) async fn check(
     Ok(())
 }
 
-fn shortest(rows: &[Example], trained_on: TrainedOn) -> Vec<&Example> {
+fn shortest(rows: &[Example], scored_in: Precision) -> Vec<&Example> {
     let mut rows: Vec<&Example> = rows.iter().filter(|row| row.n_labels() > 0).collect();
     rows.sort_by_key(|row| row.tokens.len());
-    let wanted = match trained_on {
-        TrainedOn::Cpu => 0,
-        TrainedOn::Gpu => LABELS_ON_GPU,
+    let wanted = match scored_in {
+        Precision::Fp32 => 0,
+        Precision::Bf16 => LABELS_IN_BF16,
     };
     let (mut n_rows, mut n_labels) = (0, 0);
     while n_rows < rows.len() && (n_rows < ROWS || n_labels < wanted) {
@@ -135,22 +140,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn after_a_gpu_labels_enough_are_compared_and_after_a_cpu_a_few_rows() {
+    fn in_bf16_labels_enough_are_compared_and_in_f32_a_few_rows() {
         let row = |n: usize| Example {
             tokens: vec![1; n + 1],
             mask: [vec![false], vec![true; n]].concat(),
         };
         let rows: Vec<Example> = (1..=40).rev().map(row).collect();
-        let lengths = |on| {
-            shortest(&rows, on)
+        let lengths = |precision| {
+            shortest(&rows, precision)
                 .iter()
                 .map(|row| row.n_labels())
                 .collect::<Vec<_>>()
         };
-        assert_eq!(lengths(TrainedOn::Cpu), [1, 2, 3, 4]);
+        assert_eq!(lengths(Precision::Fp32), [1, 2, 3, 4]);
         // 1 + 2 + … + 23 = 276
-        assert_eq!(lengths(TrainedOn::Gpu), (1..=23).collect::<Vec<_>>());
-        assert_eq!(shortest(&rows[30..], TrainedOn::Gpu).len(), 10);
+        assert_eq!(lengths(Precision::Bf16), (1..=23).collect::<Vec<_>>());
+        assert_eq!(shortest(&rows[30..], Precision::Bf16).len(), 10);
     }
 
     fn difference(pairs: &[(&[f32], &[f32])]) -> Difference {
@@ -169,7 +174,7 @@ mod tests {
             difference(&[(&[f32::NAN, 1.0], &[1.0, 1.0])]),
             difference(&[(&[f32::NAN], &[1.0]), (&[1.0], &[1.0])]),
         ] {
-            assert!(!bad.is_within(Tolerance::of(TrainedOn::Gpu)), "{bad:?}");
+            assert!(!bad.is_within(Tolerance::of(Precision::Bf16)), "{bad:?}");
         }
     }
 
@@ -182,12 +187,12 @@ mod tests {
                 .collect();
             difference(&[(&trained, &served)])
         };
-        let [cpu, gpu] = [TrainedOn::Cpu, TrainedOn::Gpu].map(Tolerance::of);
-        assert!(moved(0.0009, 1).is_within(cpu));
-        assert!(!moved(0.0011, 100).is_within(cpu));
-        assert!(moved(0.45, 100).is_within(gpu));
-        assert!(!moved(0.55, 100).is_within(gpu));
-        assert!(moved(0.015, 1).is_within(gpu));
-        assert!(!moved(0.025, 1).is_within(gpu));
+        let [exact, rounded] = [Precision::Fp32, Precision::Bf16].map(Tolerance::of);
+        assert!(moved(0.0009, 1).is_within(exact));
+        assert!(!moved(0.0011, 100).is_within(exact));
+        assert!(moved(0.45, 100).is_within(rounded));
+        assert!(!moved(0.55, 100).is_within(rounded));
+        assert!(moved(0.015, 1).is_within(rounded));
+        assert!(!moved(0.025, 1).is_within(rounded));
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use domain::message::{GenerateError, GenerateEvent, GenerateRequest};
 use domain::model::AdapterRef;
+use engine::Precision;
 use engine::config::ModelConfig;
 use engine::lora::{Adapter, LoraConfig};
 use platform::config::WorkerConfig;
@@ -136,7 +137,7 @@ async fn damaged_files_on_the_disk_are_fetched_again() {
 async fn adapters_in_memory_take_no_more_than_the_budget_and_are_told_latest_first() {
     let house = House::new().await;
     let one = Adapter::init(&model(), &LoraConfig::all_linear(4, 8.0), 1).unwrap();
-    let budget = 2 * one.size_bytes();
+    let budget = 2 * one.size_bytes(Precision::of_bf16_weights());
     assert!(
         budget > 2 * 4 * one.n_parameters(),
         "what generation multiplies with counts too"

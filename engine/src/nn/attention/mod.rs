@@ -399,19 +399,26 @@ pub(crate) fn forward<E: Element>(
 }
 
 /// Writes key number `i` of one head into its panels (C, keys).
-pub(crate) fn put_key(key: &[f32], i: usize, panels: &mut [u32]) {
-    let panel = &mut panels[i / PANEL * PANEL * key.len()..];
-    for (c, x) in key.iter().enumerate() {
-        panel[c * PANEL + i % PANEL] = x.to_bits();
+pub(crate) fn put_key<E: Element>(key: &[E], i: usize, panels: &mut [u32]) {
+    let panel = &mut panels[i / PANEL * PANEL * key.len().div_ceil(E::PER_WORD)..];
+    for (unit, numbers) in key.chunks(E::PER_WORD).enumerate() {
+        let second = numbers.get(1).copied().unwrap_or_default();
+        panel[unit * PANEL + i % PANEL] = E::word(numbers[0], second);
     }
 }
 
-/// Writes value number `i` of one head into its panels (keys, C), made for `capacity` values.
-pub(crate) fn put_value(value: &[f32], i: usize, capacity: usize, panels: &mut [u32]) {
+/// Writes value number `i` of one head into its panels (keys, C), made for `capacity` values; values come in order.
+pub(crate) fn put_value<E: Element>(value: &[E], i: usize, capacity: usize, panels: &mut [u32]) {
+    let is_first = i.is_multiple_of(E::PER_WORD);
     for (panel, lanes) in value.chunks(PANEL).enumerate() {
-        let at = (panel * capacity + i) * PANEL;
-        for (to, x) in panels[at..].iter_mut().zip(lanes) {
-            *to = x.to_bits();
+        let at = (panel * capacity.div_ceil(E::PER_WORD) + i / E::PER_WORD) * PANEL;
+        for (to, &x) in panels[at..].iter_mut().zip(lanes) {
+            // A word that is not full yet ends with a zero, whatever was there before.
+            *to = if is_first {
+                E::word(x, E::default())
+            } else {
+                *to | E::word(E::default(), x)
+            };
         }
     }
 }

@@ -19,12 +19,12 @@ def run(command, **kw):
 
 def build_example(name):
     """The engine's example in release mode."""
-    return built(name, "-p", "engine", "--example", name)
+    return built(name, "--workspace", "--example", name)
 
 
 def build_binary():
     """`luthier` in release mode."""
-    return built("luthier", "-p", "luthier", "--bin", "luthier")
+    return built("luthier", "--workspace", "--bin", "luthier")
 
 
 @functools.cache

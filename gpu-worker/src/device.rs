@@ -4,6 +4,7 @@
 mod gpu;
 mod loaded_base;
 mod memory;
+mod priority;
 mod serving;
 mod training;
 
@@ -226,14 +227,22 @@ impl Device {
     ) -> std::io::Result<(Self, oneshot::Receiver<DeviceError>)> {
         let (broken, ended) = oneshot::channel();
         let broken = Arc::new(Mutex::new(Some(broken)));
-        let (pool, load) = (Pool::new(n_threads), Arc::<Load>::default());
+        let pool = Pool::with_start(n_threads, priority::yield_to_others);
+        let load = Arc::<Load>::default();
         let (serving, inbox) = mpsc::channel();
         let mut generates = serving::Serving::new(pool.clone(), limits, Arc::clone(&load));
         spawn("serving", &broken, move || generates.serve(&inbox))?;
         let (training, inbox) = mpsc::channel();
         let on_gpu = gpu.as_ref().map(|gpu| format!("{}, and ", gpu.name()));
+        // One that drives a GPU computes little and must not keep it waiting.
+        let computes = gpu.is_none();
         let mut trains = training::Training::new(pool, gpu, serving.clone(), Arc::clone(&load));
-        spawn("training", &broken, move || trains.serve(&inbox))?;
+        spawn("training", &broken, move || {
+            if computes {
+                priority::yield_to_others();
+            }
+            trains.serve(&inbox)
+        })?;
         let name = format!(
             "{}cpu, {n_threads} thread{}",
             on_gpu.unwrap_or_default(),

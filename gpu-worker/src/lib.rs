@@ -106,9 +106,8 @@ pub enum WorkerError {
 /// Errors: what makes this process unfit; it should exit non-zero.
 pub async fn run(options: WorkerOptions, shutdown: Shutdown) -> Result<(), WorkerError> {
     let listen = options.config.listen;
-    let listener = TcpListener::bind(listen)
-        .await
-        .map_err(|error| WorkerError::Listen { listen, error })?;
+    let listener =
+        platform::listen(listen).map_err(|error| WorkerError::Listen { listen, error })?;
     let bound = listener
         .local_addr()
         .map_err(|error| WorkerError::Listen { listen, error })?;

@@ -4,6 +4,7 @@
 pub mod archive;
 pub mod config;
 pub mod data_dir;
+mod listen;
 pub mod objects;
 mod objects_dir;
 mod objects_s3;
@@ -12,3 +13,5 @@ mod queue_amqp;
 pub mod service_token;
 pub mod shutdown;
 pub mod telemetry;
+
+pub use listen::listen;

@@ -9,7 +9,6 @@ use platform::service_token::ServiceKey;
 use platform::shutdown::Shutdown;
 use poem::Server;
 use poem::listener::TcpAcceptor;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::door;
@@ -46,7 +45,7 @@ pub async fn bind(options: SchedulerOptions) -> Result<SchedulerServer, StartErr
         address: wanted,
         source,
     };
-    let listener = TcpListener::bind(wanted).await.map_err(failed)?;
+    let listener = platform::listen(wanted).map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     let acceptor = TcpAcceptor::from_tokio(listener).map_err(failed)?;
     Ok(SchedulerServer {

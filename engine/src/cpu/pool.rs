@@ -73,6 +73,11 @@ struct Shared {
 impl Pool {
     /// Starts `n_threads - 1` threads beside the caller's; 0 counts as 1.
     pub fn new(n_threads: usize) -> Self {
+        Self::with_start(n_threads, || ())
+    }
+
+    /// The same; each of its own threads begins with `start`.
+    pub fn with_start(n_threads: usize, start: fn()) -> Self {
         let shared = Arc::new(Shared {
             turn: Turn::default(),
             region: Mutex::new(None),
@@ -89,7 +94,10 @@ impl Pool {
                 let shared = shared.clone();
                 let builder = std::thread::Builder::new().name(format!("engine-{i}"));
                 builder
-                    .spawn(move || shared.serve())
+                    .spawn(move || {
+                        start();
+                        shared.serve();
+                    })
                     .expect("the system can start a thread")
             })
             .collect();

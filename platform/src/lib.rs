@@ -1,4 +1,4 @@
-//! What every process stands on: configuration, objects, archives, the queue, service tokens, telemetry
+//! What every process stands on: configuration, objects, archives, listeners, the queue, service tokens, telemetry
 //! and shutdown. It knows no job, no row and no HTTP route.
 
 pub mod archive;

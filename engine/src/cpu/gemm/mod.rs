@@ -28,7 +28,7 @@ pub(crate) use weight::{Side, Weight};
 /// Columns of a panel: one 512-bit vector of words, one cache line.
 pub(crate) const PANEL: usize = 16;
 
-/// Rows of a processor's own tile, and words of each.
+/// Rows of a processor's own tile, and units of the depth: words of a row of A, rows of B.
 const TILE: usize = 16;
 
 /// Depth of a block: 48 columns of it are 96 KiB, which the second-level cache holds, and eight rows fill half of the first. Words.
@@ -87,9 +87,10 @@ impl<'a, E: Element> Left<'a, E> {
     /// The transpose of a (depth, rows) matrix that [`pack_left`] has packed.
     pub fn packed(words: &'a [u32], depth: usize) -> Self {
         let units = depth.div_ceil(E::PER_WORD);
-        let (row, group, unit) = match Kernel::detected().packed_rows(Dot::of::<E>()) {
-            TILE => (TILE, 8 * units.next_multiple_of(TILE), TILE),
-            _ => (1, 8 * units, 8),
+        let (row, group, unit) = if in_tiles::<E>() {
+            (TILE, 8 * units.next_multiple_of(TILE), TILE)
+        } else {
+            (1, 8 * units, 8)
         };
         Self {
             start: words.as_ptr(),
@@ -128,6 +129,11 @@ impl<'a, E: Element> Left<'a, E> {
     }
 }
 
+/// Whether this machine multiplies `E` in tiles of its own.
+fn in_tiles<E: Element>() -> bool {
+    Kernel::detected().in_tiles(Dot::of::<E>())
+}
+
 /// Packs the transpose of a (depth, rows) matrix, row-major with rows `stride` apart, as a left operand; `words` is resized.
 pub(crate) fn pack_left<S: Element, E: Element>(
     values: &[S],
@@ -143,9 +149,10 @@ pub(crate) fn pack_left<S: Element, E: Element>(
 /// Length of a packed left operand of `rows` rows of `depth` numbers. Words.
 pub(crate) fn packed_left_len<E: Element>(rows: usize, depth: usize) -> usize {
     let units = depth.div_ceil(E::PER_WORD);
-    match Kernel::detected().packed_rows(Dot::of::<E>()) {
-        TILE => rows.next_multiple_of(TILE) * units.next_multiple_of(TILE),
-        _ => rows.next_multiple_of(8) * units,
+    if in_tiles::<E>() {
+        rows.next_multiple_of(TILE) * units.next_multiple_of(TILE)
+    } else {
+        rows.next_multiple_of(8) * units
     }
 }
 
@@ -157,9 +164,10 @@ pub(crate) fn pack_left_into<S: Element, E: Element>(
     rows: usize,
     words: &mut [u32],
 ) {
-    match Kernel::detected().packed_rows(Dot::of::<E>()) {
-        TILE => pack::tiles::<S, E>(values, stride, depth, rows, words),
-        _ => pack::rows::<8, S, E>(values, stride, depth, rows, 1.0, words),
+    if in_tiles::<E>() {
+        pack::tiles::<S, E>(values, stride, depth, rows, words);
+    } else {
+        pack::rows::<8, S, E>(values, stride, depth, rows, 1.0, words);
     }
 }
 

@@ -14,9 +14,8 @@ use std::cell::Cell;
 use std::mem::MaybeUninit;
 
 use super::{PANEL, Segment, Tile};
+use crate::cpu::gemm::TILE;
 
-/// Rows of a tile register, and units of the depth: words of a row of A, rows of B.
-const TILE: usize = 16;
 const MOST_PANELS: usize = 3;
 pub(super) const MOST_ROWS: usize = 2 * TILE;
 /// Between rows of the sums.

@@ -172,13 +172,8 @@ impl Kernel {
         24
     }
 
-    /// Rows that a packed left operand holds side by side.
-    pub fn packed_rows(&self, dot: Dot) -> usize {
-        if self.in_tiles(dot) { 16 } else { 8 }
-    }
-
-    /// Whether products of this kind are computed in the processor's own tiles.
-    fn in_tiles(&self, dot: Dot) -> bool {
+    /// Whether products of this kind are computed in the processor's own tiles, and a left operand for them is packed in such.
+    pub fn in_tiles(&self, dot: Dot) -> bool {
         self.has_tiles && dot == Dot::Bf16
     }
 

@@ -95,7 +95,7 @@ impl Incoming {
 
     async fn bind(address: SocketAddr, tls: Option<TlsAcceptor>) -> Result<Self, ListenError> {
         let failed = |source| ListenError::Bind { address, source };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let listener = platform::listen(address).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         Ok(Self {
             listener,
@@ -207,10 +207,6 @@ impl<E> Clone for Server<E> {
 
 impl<E: Endpoint<Output = Response> + 'static> Server<E> {
     async fn converse(self, tcp: TcpStream, remote: SocketAddr, watcher: Watcher) {
-        // Tokens are small and each is waited for.
-        if tcp.set_nodelay(true).is_err() {
-            return;
-        }
         let ended = match self.tls.clone() {
             None => self.answer(tcp, remote, Scheme::HTTP, watcher).await,
             Some(tls) => match tokio::time::timeout(HANDSHAKE, tls.accept(tcp)).await {

@@ -99,7 +99,7 @@ fn complete(
     })?;
     while !batcher.is_idle() {
         for output in batcher.step()? {
-            print!("{} ", output.token);
+            print!("{} ", output?.token);
         }
     }
     println!();

@@ -269,7 +269,7 @@ fn adapters_with_their_own_heads_norms_and_biases_are_served_side_by_side() {
         }
         let mut outputs = Vec::new();
         while !batcher.is_idle() {
-            outputs.extend(batcher.step().unwrap());
+            outputs.extend(batcher.step().unwrap().into_iter().map(Result::unwrap));
         }
         let tokens_of = |id| outputs.iter().filter(move |o| o.id == id).map(|o| o.token);
         ids.into_iter()
@@ -302,7 +302,7 @@ fn an_adapter_that_was_made_ready_ahead_scores_to_the_bit_as_one_that_was_not() 
         let score = |prepare: bool| {
             let adapter = trained(&base, &lora, 3, &pool);
             if prepare {
-                adapter.prepare(Precision::Fp32);
+                adapter.prepare(Precision::Fp32).unwrap();
             }
             let limits = Limits {
                 max_sequences: 1,

@@ -425,7 +425,7 @@ fn generate(batcher: &mut Batcher, requests: &[GenerateRequest]) -> Vec<Vec<(u32
         .collect();
     let mut outputs = vec![Vec::new(); requests.len()];
     while !batcher.is_idle() {
-        for output in batcher.step().unwrap() {
+        for output in batcher.step().unwrap().into_iter().map(Result::unwrap) {
             let at = ids.iter().position(|id| *id == output.id).unwrap();
             outputs[at].push((output.token, output.logprob.to_bits()));
         }

@@ -262,7 +262,8 @@ fn answers(dir: &Path) -> Vec<f32> {
             batcher.admit(request).unwrap();
         }
         while !batcher.is_idle() {
-            logprobs.extend(batcher.step().unwrap().iter().map(|output| output.logprob));
+            let outputs = batcher.step().unwrap().into_iter();
+            logprobs.extend(outputs.map(|output| output.unwrap().logprob));
         }
     }
     logprobs

@@ -3,7 +3,6 @@
 //! configurations that make them two adapters. The base model never answers in place of one that cannot be had.
 
 mod disk;
-mod lru;
 
 use std::collections::HashMap;
 use std::io;
@@ -13,15 +12,15 @@ use std::time::{Duration, Instant};
 
 use domain::adapter_file::{CONFIG_FILE, WEIGHTS_FILE};
 use domain::model::AdapterRef;
-use engine::Precision;
 use engine::config::ModelConfig;
 use engine::lora::Adapter;
+use engine::{OutOfMemory, Precision};
 use platform::objects::{Objects, ObjectsError};
 use sha2::{Digest, Sha256};
 
 use self::disk::Disk;
-use self::lru::Lru;
 use crate::base_models::Base;
+use crate::lru::Lru;
 
 /// How long a request waits for another one's load of the same adapter.
 const LOAD_WAIT: Duration = Duration::from_secs(10);
@@ -37,6 +36,8 @@ pub(crate) enum AdapterError {
     Unfit(String),
     #[error("its files on this host cannot be read: {0}")]
     Unreadable(#[from] io::Error),
+    #[error("{0}")]
+    OutOfMemory(#[from] OutOfMemory),
     #[error("it is still being loaded")]
     StillLoading,
 }
@@ -56,8 +57,7 @@ pub(crate) struct Adapters {
     /// By their folders in the bucket.
     memory: Mutex<Lru<Entry>>,
     disk: Disk,
-    /// One load per adapter at a time.
-    loading: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    loading: Loading,
 }
 
 struct Entry {
@@ -75,7 +75,7 @@ impl Adapters {
             objects,
             memory: Mutex::new(Lru::new(budgets.memory_bytes)),
             disk: Disk::open(dir, budgets.disk_bytes),
-            loading: Mutex::default(),
+            loading: Loading::default(),
         }
     }
 
@@ -88,7 +88,7 @@ impl Adapters {
 
     /// What is kept in memory and on the disk. Bytes.
     pub(crate) fn sizes_bytes(&self) -> (u64, u64) {
-        (self.memory().size_bytes(), self.disk.size_bytes())
+        (self.memory().size(), self.disk.size_bytes())
     }
 
     /// The adapter `reference` names, for `base`.
@@ -100,22 +100,14 @@ impl Adapters {
         if let Some(adapter) = self.find(reference, base) {
             return Ok(adapter);
         }
-        let lock = Arc::clone(
-            self.loading()
-                .entry(reference.object_prefix.clone())
-                .or_default(),
-        );
-        let turn = tokio::time::timeout(LOAD_WAIT, lock.lock())
+        let place = self.loading.queue_up(&reference.object_prefix);
+        let _turn = tokio::time::timeout(LOAD_WAIT, place.turn.lock())
             .await
             .map_err(|_| AdapterError::StillLoading)?;
-        let loaded = match self.find(reference, base) {
+        match self.find(reference, base) {
             Some(adapter) => Ok(adapter),
             None => self.load(reference, base).await,
-        };
-        drop(turn);
-        // Whoever still waits holds the lock's Arc; a newcomer finds the adapter or starts over.
-        self.loading().remove(&reference.object_prefix);
-        loaded
+        }
     }
 
     /// Reads an adapter from bytes and keeps it: how a fresh one gets here without the bucket.
@@ -228,11 +220,43 @@ impl Adapters {
             .lock()
             .expect("no panic while locked — a bug in adapters")
     }
+}
 
-    fn loading(&self) -> MutexGuard<'_, HashMap<String, Arc<tokio::sync::Mutex<()>>>> {
-        self.loading
+/// The requests that want an adapter which is not in memory, by its folder in the bucket: one of them loads it at a time.
+#[derive(Default)]
+struct Loading(Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>);
+
+/// A request's place in the queue for an adapter.
+struct Place<'a> {
+    loading: &'a Loading,
+    folder: &'a str,
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Loading {
+    fn queue_up<'a>(&'a self, folder: &'a str) -> Place<'a> {
+        Place {
+            loading: self,
+            folder,
+            turn: Arc::clone(self.queues().entry(folder.to_owned()).or_default()),
+        }
+    }
+
+    fn queues(&self) -> MutexGuard<'_, HashMap<String, Arc<tokio::sync::Mutex<()>>>> {
+        self.0
             .lock()
             .expect("no panic while locked — a bug in adapters")
+    }
+}
+
+/// Whoever leaves last, with an adapter, an error or out of patience, takes the queue along.
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut queues = self.loading.queues();
+        // Ours and the map's. Nobody can join in between, as that takes the map.
+        if Arc::strong_count(&self.turn) == 2 {
+            queues.remove(self.folder);
+        }
     }
 }
 
@@ -256,7 +280,7 @@ async fn ready<W: AsRef<[u8]>>(
         let (config_json, weights) = read()?;
         let adapter = parsed(&config_json, weights.as_ref(), &config)?;
         // Most bases are bf16. An adapter of another one is made ready by its first step.
-        adapter.prepare(Precision::of_bf16_weights());
+        adapter.prepare(Precision::of_bf16_weights())?;
         Ok(adapter)
     };
     let made = tokio::task::spawn_blocking(make).await;
@@ -274,4 +298,27 @@ pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_request_loads_at_a_time_whatever_became_of_those_before() {
+        let loading = Loading::default();
+        let (first, second) = (loading.queue_up("a"), loading.queue_up("a"));
+        let turn = first.turn.lock().await;
+        assert!(second.turn.try_lock().is_err());
+        // It failed: nothing is in memory.
+        drop(turn);
+        drop(first);
+        let turn = second.turn.lock().await;
+        let newcomer = loading.queue_up("a");
+        assert!(newcomer.turn.try_lock().is_err(), "a second load");
+        assert!(loading.queue_up("b").turn.try_lock().is_ok());
+        drop(turn);
+        drop((second, newcomer));
+        assert!(loading.queues().is_empty());
+    }
 }

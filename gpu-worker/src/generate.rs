@@ -18,6 +18,7 @@ use poem::{Body, IntoResponse, Request, Response, Route, handler};
 use tokio::sync::mpsc;
 
 use self::answer::{Answer, CallPiece, Piece};
+pub(crate) use self::grammar::Grammars;
 use crate::adapters::AdapterError;
 use crate::base_models::{Base, BaseError};
 use crate::device::{Ask, DeviceError, Generation, Output};
@@ -102,7 +103,7 @@ async fn begin(worker: Arc<Worker>, asked: GenerateRequest) -> Result<Body, Gene
     };
     let (prompt, max_new_tokens) = prompt(&worker, &base, &asked)?;
     let asked = Arc::new(asked);
-    let grammar = grammar::compile(&base, &asked).await?;
+    let grammar = worker.grammars.get(&base, &asked).await?;
     let frozen_weights = asked.model.frozen_weights();
     let prompt_tokens = prompt.len() as u64;
     let n = asked.n.max(1);

@@ -9,6 +9,7 @@ mod door_client;
 mod export;
 mod generate;
 mod heart;
+mod lru;
 mod operational;
 mod request;
 mod train;
@@ -207,6 +208,7 @@ fn assemble(
         bases: base_models::BaseModels::new(objects.clone(), cache_dir, config.models),
         objects,
         draining,
+        grammars: generate::Grammars::default(),
         exports: Arc::new(Semaphore::new(export::MAX_EXPORTS)),
         current: std::sync::Mutex::default(),
     };

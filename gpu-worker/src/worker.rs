@@ -14,6 +14,7 @@ use crate::adapters::Adapters;
 use crate::base_models::BaseModels;
 use crate::device::Device;
 use crate::door_client::DoorClient;
+use crate::generate::Grammars;
 use crate::heart::Heart;
 
 /// A worker. Nothing here changes after the start but what the parts own themselves.
@@ -30,6 +31,7 @@ pub(crate) struct Worker {
     pub device: Device,
     pub bases: BaseModels,
     pub adapters: Adapters,
+    pub grammars: Grammars,
     /// A place for each export that may run.
     pub exports: Arc<Semaphore>,
     /// Set when the process is asked to end: nothing new is begun.

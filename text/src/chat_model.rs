@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use chrono::NaiveDateTime;
-use domain::generation::{ChatMessage, ResponseFormat, ToolChoice};
+use domain::generation::{ChatMessage, ToolChoice};
 use serde_json::Value;
 
 use crate::chat_template::{ChatTemplate, TemplateError};
@@ -209,8 +209,7 @@ impl ChatModel {
     /// What an answer must be to be as wanted; `None`: anything. Takes milliseconds, with large schemas a second.
     /// Errors: a schema that cannot be held to; calls that are required of a model whose calls are not understood.
     pub fn grammar(&self, wanted: &Wanted) -> Result<Option<Grammar>, GrammarError> {
-        let is_plain = matches!(wanted.format, ResponseFormat::Text) && wanted.tools.is_empty();
-        if is_plain {
+        if wanted.is_anything() {
             return Ok(None);
         }
         let grammars = self

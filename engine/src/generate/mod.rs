@@ -105,18 +105,28 @@ pub enum AdmitError {
     NotOnGpu,
 }
 
+/// Why a sequence ended without its next token. It has left; the others go on.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Failed {
+    pub id: SequenceId,
+    pub reason: FailReason,
+}
+
+/// What a sequence met.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum FailReason {
+    #[error("the logits are not finite")]
+    NotFinite,
+    #[error("the answer's grammar cannot go on: {0}")]
+    Grammar(String),
+}
+
 /// Why a step did nothing.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum GenerateError {
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
-    #[error("the logits of sequence {} are not finite", .0.0)]
-    NotFinite(SequenceId),
-    #[error("the grammar of sequence {} cannot go on: {reason}", .sequence.0)]
-    Grammar {
-        sequence: SequenceId,
-        reason: String,
-    },
     #[error("{0}")]
     BadInput(String),
     /// Nothing that it holds can be trusted any more.
@@ -212,10 +222,11 @@ impl Batcher {
         Ok(id)
     }
 
-    /// One forward for all live sequences: a new token for each whose prompt is through. Finished ones leave. A training that
-    /// shares the pool goes on when the step is done; the step waits for no more than the tasks of it that are being computed.
-    /// Errors: `OutOfMemory`; `NotFinite` and `Grammar` name a sequence, which the caller should cancel. No sequence is changed.
-    pub fn step(&mut self) -> Result<Vec<StepOutput>, GenerateError> {
+    /// One forward for all live sequences: a new token for each whose prompt is through, or why it has none. Finished and failed ones
+    /// leave. A training that shares the pool goes on when the step is done; the step waits for no more than the tasks of it that are
+    /// being computed.
+    /// Errors: `OutOfMemory`, `Gpu`; no sequence is changed.
+    pub fn step(&mut self) -> Result<Vec<Result<StepOutput, Failed>>, GenerateError> {
         let pool = self.pool.clone();
         let held = pool.hold();
         let restarted = self.live.iter_mut().filter(|s| s.cache.pages.is_empty());
@@ -266,17 +277,20 @@ impl Batcher {
             let rows: Vec<usize> = last_rows.iter().map(|&(_, row)| row).collect();
             let logits = self.model.step(&held, &mut step, &rows)?;
             let last = last_rows.iter().map(|&(i, _)| i);
-            choose_all(&held, &mut self.live, last, logits, vocab)?
+            choose_all(&held, &mut self.live, last, logits, vocab)
         };
         for &(i, n, _) in &plan {
             self.live[i].advance(n, &mut self.pages);
         }
-        let outputs = chosen
+        let outputs: Vec<_> = chosen
             .into_iter()
-            .map(|(i, choice)| self.live[i].push(choice))
-            .collect::<Vec<_>>();
-        for output in outputs.iter().filter(|output| output.finished.is_some()) {
-            self.cancel(output.id);
+            .map(|(i, choice)| choice.map(|choice| self.live[i].push(choice)))
+            .collect();
+        for output in &outputs {
+            match output {
+                Ok(StepOutput { finished: None, .. }) => {}
+                Ok(StepOutput { id, .. }) | Err(Failed { id, .. }) => self.cancel(*id),
+            }
         }
         Ok(outputs)
     }
@@ -363,14 +377,13 @@ impl Batcher {
 }
 
 /// The next token of each sequence that `which` names, in ascending order, out of its row of `logits` (rows, V).
-/// Errors: the first sequence's, as [`Sequence::choose`] has them.
 fn choose_all(
     pool: &Pool,
     live: &mut [Sequence],
     which: impl Iterator<Item = usize>,
     logits: &mut [f32],
     vocab: usize,
-) -> Result<Vec<(usize, Choice)>, GenerateError> {
+) -> Vec<(usize, Result<Choice, Failed>)> {
     let mut all = live.iter_mut().enumerate();
     let sequences = which.map(|i| {
         let mut rest = all.by_ref().skip_while(|(k, _)| *k < i);
@@ -390,9 +403,7 @@ fn choose_all(
     let chosen = tasks.into_iter().map(|task| {
         let task = task.into_inner().expect("no task panicked, or `run` had");
         let (i, _, _, choice) = task;
-        choice
-            .expect("every task ran — a bug in the pool")
-            .map(|choice| (i, choice))
+        (i, choice.expect("every task ran — a bug in the pool"))
     });
     chosen.collect()
 }

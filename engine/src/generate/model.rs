@@ -1,6 +1,5 @@
 //! What generation asks of the processor that runs a model, and the model on the CPU.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use super::{GenerateError, TOKENS_PER_STEP};
@@ -9,8 +8,8 @@ use crate::cpu::buffer::OutOfMemory;
 use crate::cpu::element::{Element, Precision};
 use crate::cpu::pool::Pool;
 use crate::kv::{KvCache, PageShape, Pages, Span, attend};
-use crate::lora::{Adapter, Generated, PackedLora};
-use crate::model::{Decoder, Keep};
+use crate::lora::{Adapter, Generated};
+use crate::model::{Changed, Decoder, Keep, Loras};
 use crate::nn::attention::Heads;
 use crate::nn::rope::Position;
 use crate::weights::BaseModel;
@@ -102,7 +101,7 @@ impl<E: Generated> Model for OnCpu<E> {
         last: &[usize],
     ) -> Result<&mut [f32], GenerateError> {
         let base = &*self.base;
-        let loras = group(pool, base, step);
+        let loras = group(pool, base, step)?;
         run(
             &mut self.decoder,
             pool,
@@ -131,8 +130,12 @@ impl<E: Generated> Model for OnCpu<E> {
         let inputs = &tokens[..tokens.len().saturating_sub(1)];
         for (i, chunk) in inputs.chunks(TOKENS_PER_STEP).enumerate() {
             let rows: Vec<usize> = (0..chunk.len()).collect();
-            let packed = adapter.map(|adapter| (0..chunk.len(), adapter.packed(pool, base)));
-            let loras: Vec<_> = packed.into_iter().collect();
+            let packed = adapter.map(|adapter| adapter.packed(pool, base));
+            let loras: Vec<_> = packed
+                .transpose()?
+                .map(|lora| (0..chunk.len(), lora))
+                .into_iter()
+                .collect();
             let head = loras
                 .first()
                 .map_or(base.head(), |(_, lora)| lora.head(base));
@@ -151,18 +154,19 @@ impl<E: Generated> Model for OnCpu<E> {
     }
 }
 
-/// Ranges of rows that one adapter changes.
+/// Rows side by side under one adapter are one range.
+/// Errors: `OutOfMemory`, for an adapter that multiplies the first time.
 fn group<'a, E: Generated>(
     pool: &Pool,
     base: &BaseModel,
     step: &Step<'a>,
-) -> Vec<(Range<usize>, &'a PackedLora<E>)> {
-    let mut groups: Vec<(Range<usize>, &PackedLora<E>)> = Vec::new();
+) -> Result<Vec<Changed<'a, E>>, OutOfMemory> {
+    let mut groups: Vec<Changed<'_, E>> = Vec::new();
     for (span, adapter) in step.spans.iter().zip(&step.adapters) {
         let Some(adapter) = adapter else {
             continue;
         };
-        let packed = adapter.packed(pool, base);
+        let packed = adapter.packed(pool, base)?;
         match groups.last_mut() {
             Some((rows, last)) if std::ptr::eq(*last, packed) && rows.end == span.rows.start => {
                 rows.end = span.rows.end
@@ -170,7 +174,7 @@ fn group<'a, E: Generated>(
             _ => groups.push((span.rows.clone(), packed)),
         }
     }
-    groups
+    Ok(groups)
 }
 
 /// Runs new rows of sequences through every block.
@@ -178,7 +182,7 @@ fn run<E: Element>(
     decoder: &mut Decoder<E>,
     pool: &Pool,
     base: &BaseModel,
-    loras: &[(Range<usize>, &PackedLora<E>)],
+    loras: &Loras<'_, E>,
     tokens: &[u32],
     spans: &mut [Span<'_>],
 ) -> Result<(), OutOfMemory> {

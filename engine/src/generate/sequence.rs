@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use super::{
-    AdmitError, FinishReason, GenerateError, GenerateRequest, Limits, SequenceId, StepOutput, Walk,
+    AdmitError, FailReason, Failed, FinishReason, GenerateRequest, Limits, SequenceId, StepOutput,
+    Walk,
 };
 use crate::config::ModelConfig;
 use crate::kv::{Beginning, KvCache, PAGE, Pages};
@@ -92,13 +93,15 @@ impl Sequence {
         self.beginning = self.nothing.clone();
     }
 
-    /// The next token out of its logits. Errors: `NotFinite`, `Grammar`.
-    pub fn choose(&mut self, logits: &mut [f32]) -> Result<Choice, GenerateError> {
+    /// The next token out of its logits.
+    pub fn choose(&mut self, logits: &mut [f32]) -> Result<Choice, Failed> {
         let n_generated = (self.tokens.len() - self.request.prompt.len()) as u64;
-        let sequence = self.id;
-        let stuck = |reason| GenerateError::Grammar { sequence, reason };
+        let id = self.id;
+        let failed = |reason| Failed { id, reason };
         let allowed = match &mut self.walk {
-            Some(walk) => walk.allowed().map_err(stuck)?,
+            Some(walk) => walk
+                .allowed()
+                .map_err(|reason| failed(FailReason::Grammar(reason)))?,
             None => None,
         };
         let n_top = self.request.top_logprobs.unwrap_or(0);
@@ -111,9 +114,13 @@ impl Sequence {
             n_generated,
             n_top,
         )
-        .map_err(|nothing| match nothing {
-            Nothing::NotFinite => GenerateError::NotFinite(sequence),
-            Nothing::Allowed => stuck("it allows no token of the vocabulary".to_owned()),
+        .map_err(|nothing| {
+            failed(match nothing {
+                Nothing::NotFinite => FailReason::NotFinite,
+                Nothing::Allowed => {
+                    FailReason::Grammar("it allows no token of the vocabulary".to_owned())
+                }
+            })
         })
     }
 

@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::bf16;
 
+use crate::cpu::buffer::OutOfMemory;
 use crate::cpu::element::Precision;
 use crate::cpu::pool::Pool;
 use crate::weights::BaseModel;
@@ -89,23 +90,22 @@ impl Adapter {
 
     /// Makes the form that generation in `precision` multiplies with now, on the calling thread alone, so that the first step with the
     /// adapter need not. One that needs the base for it (DoRA, biases, modules trained whole) is left to that step.
-    pub fn prepare(&self, precision: Precision) {
+    /// Errors: `OutOfMemory`.
+    pub fn prepare(&self, precision: Precision) -> Result<(), OutOfMemory> {
         match precision {
             Precision::Fp32 => self.prepare_in::<f32>(),
             Precision::Bf16 => self.prepare_in::<bf16>(),
         }
     }
 
-    fn prepare_in<E: Generated>(&self) {
+    fn prepare_in<E: Generated>(&self) -> Result<(), OutOfMemory> {
         let mut packed = PackedLora::<E>::new(&self.layout);
-        if packed.needs_base() {
-            return;
+        if !packed.needs_base() {
+            packed.pack_low_rank(&Pool::new(1), &self.values)?;
+            // Where a step was faster, its copy is the same.
+            let _ = E::of(&self.copies).set(packed);
         }
-        packed
-            .pack_low_rank(&Pool::new(1), &self.values)
-            .expect("memory for a second copy of an adapter");
-        // Where a step was faster, its copy is the same.
-        let _ = E::of(&self.copies).set(packed);
+        Ok(())
     }
 
     /// A (r, in) and B (out, r) of a linear, as they are trained; `None` if it is not changed.
@@ -177,14 +177,20 @@ impl Adapter {
         &self.values
     }
 
-    pub(crate) fn packed<E: Generated>(&self, pool: &Pool, base: &BaseModel) -> &PackedLora<E> {
-        E::of(&self.copies).get_or_init(|| {
-            let mut packed = PackedLora::new(&self.layout);
-            packed
-                .pack_for_forward(pool, base, &self.values)
-                .expect("memory for a second copy of an adapter");
-            packed
-        })
+    /// The form that generation multiplies with.
+    /// Errors: `OutOfMemory`, where it was not made yet.
+    pub(crate) fn packed<E: Generated>(
+        &self,
+        pool: &Pool,
+        base: &BaseModel,
+    ) -> Result<&PackedLora<E>, OutOfMemory> {
+        let copy = E::of(&self.copies);
+        if let Some(packed) = copy.get() {
+            return Ok(packed);
+        }
+        let mut packed = PackedLora::new(&self.layout);
+        packed.pack_for_forward(pool, base, &self.values)?;
+        Ok(copy.get_or_init(|| packed))
     }
 }
 

@@ -502,7 +502,7 @@ fn an_adapter_says_what_it_takes_before_and_after_it_was_made_ready() {
     // Two layers: A (4, 64) and B (64, 4), in words of four bytes; packed A fills panels of 16 rows, B all of q, k and v.
     let expected = 4 * 2 * (4 * 64 + 64 * 4 + 16 * 64 + 128 * 4);
     assert_eq!(adapter.size_bytes(Precision::Fp32), expected);
-    adapter.prepare(Precision::Fp32);
+    adapter.prepare(Precision::Fp32).unwrap();
     let packed = f32::of(&adapter.copies).get().expect("it needs no base");
     let lora = packed.fused(0, Fused::Qkv);
     assert_eq!((lora.a.columns(), lora.a.depth()), (4, 64));

@@ -17,8 +17,11 @@ use crate::nn::rope::{Angles, Turn};
 use crate::nn::{glu, linear, qk_norm, rms_norm, rope, rounding};
 use crate::weights::Layer;
 
+/// Rows, and the adapter that changes them.
+pub(crate) type Changed<'a, E> = (Range<usize>, &'a PackedLora<E>);
+
 /// Which adapter changes which rows; rows that are in no range run the base.
-pub(crate) type Loras<'a, E> = [(Range<usize>, &'a PackedLora<E>)];
+pub(crate) type Loras<'a, E> = [Changed<'a, E>];
 
 /// What the backward needs of a block's forward. Norms before branches and the gated unit are computed again instead: they are cheap.
 #[derive(Default)]

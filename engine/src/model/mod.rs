@@ -7,5 +7,6 @@ mod decoder;
 mod experts;
 
 pub(crate) use backward::Trained;
+pub(crate) use block::{Changed, Loras};
 pub use decoder::MemoryLevel;
 pub(crate) use decoder::{Batch, Decoder, Keep};

@@ -211,7 +211,7 @@ impl Model {
         });
         let mut outputs = vec![];
         while !batcher.is_idle() {
-            outputs.extend(batcher.step().unwrap());
+            outputs.extend(batcher.step().unwrap().into_iter().map(Result::unwrap));
         }
         for (id, tokens) in expected {
             let got: Vec<u32> = outputs

@@ -11,8 +11,8 @@ use domain::adapter_file::{CONFIG_FILE, WEIGHTS_FILE};
 use domain::model::AdapterRef;
 use platform::objects::{Objects, ObjectsError};
 
-use super::lru::Lru;
 use super::sha256_hex;
+use crate::lru::Lru;
 
 /// The folders, by name. A folder's time of modification is its last use, so that a restart forgets nothing.
 pub(super) struct Disk {
@@ -87,7 +87,7 @@ impl Disk {
     }
 
     pub(super) fn size_bytes(&self) -> u64 {
-        self.folders().size_bytes()
+        self.folders().size()
     }
 
     fn insert(&self, name: &str, size_bytes: u64) {

@@ -4,7 +4,9 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::generate::{AdmitError, Batcher, GenerateError, GenerateRequest, Limits, SequenceId};
+use engine::generate::{
+    AdmitError, Batcher, Failed, GenerateError, GenerateRequest, Limits, SequenceId,
+};
 use engine::lora::Adapter;
 use engine::pool::Pool;
 use engine::weights::BaseModel;
@@ -165,16 +167,16 @@ impl LoadedBase {
         }
         let outputs = match self.batcher.step() {
             Ok(outputs) => outputs,
-            Err(
-                ref error @ (GenerateError::NotFinite(sequence)
-                | GenerateError::Grammar { sequence, .. }),
-            ) => {
-                self.fail(sequence, error);
-                return Ok(());
-            }
             Err(error) => return self.fail_all(error.into()),
         };
         for output in outputs {
+            let output = match output {
+                Ok(output) => output,
+                Err(failed) => {
+                    self.fail(&failed);
+                    continue;
+                }
+            };
             let sequence = output.id;
             let finished = output.finished.is_some();
             let Some(live) = self.live.get(&sequence) else {
@@ -191,10 +193,9 @@ impl LoadedBase {
     }
 
     /// One sequence computed nonsense (an adapter with damaged values) or left its grammar; the others go on.
-    fn fail(&mut self, sequence: SequenceId, error: &GenerateError) {
-        self.batcher.cancel(sequence);
-        if let Some(live) = self.live.remove(&sequence) {
-            let error = DeviceError::BadInput(error.to_string());
+    fn fail(&mut self, failed: &Failed) {
+        if let Some(live) = self.live.remove(&failed.id) {
+            let error = DeviceError::BadInput(failed.to_string());
             // A reader that left needs no error.
             let _ = live.outputs.send(Output::Failed(error));
         }
@@ -240,9 +241,7 @@ impl From<GenerateError> for DeviceError {
         match error {
             GenerateError::OutOfMemory(_) => DeviceError::OutOfMemory(error.to_string()),
             GenerateError::Gpu(_) => DeviceError::Broken(error.to_string()),
-            GenerateError::BadInput(_)
-            | GenerateError::NotFinite(_)
-            | GenerateError::Grammar { .. } => DeviceError::BadInput(error.to_string()),
+            GenerateError::BadInput(_) => DeviceError::BadInput(error.to_string()),
         }
     }
 }

@@ -46,6 +46,12 @@ pub struct Wanted<'w> {
 }
 
 impl Wanted<'_> {
+    /// Whether the answer may be anything.
+    pub fn is_anything(&self) -> bool {
+        let has_tools = !self.tools.is_empty() && *self.choice != ToolChoice::None;
+        matches!(self.format, ResponseFormat::Text) && !has_tools
+    }
+
     /// Whether the answer begins with a call, whatever the model likes.
     pub(crate) fn is_call(&self) -> bool {
         !self.tools.is_empty() && matches!(self.choice, ToolChoice::Required | ToolChoice::Named(_))

@@ -3,33 +3,33 @@
 
 use std::collections::HashMap;
 
-/// Invariant: `size_bytes` is the sum over `entries`, and within the budget.
-pub(super) struct Lru<T> {
+/// Invariant: `size` is the sum over `entries`, and within the budget.
+pub(crate) struct Lru<T> {
     entries: HashMap<String, Entry<T>>,
-    size_bytes: u64,
-    budget_bytes: u64,
+    size: u64,
+    budget: u64,
     /// Rises with every use.
     uses: u64,
 }
 
 struct Entry<T> {
     value: T,
-    size_bytes: u64,
+    size: u64,
     last_use: u64,
 }
 
 impl<T> Lru<T> {
-    pub(super) fn new(budget_bytes: u64) -> Self {
+    pub(crate) fn new(budget: u64) -> Self {
         Self {
             entries: HashMap::new(),
-            size_bytes: 0,
-            budget_bytes,
+            size: 0,
+            budget,
             uses: 0,
         }
     }
 
     /// What `name` stands for, which is used now.
-    pub(super) fn touch(&mut self, name: &str) -> Option<&T> {
+    pub(crate) fn touch(&mut self, name: &str) -> Option<&T> {
         let entry = self.entries.get_mut(name)?;
         self.uses += 1;
         entry.last_use = self.uses;
@@ -37,44 +37,44 @@ impl<T> Lru<T> {
     }
 
     /// Puts `value` in, in place of what has its name. Returns what has to go: `value` itself, where it alone exceeds the budget.
-    pub(super) fn insert(&mut self, name: &str, value: T, size_bytes: u64) -> Vec<(String, T)> {
+    pub(crate) fn insert(&mut self, name: &str, value: T, size: u64) -> Vec<(String, T)> {
         self.remove(name);
-        if size_bytes > self.budget_bytes {
+        if size > self.budget {
             return vec![(name.to_owned(), value)];
         }
         let mut gone = Vec::new();
-        while self.size_bytes + size_bytes > self.budget_bytes {
+        while self.size + size > self.budget {
             let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.last_use);
             let (oldest, _) = oldest.expect("entries have a size — a bug in lru");
             let oldest = oldest.clone();
             gone.extend(self.remove(&oldest).map(|value| (oldest, value)));
         }
         self.uses += 1;
-        self.size_bytes += size_bytes;
+        self.size += size;
         let entry = Entry {
             value,
-            size_bytes,
+            size,
             last_use: self.uses,
         };
         self.entries.insert(name.to_owned(), entry);
         gone
     }
 
-    pub(super) fn remove(&mut self, name: &str) -> Option<T> {
+    pub(crate) fn remove(&mut self, name: &str) -> Option<T> {
         let entry = self.entries.remove(name)?;
-        self.size_bytes -= entry.size_bytes;
+        self.size -= entry.size;
         Some(entry.value)
     }
 
     /// Latest use first.
-    pub(super) fn values(&self) -> Vec<&T> {
+    pub(crate) fn values(&self) -> Vec<&T> {
         let mut entries: Vec<_> = self.entries.values().collect();
         entries.sort_by_key(|entry| std::cmp::Reverse(entry.last_use));
         entries.into_iter().map(|entry| &entry.value).collect()
     }
 
-    pub(super) fn size_bytes(&self) -> u64 {
-        self.size_bytes
+    pub(crate) fn size(&self) -> u64 {
+        self.size
     }
 }
 
@@ -95,9 +95,9 @@ mod tests {
         assert!(lru.touch("a").is_some());
         assert_eq!(names(lru.insert("d", (), 40)), ["b"]);
         let held = ["a", "b", "c", "d"].map(|name| lru.touch(name).is_some());
-        assert_eq!((held, lru.size_bytes()), ([true, false, true, true], 100));
+        assert_eq!((held, lru.size()), ([true, false, true, true], 100));
         assert_eq!(names(lru.insert("e", (), 60)), ["a", "c"]);
-        assert_eq!(lru.size_bytes(), 40 + 60);
+        assert_eq!(lru.size(), 40 + 60);
     }
 
     #[test]
@@ -105,9 +105,9 @@ mod tests {
         let mut lru = Lru::new(100);
         lru.insert("a", (), 60);
         assert!(lru.insert("a", (), 10).is_empty());
-        assert_eq!(lru.size_bytes(), 10);
+        assert_eq!(lru.size(), 10);
         assert_eq!(names(lru.insert("huge", (), 101)), ["huge"]);
         assert!(lru.touch("a").is_some(), "nothing made room in vain");
-        assert_eq!((lru.remove("a"), lru.size_bytes()), (Some(()), 0));
+        assert_eq!((lru.remove("a"), lru.size()), (Some(()), 0));
     }
 }

@@ -13,6 +13,10 @@ mod worker_process;
 
 use clap::Parser;
 
+/// glibc's allocator keeps what long-lived threads have freed between what they still hold (`docs/decisions/0012`).
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> std::process::ExitCode {
     // aws-lc-rs is the only provider in the tree; naming it keeps every TLS client from guessing.
     if rustls::crypto::aws_lc_rs::default_provider()

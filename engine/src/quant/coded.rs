@@ -2,7 +2,7 @@
 //! transpose. A value is code · scale + offset, to the bit what the block stands for: the product of code and scale is exact, or the
 //! offset is a multiple of the scale.
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 use half::f16;
 
@@ -10,7 +10,7 @@ use super::ggml::{GgmlType, half};
 use super::ggml_k;
 use crate::cpu::buffer::{Buffer, OutOfMemory};
 use crate::cpu::element::Element;
-use crate::cpu::gemm::PANEL;
+use crate::cpu::gemm::{PANEL, ask_for};
 use crate::cpu::simd::vectorized;
 
 /// How a kind of block is kept.
@@ -221,22 +221,22 @@ impl Coded {
             zero,
             ..
         } = self.form;
-        let firsts = columns.step_by(group);
-        for (out, first) in out.chunks_exact_mut(2 * PANEL).zip(firsts) {
-            let place = |size: usize| (panel * self.columns + first) / size * PANEL;
-            let lanes = |of: &Buffer<i8>| of.get(place(group)..)?.first_chunk().copied();
-            expand(
-                self.d[place(coarse)..]
-                    .first_chunk()
-                    .expect("a panel has sixteen scales"),
-                self.dmin
-                    .get(place(coarse)..)
-                    .and_then(|dmin| dmin.first_chunk()),
-                (&lanes(&self.scales), &lanes(&self.minima)),
-                zero,
-                out,
-            );
-        }
+        let first = columns.start / group;
+        let groups_of_d = coarse / group;
+        // Of this panel; nothing where there is none of it.
+        let (wide, narrow) = (self.columns / coarse, self.columns / group);
+        expand(
+            rows(&self.d, panel, wide),
+            rows(&self.dmin, panel, wide),
+            (
+                rows(&self.scales, panel, narrow),
+                rows(&self.minima, panel, narrow),
+            ),
+            zero,
+            first..columns.end.div_ceil(group),
+            groups_of_d.ilog2(),
+            out,
+        );
     }
 
     /// The values of a panel in `columns`, from a multiple of sixteen on, as words (units, 16) of `E`: the panel of a right operand.
@@ -282,23 +282,56 @@ fn codes(kind: GgmlType, zero: f32, block: &[u8]) -> Vec<u8> {
     values.into_iter().map(|x| (x + zero) as u8).collect()
 }
 
+/// The rows of sixteen that belong to `panel`, of which there are `n` for each panel; none if `all` is empty.
+fn rows<T>(all: &Buffer<T>, panel: usize, n: usize) -> &[[T; PANEL]]
+where
+    Buffer<T>: Deref<Target = [T]>,
+{
+    let all = all.as_chunks().0;
+    all.get(panel * n..(panel + 1) * n).unwrap_or_default()
+}
+
+/// How many rows of `d` ahead of its use one is asked for.
+const ROWS_AHEAD: usize = 32;
+
 vectorized! {
+    /// Scales and offsets of `groups`, 2^`shift` of which share a `d`.
     fn expand(
-        d: &[f32; PANEL],
-        dmin: Option<&[f32; PANEL]>,
-        fine: (&Option<[i8; PANEL]>, &Option<[i8; PANEL]>),
+        d: &[[f32; PANEL]],
+        dmin: &[[f32; PANEL]],
+        fine: (&[[i8; PANEL]], &[[i8; PANEL]]),
         zero: f32,
+        groups: Range<usize>,
+        shift: u32,
         out: &mut [f32],
     ) {
-        let (scales, offsets) = out.split_at_mut(PANEL);
-        for j in 0..PANEL {
-            scales[j] = d[j] * fine.0.map_or(1.0, |scales| f32::from(scales[j]));
-        }
-        for j in 0..PANEL {
-            offsets[j] = match dmin {
-                Some(dmin) => -(dmin[j] * fine.1.map_or(1.0, |minima| f32::from(minima[j]))),
-                None => -(zero * scales[j]),
-            };
+        for (group, out) in groups.zip(out.as_chunks_mut::<{ 2 * PANEL }>().0) {
+            let coarse = group >> shift;
+            let (scales, offsets) = out.split_at_mut(PANEL);
+            ask_for(d.as_ptr().wrapping_add(coarse + ROWS_AHEAD).cast());
+            scales.copy_from_slice(&d[coarse]);
+            if let Some(fine) = fine.0.get(group) {
+                for j in 0..PANEL {
+                    scales[j] *= f32::from(fine[j]);
+                }
+            }
+            match (dmin.get(coarse), fine.1.get(group)) {
+                (None, _) => {
+                    for j in 0..PANEL {
+                        offsets[j] = -(zero * scales[j]);
+                    }
+                }
+                (Some(dmin), None) => {
+                    for j in 0..PANEL {
+                        offsets[j] = -dmin[j];
+                    }
+                }
+                (Some(dmin), Some(fine)) => {
+                    for j in 0..PANEL {
+                        offsets[j] = -(dmin[j] * f32::from(fine[j]));
+                    }
+                }
+            }
         }
     }
 }

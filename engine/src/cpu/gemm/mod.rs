@@ -18,7 +18,7 @@ use std::ops::Range;
 
 use crate::cpu::element::{Element, Precision};
 use crate::cpu::pool::{Pool, SharedMut};
-pub(crate) use kernel::Dot;
+pub(crate) use kernel::{Dot, ask_for};
 use kernel::{Kernel, Segment, Target, Tile};
 pub(crate) use linear::{LowRank, Out, linear};
 pub(crate) use outer::add_outer;

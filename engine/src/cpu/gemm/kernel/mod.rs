@@ -265,3 +265,22 @@ fn low(word: u32) -> u32 {
 fn high(word: u32) -> u32 {
     word & 0xffff_0000
 }
+
+/// Tiles of so few rows wait for B rather than for the processor.
+const FEW_ROWS: usize = 8;
+
+/// What the processor brings at once. Bytes.
+const LINE: usize = 64;
+
+/// Has the line at `address` brought into the second-level cache; an address at which nothing is does no harm.
+#[inline(always)]
+pub(crate) fn ask_for(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which never faults; the instruction is part of every such processor.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}

@@ -6,7 +6,8 @@
 macro_rules! kernels {
     ($(#[$attribute:meta])* $([$rows:literal x $panels:literal])*) => {
         use $crate::cpu::gemm::kernel::{
-            BF16, BYTES, F32, Form, MIXED, NIBBLES, PANEL, Segment, Target, Tile, high as high_of, low as low_of, round,
+            BF16, BYTES, F32, FEW_ROWS, Form, LINE, MIXED, NIBBLES, PANEL, Segment, Target, Tile, ask_for, high as high_of,
+            low as low_of, round,
         };
 
         /// The products alone. Here every index is a constant once the loops are unrolled, so the sums stay in registers.
@@ -19,10 +20,17 @@ macro_rules! kernels {
             s: &Segment,
             mut acc: [[V; VECTORS]; ROWS],
         ) -> [[V; VECTORS]; ROWS] {
+            let n_panels = const { (VECTORS * LANES).div_ceil(PANEL) };
             // SAFETY: promised by the caller.
             unsafe {
                 let (mut a, mut b) = (s.a, s.b);
                 for _ in 0..s.units {
+                    // As below; a unit of a panel is a line.
+                    if ROWS <= FEW_ROWS {
+                        for panel in n_panels..2 * n_panels {
+                            ask_for(b.wrapping_add(panel * s.b_panel).cast());
+                        }
+                    }
                     let mut words = [zero(); VECTORS];
                     for v in 0..VECTORS {
                         words[v] = load(b.add(v * LANES / PANEL * s.b_panel + v * LANES % PANEL).cast());
@@ -67,6 +75,7 @@ macro_rules! kernels {
             mut acc: [[V; VECTORS]; ROWS],
         ) -> [[V; VECTORS]; ROWS] {
             let units_of_byte = if DOT == NIBBLES { 2 } else { 1 };
+            let n_panels = const { (VECTORS * LANES).div_ceil(PANEL) };
             // SAFETY: promised by the caller.
             unsafe {
                 let (mut a, mut b, mut scales) = (s.a, s.b.cast::<u8>(), s.scales);
@@ -76,7 +85,13 @@ macro_rules! kernels {
                         let at = scales.add(v * LANES / PANEL * s.scales_panel + v * LANES % PANEL);
                         (scale[v], offset[v]) = (load(at), load(at.add(PANEL)));
                     }
-                    for _ in 0..s.scales_group / units_of_byte {
+                    for i in 0..s.scales_group / units_of_byte {
+                        // A panel is soon over, and the processor sees no further: the next tile's are asked for here.
+                        if ROWS <= FEW_ROWS && i % (LINE / PANEL) == 0 {
+                            for panel in n_panels..2 * n_panels {
+                                ask_for(b.wrapping_add(panel * 4 * s.b_panel));
+                            }
+                        }
                         let (mut first, mut second) = ([zero(); VECTORS], [zero(); VECTORS]);
                         for v in 0..VECTORS {
                             let at = b.add(v * LANES / PANEL * 4 * s.b_panel + v * LANES % PANEL);

@@ -57,6 +57,7 @@ impl Frame {
         }
         let mut out = Vec::new();
         match event {
+            GenerateEvent::Queued => {}
             GenerateEvent::Started { .. } => {
                 for index in 0..self.n {
                     self.choice(&mut out, index, Delta::role(), None, None);

@@ -218,6 +218,8 @@ impl GenerateRequest {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum GenerateEvent {
+    /// All places are taken and the conversation waits for one: comes at once, and again every few seconds until it begins.
+    Queued,
     /// The prompt was admitted.
     Started { prompt_tokens: u64 },
     /// More text of answer `index`; whole characters only.

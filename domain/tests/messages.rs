@@ -290,6 +290,7 @@ fn the_lines_of_an_answer() {
             logprob: -0.25,
         }],
     };
+    check("event_queued", &GenerateEvent::Queued);
     check(
         "event_started",
         &GenerateEvent::Started { prompt_tokens: 12 },

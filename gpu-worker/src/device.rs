@@ -26,9 +26,6 @@ use tokio::sync::{mpsc as tokio_mpsc, oneshot};
 pub(crate) use gpu::choose as choose_gpu;
 use training::Work;
 
-/// Conversations that may wait for room beside those being generated; beyond, a client hears "busy" at once.
-const MAX_WAITING: u32 = 64;
-
 /// Why the device did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum DeviceError {
@@ -46,7 +43,7 @@ pub(crate) enum DeviceError {
     /// The loss or a gradient is no number any more.
     #[error("{0}")]
     Diverged(String),
-    /// Every place in the waiting line is taken.
+    /// Other bases are in use, and there is no room for one more.
     #[error("the device is busy")]
     Busy,
     /// The engine broke a promise; the process ends soon, as its state can no longer be trusted.

@@ -3,14 +3,16 @@
 
 mod answer;
 mod grammar;
+mod places;
 mod stop;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use domain::generation::{FinishReason, SamplingParams, ToolChoice};
 use domain::message::{GenerateError, GenerateEvent, GenerateRequest};
 use domain::usage::TokenUsage;
-use engine::generate::Sampling;
+use engine::generate::{Grammar, Sampling};
 use platform::service_token::ServiceKey;
 use poem::http::StatusCode;
 use poem::web::{Data, Json};
@@ -19,6 +21,8 @@ use tokio::sync::mpsc;
 
 use self::answer::{Answer, CallPiece, Piece};
 pub(crate) use self::grammar::Grammars;
+pub(crate) use self::places::Places;
+use self::places::{Place, Waiting};
 use crate::adapters::AdapterError;
 use crate::base_models::{Base, BaseError};
 use crate::device::{Ask, DeviceError, Generation, Output};
@@ -27,6 +31,8 @@ use crate::worker::Worker;
 
 /// Lines between the device and a client that reads slowly; the device itself never waits for a client.
 const LINES: usize = 64;
+/// How often one that waits for a place says so.
+const QUEUED_EVERY: Duration = Duration::from_secs(5);
 /// Largest request. Bytes: a long conversation with its tools.
 const MAX_BODY_BYTES: usize = 32 << 20;
 
@@ -91,51 +97,25 @@ async fn begin(worker: Arc<Worker>, asked: GenerateRequest) -> Result<Body, Gene
             BaseError::NotInstalled(model) => GenerateError::ModelNotInstalled { model },
             error => internal(&error),
         })?;
-    let adapter = match &asked.model.adapter {
-        Some(reference) => Some(worker.adapters.get(reference, &base).await.map_err(|error| {
-            tracing::warn!(sha256 = reference.sha256, %error, "an adapter cannot be loaded");
-            GenerateError::AdapterUnavailable {
-                reason: error.to_string(),
-                is_unfit: matches!(error, AdapterError::Unfit(_)),
-            }
-        })?),
-        None => None,
-    };
     let (prompt, max_new_tokens) = prompt(&worker, &base, &asked)?;
     let asked = Arc::new(asked);
     let grammar = worker.grammars.get(&base, &asked).await?;
-    let frozen_weights = asked.model.frozen_weights();
-    let prompt_tokens = prompt.len() as u64;
-    let n = asked.n.max(1);
-    let ask = Ask {
-        base: base.folder_as(frozen_weights),
-        request: engine::generate::GenerateRequest {
-            prompt,
-            adapter,
-            scope: asked.scope.as_str().into(),
-            sampling: sampling(&asked.sampling),
-            max_new_tokens,
-            stop_token_ids: [base.chat.stop_token_ids(), &asked.stop_token_ids].concat(),
-            top_logprobs: asked.top_logprobs.map(usize::from),
-            grammar,
-        },
-        n,
-    };
-    let generation = worker.device.generate(ask).await.map_err(refusal)?;
-    metrics::counter!("luthier_worker_generate_requests_total").increment(1);
-    metrics::counter!("luthier_worker_prompt_tokens_total").increment(prompt_tokens);
     let (lines, reader) = mpsc::channel(LINES);
-    tokio::spawn(
-        Stream {
-            base,
-            asked,
-            n,
-            prompt_tokens,
-            generation,
-            lines,
-        }
-        .run(),
-    );
+    let conversation = Conversation {
+        worker: Arc::clone(&worker),
+        base,
+        asked,
+        prompt,
+        max_new_tokens,
+        grammar,
+        lines,
+    };
+    if let Some(place) = worker.places.now() {
+        tokio::spawn(conversation.start(place).await?.run());
+    } else {
+        let waiting = worker.places.queue_up().ok_or(GenerateError::Busy)?;
+        tokio::spawn(conversation.wait(waiting));
+    }
     let reader = futures::stream::unfold(reader, |mut reader| async {
         Some((reader.recv().await?, reader))
     });
@@ -202,6 +182,94 @@ fn internal(error: &impl std::error::Error) -> GenerateError {
     }
 }
 
+/// A conversation that can be answered.
+struct Conversation {
+    worker: Arc<Worker>,
+    base: Arc<Base>,
+    asked: Arc<GenerateRequest>,
+    prompt: Vec<u32>,
+    max_new_tokens: usize,
+    grammar: Option<Arc<dyn Grammar>>,
+    lines: mpsc::Sender<GenerateEvent>,
+}
+
+impl Conversation {
+    /// Waits for its place, and says so, then is answered; the client may leave at any time.
+    async fn wait(self, waiting: Waiting) {
+        let lines = self.lines.clone();
+        let mut queued = tokio::time::interval(QUEUED_EVERY);
+        let mut turn = std::pin::pin!(waiting.place());
+        let place = loop {
+            tokio::select! {
+                place = &mut turn => break place,
+                _ = queued.tick() => {
+                    if lines.send(GenerateEvent::Queued).await.is_err() {
+                        return;
+                    }
+                }
+                () = lines.closed() => return,
+            }
+        };
+        match self.start(place).await {
+            Ok(stream) => stream.run().await,
+            // A client that left needs no error.
+            Err(error) => drop(lines.send(GenerateEvent::Failed { error }).await),
+        }
+    }
+
+    /// Loads the adapter and begins.
+    async fn start(self, place: Place) -> Result<Stream, GenerateError> {
+        let Self {
+            worker,
+            base,
+            asked,
+            prompt,
+            max_new_tokens,
+            grammar,
+            lines,
+        } = self;
+        let adapter = match &asked.model.adapter {
+            Some(reference) => Some(worker.adapters.get(reference, &base).await.map_err(|error| {
+                tracing::warn!(sha256 = reference.sha256, %error, "an adapter cannot be loaded");
+                GenerateError::AdapterUnavailable {
+                    reason: error.to_string(),
+                    is_unfit: matches!(error, AdapterError::Unfit(_)),
+                }
+            })?),
+            None => None,
+        };
+        let frozen_weights = asked.model.frozen_weights();
+        let prompt_tokens = prompt.len() as u64;
+        let n = asked.n.max(1);
+        let ask = Ask {
+            base: base.folder_as(frozen_weights),
+            request: engine::generate::GenerateRequest {
+                prompt,
+                adapter,
+                scope: asked.scope.as_str().into(),
+                sampling: sampling(&asked.sampling),
+                max_new_tokens,
+                stop_token_ids: [base.chat.stop_token_ids(), &asked.stop_token_ids].concat(),
+                top_logprobs: asked.top_logprobs.map(usize::from),
+                grammar,
+            },
+            n,
+        };
+        let generation = worker.device.generate(ask).await.map_err(refusal)?;
+        metrics::counter!("luthier_worker_generate_requests_total").increment(1);
+        metrics::counter!("luthier_worker_prompt_tokens_total").increment(prompt_tokens);
+        Ok(Stream {
+            base,
+            asked,
+            n,
+            prompt_tokens,
+            generation,
+            lines,
+            _place: place,
+        })
+    }
+}
+
 /// A conversation being answered. When the client leaves, `lines` closes; dropping `generation` frees the slots.
 struct Stream {
     base: Arc<Base>,
@@ -210,6 +278,7 @@ struct Stream {
     prompt_tokens: u64,
     generation: Generation,
     lines: mpsc::Sender<GenerateEvent>,
+    _place: Place,
 }
 
 /// The client is gone.

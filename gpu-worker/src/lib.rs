@@ -209,6 +209,7 @@ fn assemble(
         objects,
         draining,
         grammars: generate::Grammars::default(),
+        places: generate::Places::new(limits.max_sequences),
         exports: Arc::new(Semaphore::new(export::MAX_EXPORTS)),
         current: std::sync::Mutex::default(),
     };

@@ -23,7 +23,8 @@ pub(crate) fn record_metrics() -> Option<Metrics> {
 pub(crate) fn show(worker: Data<&Arc<Worker>>, recorded: Data<&Metrics>) -> Response {
     let device = worker.device.gauges();
     metrics::gauge!("luthier_worker_live_sequences").set(device.n_live);
-    metrics::gauge!("luthier_worker_waiting_requests").set(device.n_waiting);
+    metrics::gauge!("luthier_worker_waiting_requests")
+        .set(device.n_waiting + worker.places.n_waiting());
     metrics::gauge!("luthier_worker_free_tokens").set(device.n_free_tokens as f64);
     let (memory_bytes, disk_bytes) = worker.adapters.sizes_bytes();
     metrics::gauge!("luthier_worker_adapter_memory_bytes").set(memory_bytes as f64);

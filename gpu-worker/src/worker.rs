@@ -14,7 +14,7 @@ use crate::adapters::Adapters;
 use crate::base_models::BaseModels;
 use crate::device::Device;
 use crate::door_client::DoorClient;
-use crate::generate::Grammars;
+use crate::generate::{Grammars, Places};
 use crate::heart::Heart;
 
 /// A worker. Nothing here changes after the start but what the parts own themselves.
@@ -32,6 +32,7 @@ pub(crate) struct Worker {
     pub bases: BaseModels,
     pub adapters: Adapters,
     pub grammars: Grammars,
+    pub places: Places,
     /// A place for each export that may run.
     pub exports: Arc<Semaphore>,
     /// Set when the process is asked to end: nothing new is begun.
@@ -48,7 +49,7 @@ impl Worker {
             address: self.address.clone(),
             base_models: self.bases.names(),
             adapters: self.adapters.list(),
-            n_live: self.device.n_live(),
+            n_live: self.device.n_live() + self.places.n_waiting(),
             max_live: u32::try_from(self.device.limits.max_sequences).unwrap_or(u32::MAX),
             device: self.device.name.clone(),
         }

@@ -69,7 +69,7 @@ pub async fn whole(mut answer: Answer) -> Result<ChatCompletion, ApiError> {
     let mut usage = None;
     while let Some(event) = answer.events.next().await {
         match event {
-            GenerateEvent::Started { .. } => {}
+            GenerateEvent::Queued | GenerateEvent::Started { .. } => {}
             GenerateEvent::Delta {
                 index,
                 text,

@@ -23,8 +23,9 @@ use crate::wire::decode::echo;
 const ALIVE_S: i64 = 30;
 /// Validity of the token of one call; it is checked when the call begins.
 const TOKEN_TTL: Duration = Duration::from_secs(60);
-/// A worker that is busy training begins an answer within seconds; one that is stopped never does.
-const FIRST_EVENT: Duration = Duration::from_secs(60);
+/// A worker that is busy training begins an answer within seconds, and one whose places are taken says so again and again; one that is
+/// stopped says nothing.
+const SILENT: Duration = Duration::from_secs(60);
 /// The code of an adapter that is not one of its base model's.
 pub const ADAPTER_UNFIT: &str = "adapter_unfit";
 /// A line holds one piece of text. Bytes.
@@ -35,7 +36,7 @@ pub use export::export;
 /// What a worker says, line by line; a broken connection is a `Failed`.
 pub type Events = BoxStream<'static, GenerateEvent>;
 
-/// Asks the best worker, and the next one where that one cannot. The first event is already there: it is `Started`.
+/// Asks the best worker, and the next one where that one cannot. Waits until it has begun: the first event is `Started`.
 /// Dropping the events ends the generation. Errors: what the client did wrong; 503 where no worker can answer.
 pub async fn generate(
     state: &State,
@@ -102,13 +103,12 @@ enum Refused {
     Final(ApiError),
 }
 
-async fn ask(state: &State, worker: Worker, request: &GenerateRequest) -> Result<Events, Refused> {
-    let begun = tokio::time::timeout(FIRST_EVENT, begin(state, &worker, request));
-    begun.await.unwrap_or_else(|_elapsed| Err(too_late()))
-}
-
-fn too_late() -> Refused {
-    unreachable_worker(format!("nothing came within {} s", FIRST_EVENT.as_secs()))
+/// What `next` gives, unless the worker is silent for too long.
+async fn unless_silent<T>(next: impl Future<Output = T>) -> Result<T, Refused> {
+    let next = tokio::time::timeout(SILENT, next).await;
+    next.map_err(|_elapsed| {
+        unreachable_worker(format!("nothing came within {} s", SILENT.as_secs()))
+    })
 }
 
 /// Errors: the worker cannot be reached. Its answer may be a refusal.
@@ -125,22 +125,21 @@ async fn post(
     sent.map_err(|error| unreachable_worker(error.to_string()))
 }
 
-/// Sends the request and waits for the first event.
-async fn begin(
-    state: &State,
-    worker: &Worker,
-    request: &GenerateRequest,
-) -> Result<Events, Refused> {
-    let response = post(state, worker, "/v1/generate", request).await?;
+/// Sends the request and waits until the answer begins.
+async fn ask(state: &State, worker: Worker, request: &GenerateRequest) -> Result<Events, Refused> {
+    let response = unless_silent(post(state, &worker, "/v1/generate", request)).await??;
     if !response.status().is_success() {
-        return Err(refused(response).await);
+        return Err(unless_silent(refused(response)).await?);
     }
     let chunks = response.bytes_stream();
     let mut events = events(chunks.map(|chunk| chunk.map_err(io::Error::other)));
-    match events.next().await {
-        Some(GenerateEvent::Failed { error }) => Err(mapped(error)),
-        Some(first) => Ok(futures::stream::iter([first]).chain(events).boxed()),
-        None => Err(unreachable_worker("an empty reply".to_owned())),
+    loop {
+        match unless_silent(events.next()).await? {
+            Some(GenerateEvent::Queued) => {}
+            Some(GenerateEvent::Failed { error }) => return Err(mapped(error)),
+            Some(first) => return Ok(futures::stream::iter([first]).chain(events).boxed()),
+            None => return Err(unreachable_worker("an empty reply".to_owned())),
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use engine::weights::BaseModel;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::loaded_base::{LoadedBase, Waiting};
-use super::{Ask, BaseFolder, DeviceError, Load, MAX_WAITING, Output, Reply, answer};
+use super::{Ask, BaseFolder, DeviceError, Load, Output, Reply, answer};
 
 /// Of the time that generation and a training both want, what the training gets at least.
 const TRAINING_SHARE: f64 = 0.25;
@@ -157,9 +157,6 @@ impl Serving {
     }
 
     fn enqueue(&mut self, waiting: Waiting) -> Result<(), DeviceError> {
-        if self.n_waiting() >= MAX_WAITING as usize {
-            return Err(DeviceError::Busy);
-        }
         self.loaded(waiting.base())?.enqueue(waiting);
         Ok(())
     }

@@ -8,6 +8,7 @@ use domain::message::{Assignment, GenerateError, GenerateEvent, GenerateRequest}
 use domain::model::AdapterRef;
 use domain::x_training::FrozenWeights;
 use futures::StreamExt;
+use platform::config::WorkerConfig;
 
 use crate::door::Script;
 use crate::house::{House, Running, ask, text_of, with_adapter};
@@ -225,6 +226,72 @@ async fn what_cannot_be_answered_is_refused_with_its_reason() {
         .await
         .unwrap();
     assert_eq!(health.status(), 200);
+    worker.stop().await.unwrap();
+}
+
+/// Every line of a reply.
+async fn lines(reply: reqwest::Response) -> Vec<GenerateEvent> {
+    let text = reply.text().await.unwrap();
+    let lines = text.lines();
+    lines
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_place_hears_so_and_has_its_turn() {
+    let house = House::with_context(4096).await;
+    let alone = |config: &mut WorkerConfig| {
+        config.max_sequences = 1;
+        config.max_cached_tokens = 4096;
+    };
+    let worker = house.worker("a", alone).await;
+    let for_ever = GenerateRequest {
+        n: 128,
+        ..hot("Go on for ever", 4000, 1)
+    };
+    let for_ever = house.post(&worker, &for_ever).await;
+    // One place is that one's, eight are for those that come next.
+    let mut next = Vec::new();
+    for seed in 0..8 {
+        next.push(house.post(&worker, &hot("Hi", 5, seed)).await);
+    }
+    let gone = AdapterRef {
+        object_prefix: "nowhere".into(),
+        sha256: "00".into(),
+        size_bytes: 1,
+        frozen_weights: FrozenWeights::Stored,
+    };
+    let unloadable = house
+        .post(&worker, &with_adapter(ask("Hi", 5), &gone))
+        .await;
+    let last = house.post(&worker, &ask("Hi", 5)).await;
+    assert_eq!(
+        (unloadable.status().as_u16(), last.status().as_u16()),
+        (200, 200)
+    );
+    drop(for_ever);
+    for reply in next {
+        let events = lines(reply).await;
+        assert!(
+            matches!(events[0], GenerateEvent::Started { .. }),
+            "{events:?}"
+        );
+        assert!(matches!(events.last(), Some(GenerateEvent::Done { .. })));
+    }
+    let events = lines(unloadable).await;
+    assert_eq!(events[0], GenerateEvent::Queued);
+    let [.., GenerateEvent::Queued, GenerateEvent::Failed { error }] = &events[..] else {
+        panic!("{events:?}")
+    };
+    assert!(matches!(error, GenerateError::AdapterUnavailable { .. }));
+    let events = lines(last).await;
+    assert_eq!(events[0], GenerateEvent::Queued);
+    let mut rest = events
+        .iter()
+        .skip_while(|event| **event == GenerateEvent::Queued);
+    assert!(matches!(rest.next(), Some(GenerateEvent::Started { .. })));
+    assert!(matches!(rest.last(), Some(GenerateEvent::Done { .. })));
     worker.stop().await.unwrap();
 }
 

@@ -7,7 +7,7 @@ use domain::worker::Worker;
 use futures::{FutureExt, TryStreamExt};
 use platform::archive::Archive;
 
-use super::{FIRST_EVENT, Refused, first_able, no_worker, post, refused_without_reason, too_late};
+use super::{Refused, first_able, no_worker, post, refused_without_reason, unless_silent};
 use crate::error::{ApiError, Kind};
 use crate::state::State;
 
@@ -15,11 +15,8 @@ use crate::state::State;
 /// Errors: 400 where the format cannot hold the model; 503 where no worker can make it.
 pub async fn export(state: &State, request: &ExportRequest) -> Result<Archive, ApiError> {
     first_able(state, &request.name, &request.model, |worker| {
-        let begun = begin(state, worker, request);
-        let begun = tokio::time::timeout(FIRST_EVENT, begun);
-        begun
-            .map(|begun| begun.unwrap_or_else(|_elapsed| Err(too_late())))
-            .boxed()
+        let begun = unless_silent(begin(state, worker, request));
+        begun.map(|begun| begun?).boxed()
     })
     .await
 }

@@ -5,6 +5,7 @@
 mod disk;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -189,7 +190,7 @@ impl Adapters {
             });
         }
         let config_json = String::from_utf8_lossy(&config_json).into_owned();
-        ready(base, move || Ok((config_json, weights))).await
+        ready(base, move |model| parsed(&config_json, &weights, model)).await
     }
 
     fn keep(&self, reference: &AdapterRef, base: &Base, adapter: Adapter) -> Arc<Adapter> {
@@ -262,23 +263,23 @@ impl Drop for Place<'_> {
 
 /// The adapter of a folder.
 async fn read_folder(folder: PathBuf, base: &Base) -> Result<Adapter, AdapterError> {
-    let read = move || {
+    let read = move |model: &ModelConfig| {
         let config_json = std::fs::read_to_string(folder.join(CONFIG_FILE))?;
-        Ok((config_json, std::fs::read(folder.join(WEIGHTS_FILE))?))
+        let weights = File::open(folder.join(WEIGHTS_FILE))?;
+        Adapter::from_peft_file(&config_json, &weights, model).map_err(unfit)
     };
     ready(base, read).await
 }
 
-/// The adapter of a configuration and weights, ready to multiply with: on a thread of its own, as neither other requests nor a step should
+/// The adapter that `read` gives for a model, ready to multiply with: on a thread of its own, as neither other requests nor a step should
 /// wait.
-async fn ready<W: AsRef<[u8]>>(
+async fn ready(
     base: &Base,
-    read: impl FnOnce() -> io::Result<(String, W)> + Send + 'static,
+    read: impl FnOnce(&ModelConfig) -> Result<Adapter, AdapterError> + Send + 'static,
 ) -> Result<Adapter, AdapterError> {
-    let config = base.config.clone();
+    let model = base.config.clone();
     let make = move || {
-        let (config_json, weights) = read()?;
-        let adapter = parsed(&config_json, weights.as_ref(), &config)?;
+        let adapter = read(&model)?;
         // Most bases are bf16. An adapter of another one is made ready by its first step.
         adapter.prepare(Precision::of_bf16_weights())?;
         Ok(adapter)
@@ -288,8 +289,14 @@ async fn ready<W: AsRef<[u8]>>(
 }
 
 fn parsed(config_json: &str, weights: &[u8], model: &ModelConfig) -> Result<Adapter, AdapterError> {
-    Adapter::from_peft(config_json, weights, model)
-        .map_err(|error| AdapterError::Unfit(error.to_string()))
+    Adapter::from_peft(config_json, weights, model).map_err(unfit)
+}
+
+fn unfit(error: engine::lora::AdapterError) -> AdapterError {
+    match error {
+        engine::lora::AdapterError::Unreadable(error) => AdapterError::Unreadable(error),
+        error => AdapterError::Unfit(error.to_string()),
+    }
 }
 
 /// The SHA-256 of `bytes` in lower-case hexadecimal.

@@ -46,6 +46,8 @@ pub enum AdapterError {
         "adapter_config.json has init_lora_weights = {value}, with which PEFT changes the base's weights; save it with path_initial_model_for_weight_conversion, as plain LoRA"
     )]
     ChangedBase { value: String },
+    #[error("the adapter's file cannot be read: {0}")]
+    Unreadable(#[from] std::io::Error),
     #[error("the adapter's safetensors are not valid: {0}")]
     MalformedTensors(#[from] safetensors::SafeTensorError),
     #[error("tensor {name} is missing")]

@@ -1,3 +1,5 @@
+use std::io::Write;
+
 use super::*;
 use crate::config::ModelConfig;
 
@@ -128,6 +130,39 @@ fn a_tensor_too_many_is_refused() {
     .err()
     .unwrap();
     assert!(matches!(error, AdapterError::UnexpectedTensor { name } if name.contains("k_proj")));
+}
+
+#[test]
+fn a_file_is_read_as_its_bytes_are_and_refused_wherever_it_is_cut_or_longer() {
+    let adapter = Adapter::init(&model(), &config(&["q_proj", "o_proj"]), 1).unwrap();
+    let (json, bytes) = (adapter.config_json("base"), adapter.to_safetensors());
+    let read = |bytes: &[u8]| {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        let of_file = Adapter::from_peft_file(&json, &file, &model());
+        let of_bytes = Adapter::from_peft(&json, bytes, &model());
+        let told = |read: Result<Adapter, AdapterError>| {
+            let read = read.map(|adapter| adapter.values().to_vec());
+            read.map_err(|error| error.to_string())
+        };
+        let (of_file, of_bytes) = (told(of_file), told(of_bytes));
+        assert_eq!(of_file, of_bytes);
+        of_file
+    };
+    assert_eq!(read(&bytes).unwrap(), adapter.values());
+    let n_head = u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+    for n in [0, 7, 8, 100, 8 + n_head, bytes.len() - 1] {
+        let error = read(&bytes[..n]).unwrap_err();
+        assert!(
+            error.starts_with("the adapter's safetensors are not valid"),
+            "{error}"
+        );
+    }
+    let error = read(&[&bytes[..], &[0]].concat()).unwrap_err();
+    assert!(error.contains("incomplete metadata"), "{error}");
+    let mut huge = bytes.clone();
+    huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    assert!(read(&huge).unwrap_err().contains("header too large"));
 }
 
 /// The paths, ranks and scales of what a configuration changes.

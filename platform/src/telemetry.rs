@@ -1,6 +1,7 @@
 //! What is seen from outside: log lines on standard error, metrics as Prometheus text.
 
 use std::io;
+use std::time::Duration;
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
@@ -15,6 +16,8 @@ const BUCKETS_S: [f64; 14] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0,
 ];
 
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Why telemetry cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
@@ -23,6 +26,9 @@ pub enum TelemetryError {
 
     #[error("logging or metrics are already set up in this process")]
     AlreadySet,
+
+    #[error("no thread for the metrics: {0}")]
+    NoThread(io::Error),
 }
 
 /// Sends log lines to standard error, as `config` says. Once per process.
@@ -62,7 +68,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Starts to record. Once per process.
+    /// Starts to record. Once per process, for as long as it lives.
     pub fn install() -> Result<Self, TelemetryError> {
         let builder = PrometheusBuilder::new()
             .set_buckets(&BUCKETS_S)
@@ -70,12 +76,22 @@ impl Metrics {
         let handle = builder
             .install_recorder()
             .map_err(|_| TelemetryError::AlreadySet)?;
+        let kept = handle.clone();
+        // Histograms keep every sample until they are counted into their buckets, and nobody may ever ask for them.
+        let keep_up = move || {
+            loop {
+                std::thread::sleep(UPKEEP_INTERVAL);
+                kept.run_upkeep();
+            }
+        };
+        let thread = std::thread::Builder::new().name("metrics".to_owned());
+        thread.spawn(keep_up).map_err(TelemetryError::NoThread)?;
         Ok(Self { handle })
     }
 
     /// The current values, in Prometheus' text format.
     pub fn render(&self) -> String {
-        // Without it histograms would keep every sample since the last render.
+        // What was recorded since the last upkeep counts, too.
         self.handle.run_upkeep();
         self.handle.render()
     }

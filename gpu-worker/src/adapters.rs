@@ -101,8 +101,8 @@ impl Adapters {
         if let Some(adapter) = self.find(reference, base) {
             return Ok(adapter);
         }
-        let place = self.loading.queue_up(&reference.object_prefix);
-        let _turn = tokio::time::timeout(LOAD_WAIT, place.turn.lock())
+        let turn = self.loading.queue_up(&reference.object_prefix);
+        let _held = tokio::time::timeout(LOAD_WAIT, turn.lock.lock())
             .await
             .map_err(|_| AdapterError::StillLoading)?;
         match self.find(reference, base) {
@@ -227,19 +227,19 @@ impl Adapters {
 #[derive(Default)]
 struct Loading(Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>);
 
-/// A request's place in the queue for an adapter.
-struct Place<'a> {
+/// A request's turn to load an adapter.
+struct Turn<'a> {
     loading: &'a Loading,
     folder: &'a str,
-    turn: Arc<tokio::sync::Mutex<()>>,
+    lock: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Loading {
-    fn queue_up<'a>(&'a self, folder: &'a str) -> Place<'a> {
-        Place {
+    fn queue_up<'a>(&'a self, folder: &'a str) -> Turn<'a> {
+        Turn {
             loading: self,
             folder,
-            turn: Arc::clone(self.queues().entry(folder.to_owned()).or_default()),
+            lock: Arc::clone(self.queues().entry(folder.to_owned()).or_default()),
         }
     }
 
@@ -251,11 +251,11 @@ impl Loading {
 }
 
 /// Whoever leaves last, with an adapter, an error or out of patience, takes the queue along.
-impl Drop for Place<'_> {
+impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut queues = self.loading.queues();
         // Ours and the map's. Nobody can join in between, as that takes the map.
-        if Arc::strong_count(&self.turn) == 2 {
+        if Arc::strong_count(&self.lock) == 2 {
             queues.remove(self.folder);
         }
     }
@@ -315,15 +315,15 @@ mod tests {
     async fn one_request_loads_at_a_time_whatever_became_of_those_before() {
         let loading = Loading::default();
         let (first, second) = (loading.queue_up("a"), loading.queue_up("a"));
-        let turn = first.turn.lock().await;
-        assert!(second.turn.try_lock().is_err());
+        let turn = first.lock.lock().await;
+        assert!(second.lock.try_lock().is_err());
         // It failed: nothing is in memory.
         drop(turn);
         drop(first);
-        let turn = second.turn.lock().await;
+        let turn = second.lock.lock().await;
         let newcomer = loading.queue_up("a");
-        assert!(newcomer.turn.try_lock().is_err(), "a second load");
-        assert!(loading.queue_up("b").turn.try_lock().is_ok());
+        assert!(newcomer.lock.try_lock().is_err(), "a second load");
+        assert!(loading.queue_up("b").lock.try_lock().is_ok());
         drop(turn);
         drop((second, newcomer));
         assert!(loading.queues().is_empty());

@@ -219,15 +219,7 @@ impl Conversation {
 
     /// Loads the adapter and begins.
     async fn start(self, place: Place) -> Result<Stream, GenerateError> {
-        let Self {
-            worker,
-            base,
-            asked,
-            prompt,
-            max_new_tokens,
-            grammar,
-            lines,
-        } = self;
+        let (worker, base, asked) = (self.worker, self.base, self.asked);
         let adapter = match &asked.model.adapter {
             Some(reference) => Some(worker.adapters.get(reference, &base).await.map_err(|error| {
                 tracing::warn!(sha256 = reference.sha256, %error, "an adapter cannot be loaded");
@@ -239,19 +231,19 @@ impl Conversation {
             None => None,
         };
         let frozen_weights = asked.model.frozen_weights();
-        let prompt_tokens = prompt.len() as u64;
+        let prompt_tokens = self.prompt.len() as u64;
         let n = asked.n.max(1);
         let ask = Ask {
             base: base.folder_as(frozen_weights),
             request: engine::generate::GenerateRequest {
-                prompt,
+                prompt: self.prompt,
                 adapter,
                 scope: asked.scope.as_str().into(),
                 sampling: sampling(&asked.sampling),
-                max_new_tokens,
+                max_new_tokens: self.max_new_tokens,
                 stop_token_ids: [base.chat.stop_token_ids(), &asked.stop_token_ids].concat(),
                 top_logprobs: asked.top_logprobs.map(usize::from),
-                grammar,
+                grammar: self.grammar,
             },
             n,
         };
@@ -264,7 +256,7 @@ impl Conversation {
             n,
             prompt_tokens,
             generation,
-            lines,
+            lines: self.lines,
             _place: place,
         })
     }

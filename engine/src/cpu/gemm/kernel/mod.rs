@@ -266,7 +266,7 @@ fn high(word: u32) -> u32 {
     word & 0xffff_0000
 }
 
-/// Tiles of so few rows wait for B rather than for the processor.
+/// Tiles of up to so many rows ask for the next one's panels: a product of few rows waits for B. In one of many rows it costs little.
 const FEW_ROWS: usize = 8;
 
 /// What the processor brings at once. Bytes.

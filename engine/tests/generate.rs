@@ -5,7 +5,7 @@ mod common;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use common::{LLAMA, Numbers, QWEN2, adapter, example};
+use common::{LLAMA, Numbers, QWEN2, adapter, example, tensors_of};
 use engine::Precision;
 use engine::generate::{
     AdmitError, Batcher, FinishReason, GenerateRequest, Grammar, Limits, Sampling, SequenceId,
@@ -116,6 +116,64 @@ fn every_sequence_of_a_mixed_batch_equals_its_single_run_bit_for_bit() {
                 let own = alone.admit(request).unwrap();
                 assert_eq!(told(&together[&id]), told(&drain(&mut alone)[&own]));
             }
+        }
+    }
+}
+
+#[test]
+fn generation_beside_a_training_changes_no_bit_of_either() {
+    for n_threads in [1, 2, 4] {
+        let pool = Pool::new(n_threads);
+        let base = QWEN2.load(&pool);
+        let batch: Vec<_> = (0..4).map(|seed| example(101, 60, seed)).collect();
+        let trainer = |pool: &Pool| {
+            let adapter = adapter(&base, &LoraConfig::all_linear(4, 8.0), 3);
+            Trainer::new(base.clone(), adapter, TrainConfig::default(), pool.clone())
+        };
+        let losses = |mut trainer: Trainer| {
+            let losses = (0..10).map(|_| trainer.step(&batch).unwrap().loss);
+            let losses: Vec<_> = losses.collect();
+            (losses, tensors_of(&trainer.adapter().unwrap()))
+        };
+        let trained_alone = losses(trainer(&Pool::new(1)));
+        let requests: Vec<_> = (0..10)
+            .map(|i| request(if i % 3 == 0 { 30 } else { 5 }, i, None))
+            .collect();
+
+        let mut batcher = Batcher::new(base.clone(), pool.clone(), LIMITS);
+        let (mut n_beside, mut n_held) = (0, 0);
+        let mut told_beside: HashMap<SequenceId, Vec<StepOutput>> = HashMap::new();
+        let mut ids = Vec::new();
+        std::thread::scope(|scope| {
+            let training = scope.spawn(|| losses(trainer(&pool)));
+            let mut waiting = requests.iter().cloned();
+            loop {
+                if batcher.n_live() < 2
+                    && let Some(request) = waiting.next()
+                {
+                    ids.push(batcher.admit(request).unwrap());
+                }
+                if batcher.is_idle() {
+                    break;
+                }
+                let outputs = if batcher.is_next_small() {
+                    n_beside += 1;
+                    batcher.step_beside()
+                } else {
+                    n_held += 1;
+                    batcher.step()
+                };
+                for output in outputs.unwrap().into_iter().map(Result::unwrap) {
+                    told_beside.entry(output.id).or_default().push(output);
+                }
+            }
+            assert_eq!(training.join().unwrap(), trained_alone);
+        });
+        assert!(n_beside > 20 && n_held > 1, "{n_beside} and {n_held} steps");
+        for (id, request) in ids.iter().zip(requests) {
+            let mut alone = Batcher::new(base.clone(), Pool::new(1), LIMITS);
+            let own = alone.admit(request).unwrap();
+            assert_eq!(told(&told_beside[id]), told(&drain(&mut alone)[&own]));
         }
     }
 }

@@ -6,7 +6,7 @@ mod turn;
 use std::ops::{Deref, Range};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::thread::JoinHandle;
 
 use turn::{Taken, Turn};
@@ -16,7 +16,8 @@ use turn::{Taken, Turn};
 const SPINS_BEFORE_SLEEP: u32 = 4_000;
 
 /// A persistent set of threads; cloning shares it. The calling thread is one of them. Callers on several threads take turns,
-/// region by region; one who holds the threads gets them between two tasks of another's region, which goes on afterwards.
+/// region by region; one who holds the threads gets them between two tasks of another's region, which goes on afterwards. One whose
+/// regions are too small for all threads computes beside the others instead, who do without some.
 #[derive(Clone)]
 pub struct Pool {
     inner: Arc<Inner>,
@@ -38,9 +39,34 @@ impl Deref for Held<'_> {
     }
 }
 
+/// Threads of its holder's own, while the pool that they belong to does without as many, until this is dropped.
+pub(crate) struct Beside<'a> {
+    own: &'a Pool,
+    pool: &'a Shared,
+}
+
+impl Deref for Beside<'_> {
+    type Target = Pool;
+
+    fn deref(&self) -> &Pool {
+        self.own
+    }
+}
+
+impl Drop for Beside<'_> {
+    fn drop(&mut self) {
+        let n_threads = self.own.n_threads();
+        self.pool.n_resting.fetch_sub(n_threads, Ordering::Relaxed);
+    }
+}
+
 struct Inner {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    /// What each thread begins with.
+    start: fn(),
+    /// Those that compute beside the others, once they are asked for.
+    beside: OnceLock<Pool>,
 }
 
 /// The region being run. The pointer is valid while `Shared::active` is not zero.
@@ -48,6 +74,8 @@ struct Inner {
 struct Region {
     task: *const (dyn Fn(usize) + Sync),
     n_tasks: usize,
+    /// Those that run it beside the caller: the first so many.
+    n_threads: usize,
     /// Whether it makes way for who wants to hold the pool.
     makes_way: bool,
 }
@@ -66,6 +94,8 @@ struct Shared {
     next_task: AtomicUsize,
     /// Threads that have not yet left the region.
     active: AtomicUsize,
+    /// Threads that regions which make way do without.
+    n_resting: AtomicUsize,
     panicked: AtomicBool,
     closing: AtomicBool,
 }
@@ -86,23 +116,29 @@ impl Pool {
             epoch: AtomicU64::new(0),
             next_task: AtomicUsize::new(0),
             active: AtomicUsize::new(0),
+            n_resting: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             closing: AtomicBool::new(false),
         });
-        let threads = (1..n_threads)
+        let threads = (0..n_threads.saturating_sub(1))
             .map(|i| {
                 let shared = shared.clone();
-                let builder = std::thread::Builder::new().name(format!("engine-{i}"));
+                let builder = std::thread::Builder::new().name(format!("engine-{}", i + 1));
                 builder
                     .spawn(move || {
                         start();
-                        shared.serve();
+                        shared.serve(i);
                     })
                     .expect("the system can start a thread")
             })
             .collect();
         Self {
-            inner: Arc::new(Inner { shared, threads }),
+            inner: Arc::new(Inner {
+                shared,
+                threads,
+                start,
+                beside: OnceLock::new(),
+            }),
             is_held: false,
         }
     }
@@ -115,11 +151,19 @@ impl Pool {
     /// Runs `task(0)` … `task(n_tasks - 1)`, in any order on any thread, and returns when all are done.
     /// A task must not call `run` on the same pool. A panic in a task is raised again here.
     pub fn run(&self, n_tasks: usize, task: impl Fn(usize) + Sync) {
-        let Inner { shared, threads } = &*self.inner;
-        let n_threads = if n_tasks > 1 { threads.len() } else { 0 };
+        let Inner {
+            shared, threads, ..
+        } = &*self.inner;
         let mut n_done = 0;
         while n_done < n_tasks {
             let _turn = (!self.is_held).then(|| shared.turn.take());
+            let n_threads = match n_tasks - n_done {
+                1 => 0,
+                _ if self.is_held => threads.len(),
+                _ => threads
+                    .len()
+                    .saturating_sub(shared.n_resting.load(Ordering::Relaxed)),
+            };
             n_done = shared.run(n_done, n_tasks, !self.is_held, &task, n_threads);
         }
     }
@@ -136,6 +180,22 @@ impl Pool {
             pool,
             _turn: self.inner.shared.turn.hold(),
         }
+    }
+
+    /// Half of the threads, for regions that are too small for all, while callers that run one region at a time go on with the other
+    /// half. `None` for a pool of one thread.
+    pub(crate) fn beside(&self) -> Option<Beside<'_>> {
+        let Inner { shared, start, .. } = &*self.inner;
+        let n_threads = self.n_threads() / 2;
+        if n_threads == 0 {
+            return None;
+        }
+        let own = self
+            .inner
+            .beside
+            .get_or_init(|| Pool::with_start(n_threads, *start));
+        shared.n_resting.fetch_add(n_threads, Ordering::Relaxed);
+        Some(Beside { own, pool: shared })
     }
 
     /// Cuts `n_rows` rows into ranges and gives each, with the same rows of the output, to `body`.
@@ -215,6 +275,7 @@ impl Shared {
         let new = Region {
             task: task_for_ever,
             n_tasks,
+            n_threads,
             makes_way,
         };
         self.next_task.store(first, Ordering::Relaxed);
@@ -268,9 +329,13 @@ impl Shared {
         }
     }
 
-    fn serve(&self) {
+    /// Runs what there is to run, as thread `i` beside the caller's.
+    fn serve(&self, i: usize) {
         let mut seen = 0;
         while let Some(region) = self.next_region(&mut seen) {
+            if i >= region.n_threads {
+                continue;
+            }
             // SAFETY: `Pool::run` waits until `active` is zero before the task goes away.
             let task = unsafe { &*region.task };
             if catch_unwind(AssertUnwindSafe(|| self.work(task, region))).is_err() {
@@ -460,6 +525,64 @@ mod tests {
             });
             assert!(counts.iter().all(|c| c.load(Ordering::SeqCst) == 1));
         }
+    }
+
+    #[test]
+    fn regions_run_beside_those_of_others_and_all_do_their_own_tasks() {
+        assert!(Pool::new(1).beside().is_none());
+        for n_threads in [2, 3, 4] {
+            let pool = Pool::new(n_threads);
+            let (n_regions, is_done) = (AtomicUsize::new(0), AtomicBool::new(false));
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !is_done.load(Ordering::SeqCst) {
+                        let ran = Mutex::new(Vec::new());
+                        pool.run(50, |i| lock(&ran).push((i, std::thread::current().id())));
+                        let mut ran = ran.into_inner().unwrap();
+                        ran.sort_by_key(|&(i, _)| i);
+                        assert!(ran.iter().map(|&(i, _)| i).eq(0..50));
+                        n_regions.fetch_add(1, Ordering::SeqCst);
+                    }
+                });
+                for _ in 0..20 {
+                    let beside = pool.beside().unwrap();
+                    assert_eq!(beside.n_threads(), n_threads / 2);
+                    let before = n_regions.load(Ordering::SeqCst);
+                    let sum = AtomicUsize::new(0);
+                    beside.run(30, |i| {
+                        sum.fetch_add(i, Ordering::SeqCst);
+                    });
+                    assert_eq!(sum.load(Ordering::SeqCst), 435);
+                    // The others go on meanwhile.
+                    while n_regions.load(Ordering::SeqCst) < before + 3 {
+                        std::thread::yield_now();
+                    }
+                }
+                assert_eq!(pool.inner.shared.n_resting.load(Ordering::SeqCst), 0);
+                is_done.store(true, Ordering::SeqCst);
+            });
+        }
+    }
+
+    #[test]
+    fn a_region_beside_another_has_threads_of_its_own() {
+        let pool = Pool::new(4);
+        let threads_of = |pool: &Pool| {
+            let ran = Mutex::new(std::collections::HashSet::new());
+            pool.run(64, |_| {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                lock(&ran).insert(std::thread::current().id());
+            });
+            ran.into_inner().unwrap()
+        };
+        let all = threads_of(&pool);
+        let beside = pool.beside().unwrap();
+        let (rest, own) = (threads_of(&pool), threads_of(&beside));
+        assert_eq!((all.len(), rest.len(), own.len()), (4, 2, 2));
+        let here = std::thread::current().id();
+        assert!(rest.is_subset(&all) && own.intersection(&rest).all(|&id| id == here));
+        drop(beside);
+        assert_eq!(threads_of(&pool), all);
     }
 
     #[test]

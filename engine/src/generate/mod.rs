@@ -28,6 +28,9 @@ use sequence::{Sequence, check_request, check_tokens};
 /// Tokens that one step runs at most, unless there are more sequences than that: a long prompt must not hold up those beside it.
 const TOKENS_PER_STEP: usize = 512;
 
+/// A step of no more rows waits for memory rather than for products: half of the threads compute it nearly as fast as all.
+const FEW_ROWS: usize = 8;
+
 /// What a batcher may hold at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -228,7 +231,26 @@ impl Batcher {
     /// Errors: `OutOfMemory`, `Gpu`; no sequence is changed.
     pub fn step(&mut self) -> Result<Vec<Result<StepOutput, Failed>>, GenerateError> {
         let pool = self.pool.clone();
-        let held = pool.hold();
+        self.step_on(&pool.hold())
+    }
+
+    /// Whether [`Self::step_beside`] computes the next step nearly as fast as [`Self::step`].
+    pub fn is_next_small(&self) -> bool {
+        let plan = plan(&self.live);
+        plan.iter().map(|&(_, n, _)| n).sum::<usize>() <= FEW_ROWS
+    }
+
+    /// As [`Self::step`], to the bit, on half of the threads: a training that shares the pool goes on beside it with the other half. On
+    /// a pool of one thread the training waits.
+    pub fn step_beside(&mut self) -> Result<Vec<Result<StepOutput, Failed>>, GenerateError> {
+        let pool = self.pool.clone();
+        match pool.beside() {
+            Some(beside) => self.step_on(&beside),
+            None => self.step(),
+        }
+    }
+
+    fn step_on(&mut self, pool: &Pool) -> Result<Vec<Result<StepOutput, Failed>>, GenerateError> {
         let restarted = self.live.iter_mut().filter(|s| s.cache.pages.is_empty());
         restarted.for_each(|sequence| sequence.reuse(&mut self.pages));
         // One adapter's rows stand together; the sort is stable, so order of admission decides within.
@@ -275,9 +297,9 @@ impl Batcher {
             }
             let vocab = self.model.config().vocab_size;
             let rows: Vec<usize> = last_rows.iter().map(|&(_, row)| row).collect();
-            let logits = self.model.step(&held, &mut step, &rows)?;
+            let logits = self.model.step(pool, &mut step, &rows)?;
             let last = last_rows.iter().map(|&(i, _)| i);
-            choose_all(&held, &mut self.live, last, logits, vocab)
+            choose_all(pool, &mut self.live, last, logits, vocab)
         };
         for &(i, n, _) in &plan {
             self.live[i].advance(n, &mut self.pages);

@@ -160,12 +160,21 @@ impl LoadedBase {
         }
     }
 
-    /// One forward for all live sequences.
-    pub(super) fn generate(&mut self) -> Result<(), DeviceError> {
+    /// Whether half of the threads compute the next step nearly as fast as all.
+    pub(super) fn is_next_small(&self) -> bool {
+        self.batcher.is_next_small()
+    }
+
+    /// One forward for all live sequences, `beside` a training or while it waits.
+    pub(super) fn generate(&mut self, beside: bool) -> Result<(), DeviceError> {
         if self.live.is_empty() {
             return Ok(());
         }
-        let outputs = match self.batcher.step() {
+        let stepped = match beside {
+            true => self.batcher.step_beside(),
+            false => self.batcher.step(),
+        };
+        let outputs = match stepped {
             Ok(outputs) => outputs,
             Err(error) => return self.fail_all(error.into()),
         };

@@ -1,5 +1,5 @@
 //! The thread that generates: it owns the bases and everything generated from them. It takes commands, then computes one
-//! step for all, and looks again. A training beside it runs on the same pool whenever no step does.
+//! step for all, and looks again. A training runs on the same pool whenever no step does, and beside those that are small.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -98,12 +98,25 @@ impl Serving {
                 }
                 continue;
             }
-            let began = Instant::now();
-            self.bases.iter_mut().try_for_each(LoadedBase::generate)?;
-            let is_training = self.load.is_training();
-            self.owed.generated(began, Instant::now(), is_training);
+            self.generate()?;
             self.publish_load();
         }
+    }
+
+    /// One step of every base.
+    fn generate(&mut self) -> Result<(), DeviceError> {
+        for base in &mut self.bases {
+            let began = Instant::now();
+            let beside = self.load.is_training() && base.is_next_small();
+            base.generate(beside)?;
+            let left = match (self.load.is_training(), beside) {
+                (false, _) => 1.0,
+                (true, true) => 0.5,
+                (true, false) => 0.0,
+            };
+            self.owed.generated(began, Instant::now(), left);
+        }
+        Ok(())
     }
 
     fn publish_load(&self) {
@@ -198,14 +211,12 @@ impl Owed {
         (is_training && !behind.is_zero()).then_some(behind)
     }
 
-    /// A step of generation took from `began` to `ended`.
-    fn generated(&mut self, began: Instant, ended: Instant, is_training: bool) {
+    /// A step of generation took from `began` to `ended` and left so much of the pool to a training.
+    fn generated(&mut self, began: Instant, ended: Instant, left: f64) {
         let left_alone = self.last.map_or(Duration::ZERO, |last| began - last);
-        self.time = self.time.saturating_sub(left_alone);
-        if is_training {
-            let share = TRAINING_SHARE / (1.0 - TRAINING_SHARE);
-            self.time += (ended - began).mul_f64(share);
-        }
+        let taken = (TRAINING_SHARE - left) / (1.0 - TRAINING_SHARE);
+        let owed = (ended - began).as_secs_f64() * taken - left_alone.as_secs_f64();
+        self.time = Duration::from_secs_f64((self.time.as_secs_f64() + owed).max(0.0));
         self.last = Some(ended);
     }
 }
@@ -217,16 +228,16 @@ mod tests {
     const STEP: Duration = Duration::from_millis(20);
     const MINUTE: Duration = Duration::from_secs(60);
 
-    /// What a training gets of a minute in which a step of generation follows `pause` after the last.
-    fn left_to_training(pause: Duration, is_training: bool) -> Duration {
+    /// What waits for a training come to in a minute in which a step of generation, which leaves `left` of the pool to it, follows `pause` after the last.
+    fn left_to_training(pause: Duration, left: f64) -> Duration {
         let (start, mut owed, mut waited) = (Instant::now(), Owed::default(), Duration::ZERO);
         let mut now = start;
         while now < start + MINUTE {
-            if let Some(wait) = owed.wait(now, is_training) {
+            if let Some(wait) = owed.wait(now, left < 1.0) {
                 (now, waited) = (now + wait, waited + wait);
                 continue;
             }
-            owed.generated(now, now + STEP, is_training);
+            owed.generated(now, now + STEP, left);
             now += STEP + pause;
         }
         waited
@@ -234,15 +245,16 @@ mod tests {
 
     #[test]
     fn a_training_beside_generation_without_end_gets_its_share() {
-        let share = left_to_training(Duration::ZERO, true).as_secs_f64() / MINUTE.as_secs_f64();
+        let share = left_to_training(Duration::ZERO, 0.0).as_secs_f64() / MINUTE.as_secs_f64();
         // All of it but what it may fall behind.
         let least = TRAINING_SHARE - 1.01 * MAX_OWED.as_secs_f64() / MINUTE.as_secs_f64();
         assert!((least..=TRAINING_SHARE).contains(&share), "{share}");
     }
 
     #[test]
-    fn generation_that_leaves_the_device_alone_often_enough_never_waits() {
-        assert_eq!(left_to_training(STEP, true), Duration::ZERO);
-        assert_eq!(left_to_training(Duration::ZERO, false), Duration::ZERO);
+    fn generation_that_leaves_enough_of_the_device_never_waits() {
+        assert_eq!(left_to_training(STEP, 0.0), Duration::ZERO);
+        assert_eq!(left_to_training(Duration::ZERO, 0.5), Duration::ZERO);
+        assert_eq!(left_to_training(Duration::ZERO, 1.0), Duration::ZERO);
     }
 }

@@ -229,6 +229,16 @@ async fn what_cannot_be_answered_is_refused_with_its_reason() {
     worker.stop().await.unwrap();
 }
 
+/// Half a million tokens: what would end an answer is never sampled.
+fn for_ever() -> GenerateRequest {
+    let mut request = hot("Go on for ever", 4000, 1);
+    request.n = 128;
+    request.sampling.logit_bias = (256..tiny_model::VOCAB as u32)
+        .map(|id| (id, -100.0))
+        .collect();
+    request
+}
+
 /// Every line of a reply.
 async fn lines(reply: reqwest::Response) -> Vec<GenerateEvent> {
     let text = reply.text().await.unwrap();
@@ -246,11 +256,7 @@ async fn whoever_waits_for_a_place_hears_so_and_has_its_turn() {
         config.max_cached_tokens = 4096;
     };
     let worker = house.worker("a", alone).await;
-    let for_ever = GenerateRequest {
-        n: 128,
-        ..hot("Go on for ever", 4000, 1)
-    };
-    let for_ever = house.post(&worker, &for_ever).await;
+    let for_ever = house.post(&worker, &for_ever()).await;
     // One place is that one's, eight are for those that come next.
     let mut next = Vec::new();
     for seed in 0..8 {

@@ -9,7 +9,7 @@ const LAYERS: usize = 2;
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
 const HEAD_DIM: usize = HIDDEN / HEADS;
-const VOCAB: usize = 259;
+pub const VOCAB: usize = 259;
 pub const CONTEXT: usize = 192;
 
 const TEMPLATE: &str = "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n\

@@ -3,6 +3,7 @@
 mod cli;
 mod key;
 mod logging;
+mod memory;
 mod model;
 mod opened;
 mod progress;
@@ -12,10 +13,6 @@ mod up;
 mod worker_process;
 
 use clap::Parser;
-
-/// glibc's allocator keeps what long-lived threads have freed between what they still hold (`docs/decisions/0012`).
-#[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> std::process::ExitCode {
     // aws-lc-rs is the only provider in the tree; naming it keeps every TLS client from guessing.
@@ -37,6 +34,7 @@ fn main() -> std::process::ExitCode {
             return std::process::ExitCode::FAILURE;
         }
     };
+    runtime.spawn(memory::record());
     match runtime.block_on(run(command)) {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(e) => {

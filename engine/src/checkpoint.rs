@@ -144,11 +144,9 @@ fn config_hash(trainer: &Trainer) -> String {
 
 /// A configuration as text. What came later and was not asked for is left out, so that states from before can still be read.
 fn told(config: &TrainConfig) -> String {
-    let text = format!("{config:?}");
-    match config.pass_tokens {
-        None => text.replace(", pass_tokens: None", ""),
-        Some(_) => text,
-    }
+    format!("{config:?}")
+        .replace(", pass_tokens: None", "")
+        .replace(", preference: None", "")
 }
 
 #[cfg(test)]

@@ -17,11 +17,13 @@ use crate::lora::{Adapter, Fused, Layout, Role};
 use crate::model::{Batch, MemoryLevel};
 use crate::nn::cross_entropy::RowLosses;
 use crate::optim::Group;
-use crate::train::{self, EvalReport, State, TrainConfig, TrainError, Update};
+use crate::train::{self, EvalReport, State, TrainConfig, TrainError, Update, Weigh};
 
 /// Numbers of the stream that a pass has, unless an example is longer: enough to fill a large card, few enough to leave its memory
 /// to others.
 const PASS_NUMBERS: usize = 16 << 20;
+
+const NO_PREFERENCE: &str = "a training by preference";
 
 /// The rows of a pass are between these. Tokens.
 const LEAST_ROWS: usize = 4096;
@@ -164,6 +166,9 @@ pub fn supports(adapter: &Adapter, config: &TrainConfig) -> Result<(), CudaError
     let (lora, layout) = (adapter.config(), adapter.layout());
     if config.precision != Precision::Bf16 {
         return no("training in fp32");
+    }
+    if config.preference.is_some() {
+        return no(NO_PREFERENCE);
     }
     if lora.use_dora {
         return no("DoRA");
@@ -474,6 +479,10 @@ impl train::Run for Run {
         Ok((report, norm[0]))
     }
 
+    fn weighed_gradients(&mut self, _: &[Batch], _: &mut Weigh<'_>) -> Result<f32, TrainError> {
+        Err(CudaError::Unsupported(NO_PREFERENCE.to_owned()).into())
+    }
+
     fn update(&mut self, update: Update) -> Result<(), TrainError> {
         let (beta1, beta2) = self.config.betas;
         let t = update.step as i32;
@@ -501,6 +510,10 @@ impl train::Run for Run {
             logprobs,
             n_correct: correct.iter().filter(|&&is| is != 0).count() as u64,
         })
+    }
+
+    fn score_by_first(&mut self, _: &Batch) -> Result<RowLosses, TrainError> {
+        Err(CudaError::Unsupported(NO_PREFERENCE.to_owned()).into())
     }
 
     fn score_exactly(&mut self, pass: &Batch) -> Result<RowLosses, TrainError> {

@@ -7,7 +7,7 @@ use crate::lora::{Layout, PackedLora, Saved};
 use crate::model::block_backward::BlockBackward;
 use crate::model::decoder::{Batch, Decoder, Keep, MemoryLevel};
 use crate::nn::attention::{self, Heads};
-use crate::nn::cross_entropy::{self, Head, RowLosses};
+use crate::nn::cross_entropy::{self, Head, RowLosses, Scale};
 use crate::nn::rms_norm;
 use crate::weights::BaseModel;
 
@@ -47,7 +47,7 @@ impl<E: Element> Decoder<E> {
         pool: &Pool,
         base: &BaseModel,
         batch: &Batch,
-        scale: f32,
+        scale: Scale<'_>,
         level: MemoryLevel,
         trained: &mut Trained<'_, E>,
     ) -> Result<RowLosses, OutOfMemory> {

@@ -187,7 +187,33 @@ impl<E: Element> Decoder<E> {
         rows: &[usize],
         targets: &[u32],
     ) -> Result<RowLosses, OutOfMemory> {
-        self.gather(pool, base, rows, Keep::Nothing)?;
+        self.losses_after(pool, base, head, rows, targets, Keep::Nothing)
+    }
+
+    /// log p of the labels of the batch that a forward keeping `level` has just run; a backward may follow.
+    /// Errors: `OutOfMemory`.
+    pub fn label_losses(
+        &mut self,
+        pool: &Pool,
+        base: &BaseModel,
+        head: &Weight,
+        batch: &Batch,
+        level: MemoryLevel,
+    ) -> Result<RowLosses, OutOfMemory> {
+        let (rows, labels) = (&batch.label_rows, &batch.labels);
+        self.losses_after(pool, base, head, rows, labels, Keep::For(level))
+    }
+
+    fn losses_after(
+        &mut self,
+        pool: &Pool,
+        base: &BaseModel,
+        head: &Weight,
+        rows: &[usize],
+        targets: &[u32],
+        keep: Keep,
+    ) -> Result<RowLosses, OutOfMemory> {
+        self.gather(pool, base, rows, keep)?;
         let (x, chunk) = (&self.last_normed, &mut self.chunk);
         let head = Head::new(head, base.config());
         cross_entropy::losses(pool, head, x, targets, chunk)

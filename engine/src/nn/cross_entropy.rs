@@ -77,7 +77,25 @@ pub(crate) fn losses<E: Element>(
     )
 }
 
-/// Where the gradient of −Σ log p goes.
+/// How much −log p of each row counts in a gradient.
+#[derive(Clone, Copy)]
+pub(crate) enum Scale<'a> {
+    /// All rows alike.
+    Same(f32),
+    /// Each row by a factor of its own.
+    Each(&'a [f32]),
+}
+
+impl Scale<'_> {
+    fn of(self, row: usize) -> f32 {
+        match self {
+            Scale::Same(scale) => scale,
+            Scale::Each(scales) => scales[row],
+        }
+    }
+}
+
+/// Where the gradient of −Σ log p·scale goes.
 pub(crate) struct Into<'a> {
     /// Becomes that of x, (rows, D).
     pub dx: &'a mut [f32],
@@ -85,14 +103,14 @@ pub(crate) struct Into<'a> {
     pub d_head: Option<&'a mut [f32]>,
 }
 
-/// As [`losses`], with the gradient of −Σ log p·`scale`.
+/// As [`losses`], with the gradient of −Σ log p·`scale`, which has a factor for every row of `x`.
 /// Errors: `OutOfMemory`.
 pub(crate) fn losses_and_gradient<E: Element>(
     pool: &Pool,
     head: Head<'_>,
     x: &[E],
     targets: &[u32],
-    scale: f32,
+    scale: Scale<'_>,
     scratch: &mut ChunkScratch<E>,
     into: Into<'_>,
 ) -> Result<RowLosses, OutOfMemory> {
@@ -117,6 +135,7 @@ pub(crate) fn losses_and_gradient<E: Element>(
             pool.for_rows(n_rows, (&mut *d_logits, stride), |rows, d_logits| {
                 for (row, d_logits) in rows.zip(d_logits.chunks_exact_mut(stride)) {
                     let weights = &weights[row * vocab..(row + 1) * vocab];
+                    let scale = scale.of(first + row);
                     let factor = scale / sums[row].total;
                     scale_row(weights, factor, d_logits);
                     let target = targets[first + row] as usize;

@@ -3,10 +3,11 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::passes::{On, Passes};
-use super::run::{Run, State, Update};
+use super::passes::{Factors, On, Passes};
+use super::run::{Run, State, Update, Weigh};
 use super::{EvalReport, TrainConfig, TrainError, micro_batches};
 use crate::config::ModelConfig;
+use crate::cpu::buffer::OutOfMemory;
 use crate::cpu::element::Precision;
 use crate::cpu::pool::Pool;
 use crate::cpu::simd::Isa;
@@ -23,6 +24,8 @@ pub(super) struct CpuRun {
     passes: Passes,
     /// The same in f32, made when a caller asks for scores that serving can be held to.
     exact: Option<Passes>,
+    /// The adapter as it was in the beginning, where the training asks what it said.
+    first: Option<Passes>,
     groups: Vec<Group>,
     precision: Precision,
     memory: MemoryLevel,
@@ -47,6 +50,7 @@ impl CpuRun {
             pool,
             passes: Passes::new(config.precision, &layout),
             exact: None,
+            first: None,
             groups,
             precision: config.precision,
             memory: config.memory,
@@ -64,7 +68,22 @@ impl CpuRun {
             layout,
         };
         run.repack();
+        if config.keeps_first() {
+            run.keep_first(config.precision);
+        }
         run
+    }
+
+    fn keep_first(&mut self, precision: Precision) {
+        let on = On {
+            pool: &self.pool,
+            base: &self.base,
+        };
+        let mut first = Passes::new(precision, &self.layout);
+        first
+            .pack(on, &self.state.values)
+            .expect("memory for a third copy of an adapter");
+        self.first = Some(first);
     }
 
     fn repack(&mut self) {
@@ -76,6 +95,29 @@ impl CpuRun {
         self.passes
             .pack(on, &self.state.values)
             .expect("memory for a second copy of an adapter");
+    }
+}
+
+impl CpuRun {
+    /// Adds the gradients of one pass.
+    fn accumulate(&mut self, pass: &Batch, factors: Factors<'_>) -> Result<RowLosses, OutOfMemory> {
+        let on = On {
+            pool: &self.pool,
+            base: &self.base,
+        };
+        let (layout, level, grads) = (&self.layout, self.memory, &mut self.grads);
+        self.passes
+            .accumulate(on, layout, level, pass, factors, grads)
+    }
+
+    /// Leaves the gradients of all passes; their L2 norm.
+    fn leave(&mut self) -> f32 {
+        // The kernels know nothing of roles: what is not trained gets a gradient as well.
+        let tensors = self.layout.tensors().iter();
+        for tensor in tensors.filter(|t| t.role == Role::Initial) {
+            self.grads[tensor.place.clone()].fill(0.0);
+        }
+        global_norm(&self.grads)
     }
 }
 
@@ -101,25 +143,24 @@ impl Run for CpuRun {
     }
 
     fn gradients(&mut self, passes: &[Batch], scale: f32) -> Result<(EvalReport, f32), TrainError> {
-        self.grads.fill(0.0);
         let mut report = EvalReport::default();
+        self.grads.fill(0.0);
         for pass in passes {
-            let on = On {
-                pool: &self.pool,
-                base: &self.base,
-            };
-            let (layout, level, grads) = (&self.layout, self.memory, &mut self.grads);
-            let losses = self
-                .passes
-                .accumulate(on, layout, level, pass, scale, grads)?;
-            report.add(&losses);
+            report.add(&self.accumulate(pass, Factors::Same(scale))?);
         }
-        // The kernels know nothing of roles: what is not trained gets a gradient as well.
-        let tensors = self.layout.tensors().iter();
-        for tensor in tensors.filter(|t| t.role == Role::Initial) {
-            self.grads[tensor.place.clone()].fill(0.0);
+        Ok((report, self.leave()))
+    }
+
+    fn weighed_gradients(
+        &mut self,
+        passes: &[Batch],
+        weigh: &mut Weigh<'_>,
+    ) -> Result<f32, TrainError> {
+        self.grads.fill(0.0);
+        for pass in passes {
+            self.accumulate(pass, Factors::ByScore(&mut *weigh))?;
         }
-        Ok((report, global_norm(&self.grads)))
+        Ok(self.leave())
     }
 
     fn update(&mut self, update: Update) -> Result<(), TrainError> {
@@ -149,6 +190,16 @@ impl Run for CpuRun {
             base: &self.base,
         };
         Ok(self.passes.score(on, pass)?)
+    }
+
+    fn score_by_first(&mut self, pass: &Batch) -> Result<RowLosses, TrainError> {
+        let on = On {
+            pool: &self.pool,
+            base: &self.base,
+        };
+        let first = self.first.as_mut();
+        let first = first.expect("a training by preference keeps it — a bug in the trainer");
+        Ok(first.score(on, pass)?)
     }
 
     fn score_exactly(&mut self, pass: &Batch) -> Result<RowLosses, TrainError> {

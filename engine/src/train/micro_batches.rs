@@ -18,16 +18,24 @@ pub enum Packing {
 /// Rows whose activations exist at once on a CPU. Tokens.
 pub(super) const MICRO_BATCH_TOKENS: usize = 1024;
 
-/// The passes of a step, of up to `budget` tokens each or of one longer example. What stands after the last label of an example is left out, as it can change no loss.
-pub(super) fn micro_batches(examples: &[Example], packing: Packing, budget: usize) -> Vec<Batch> {
-    let lengths: Vec<usize> = examples.iter().map(Example::n_inputs).collect();
+/// The passes of a step, of up to `budget` tokens each or of one longer piece: of `n_together` examples, which share a pass. What stands
+/// after the last label of an example is left out, as it can change no loss.
+pub(super) fn micro_batches(
+    examples: &[Example],
+    n_together: usize,
+    packing: Packing,
+    budget: usize,
+) -> Vec<Batch> {
+    let length = |piece: &[Example]| piece.iter().map(Example::n_inputs).sum();
+    let lengths: Vec<usize> = examples.chunks(n_together).map(length).collect();
+    let examples_of = |i: usize| i * n_together..(i + 1) * n_together;
     plan(&lengths, packing, budget)
         .into_iter()
-        .map(|members| lay_out(examples, members))
+        .map(|pieces| lay_out(examples, pieces.into_iter().flat_map(examples_of).collect()))
         .collect()
 }
 
-/// For each pass, its examples in rising order; those of length 0 are in none.
+/// For each pass, its pieces in rising order; those of length 0 are in none.
 fn plan(lengths: &[usize], packing: Packing, budget: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..lengths.len()).filter(|&i| lengths[i] > 0).collect();
     if packing == Packing::BinPack {
@@ -90,7 +98,7 @@ mod tests {
             example(400, &[2, 300]),
             example(800, &[500]),
         ];
-        let batches = micro_batches(&examples, Packing::Greedy, 1024);
+        let batches = micro_batches(&examples, 1, Packing::Greedy, 1024);
         assert_eq!(batches.len(), 2);
         assert_eq!(batches[0].documents, [0..599, 599..899]);
         assert_eq!(batches[0].lengths, [600, 400]);
@@ -100,7 +108,28 @@ mod tests {
             (batches[1].documents[0].clone(), batches[1].labels.clone()),
             (0..500, vec![500])
         );
-        assert_eq!(micro_batches(&examples, Packing::None, 1024).len(), 3);
+        assert_eq!(micro_batches(&examples, 1, Packing::None, 1024).len(), 3);
+    }
+
+    #[test]
+    fn what_belongs_together_shares_a_pass() {
+        let lengths = [300, 400, 500, 10, 200, 100, 700, 600];
+        let examples = lengths.map(|n| example(n, &[n - 1]));
+        for packing in [Packing::None, Packing::Greedy, Packing::BinPack] {
+            let passes = micro_batches(&examples, 2, packing, 1024);
+            let mut members: Vec<usize> = passes.iter().flat_map(|p| p.members.clone()).collect();
+            for pass in &passes {
+                let pairs = pass.members.chunks(2);
+                assert!(
+                    pairs
+                        .map(|pair| pair[1] - pair[0])
+                        .eq(vec![1; pass.members.len() / 2])
+                );
+                assert!(pass.members.iter().step_by(2).all(|i| i % 2 == 0));
+            }
+            members.sort_unstable();
+            assert_eq!(members, (0..8).collect::<Vec<_>>());
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod cpu;
 mod micro_batches;
 mod passes;
 mod plan;
+mod preference;
 mod run;
 
 use std::ops::Range;
@@ -26,7 +27,11 @@ use cpu::CpuRun;
 pub use micro_batches::Packing;
 use micro_batches::micro_batches;
 pub use plan::{RunShape, TooLarge, plan_memory, training_bytes};
-pub(crate) use run::{Run, State, Update};
+pub use preference::{
+    Pair, PairLogprobs, PairOutcome, PairReport, PairStepReport, Preference, PreferenceLoss,
+};
+use preference::{Pairs, answers};
+pub(crate) use run::{Run, State, Update, Weigh};
 
 /// How to train.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,6 +59,8 @@ pub struct TrainConfig {
     /// The most tokens that share a pass, a longer example excepted; `None` is what suits the processor. It decides speed and memory,
     /// and the order of sums.
     pub pass_tokens: Option<usize>,
+    /// What a training by preference minimises; `None` learns the labels.
+    pub preference: Option<Preference>,
 }
 
 impl Default for TrainConfig {
@@ -73,7 +80,16 @@ impl Default for TrainConfig {
             memory: MemoryLevel::KeepAll,
             packing: Packing::BinPack,
             pass_tokens: None,
+            preference: None,
         }
+    }
+}
+
+impl TrainConfig {
+    /// Whether a run keeps the adapter that it begins with, to compare with.
+    pub fn keeps_first(&self) -> bool {
+        let preference = self.preference;
+        preference.is_some_and(|preference| preference.loss.has_reference())
     }
 }
 
@@ -179,25 +195,75 @@ impl Trainer {
         } = report;
         let step = self.n_steps + 1;
         let loss = (loss_sum / n_label_tokens as f64) as f32;
-        for (value, what) in [(loss, "the loss"), (grad_norm, "the gradient")] {
-            if !value.is_finite() {
-                return Err(TrainError::NotFinite { step, what });
-            }
-        }
-        let learning_rate = self.update(grad_norm)?;
-        let n_tokens = batch
-            .iter()
-            .map(|example| example.tokens.len() as u64)
-            .sum();
+        let learning_rate = self.update(loss, grad_norm)?;
         Ok(StepReport {
             step,
             loss,
             n_label_tokens,
             n_correct,
-            n_tokens,
+            n_tokens: n_tokens(batch),
             grad_norm,
             learning_rate,
         })
+    }
+
+    /// log p of both answers of each pair by the adapter that the run began with, in the run's precision; changes nothing.
+    /// Errors: `BadInput`, `OutOfMemory`, `Gpu`.
+    pub fn reference_logprobs(&mut self, pairs: &[Pair]) -> Result<Vec<PairLogprobs>, TrainError> {
+        let examples = self.flat(pairs)?;
+        if !self.config.keeps_first() {
+            let what = "the training compares with no reference";
+            return Err(TrainError::BadInput(what.to_owned()));
+        }
+        let mut logprobs = vec![PairLogprobs::default(); pairs.len()];
+        for pass in self.passes_of_pairs(&examples) {
+            let losses = self.run.score_by_first(&pass)?;
+            let answers = answers(&pass, &losses.logprobs);
+            for (answers, members) in answers.chunks_exact(2).zip(pass.members.chunks_exact(2)) {
+                logprobs[members[0] / 2] = PairLogprobs {
+                    chosen: answers[0].0,
+                    rejected: answers[1].0,
+                };
+            }
+        }
+        Ok(logprobs)
+    }
+
+    /// One optimizer step over pairs by the mean of the configured loss, with what [`Self::reference_logprobs`] says of each (nothing, for a
+    /// loss without a reference).
+    /// Errors: as [`Self::step`].
+    pub fn step_pairs(
+        &mut self,
+        pairs: &[Pair],
+        references: &[PairLogprobs],
+    ) -> Result<PairStepReport, TrainError> {
+        let (report, grad_norm) = self.leave_gradients_of_pairs(pairs, references)?;
+        let loss = (report.loss_sum / report.n_pairs as f64) as f32;
+        let learning_rate = self.update(loss, grad_norm)?;
+        let answers = |pair: &Pair| n_tokens([&pair.chosen, &pair.rejected]);
+        Ok(PairStepReport {
+            step: self.n_steps,
+            pairs: report,
+            n_tokens: pairs.iter().map(answers).sum(),
+            grad_norm,
+            learning_rate,
+        })
+    }
+
+    /// Scores pairs with the current adapter, as [`Self::step_pairs`] does; changes nothing.
+    /// Errors: `BadInput`, `OutOfMemory`, `Gpu`.
+    pub fn evaluate_pairs(
+        &mut self,
+        pairs: &[Pair],
+        references: &[PairLogprobs],
+    ) -> Result<PairReport, TrainError> {
+        let examples = self.flat(pairs)?;
+        let mut scored = Pairs::new(&self.config, pairs.len(), references)?;
+        for pass in self.passes_of_pairs(&examples) {
+            let losses = self.run.score(&pass)?;
+            scored.score(&pass, &losses.logprobs);
+        }
+        Ok(scored.report())
     }
 
     /// Scores examples with the current adapter; changes nothing.
@@ -228,6 +294,21 @@ impl Trainer {
     /// Errors: as [`Self::step`].
     pub fn gradients(&mut self, batch: &[Example]) -> Result<Vec<(String, Vec<f32>)>, TrainError> {
         self.leave_gradients(batch)?;
+        self.left_gradients()
+    }
+
+    /// The same of the mean loss over pairs.
+    /// Errors: as [`Self::step_pairs`].
+    pub fn gradients_of_pairs(
+        &mut self,
+        pairs: &[Pair],
+        references: &[PairLogprobs],
+    ) -> Result<Vec<(String, Vec<f32>)>, TrainError> {
+        self.leave_gradients_of_pairs(pairs, references)?;
+        self.left_gradients()
+    }
+
+    fn left_gradients(&self) -> Result<Vec<(String, Vec<f32>)>, TrainError> {
         let grads = self.run.gradient_values()?;
         let trained = self.layout.trained();
         let gradient = |place: &Range<usize>| grads[place.clone()].to_vec();
@@ -280,9 +361,52 @@ impl Trainer {
 
     /// The passes over examples; what stands after the last label of one is left out.
     fn passes_of(&self, examples: &[Example]) -> Vec<Batch> {
+        micro_batches(examples, 1, self.config.packing, self.pass_tokens())
+    }
+
+    /// The same, with both answers of a pair in one pass.
+    fn passes_of_pairs(&self, examples: &[Example]) -> Vec<Batch> {
+        micro_batches(examples, 2, self.config.packing, self.pass_tokens())
+    }
+
+    fn pass_tokens(&self) -> usize {
         let own = self.run.rows_per_pass();
-        let budget = self.config.pass_tokens.unwrap_or(own);
-        micro_batches(examples, self.config.packing, budget)
+        self.config.pass_tokens.unwrap_or(own)
+    }
+
+    /// The answers of all pairs, the better before the worse; each has a label.
+    fn flat(&self, pairs: &[Pair]) -> Result<Vec<Example>, TrainError> {
+        for (i, Pair { chosen, rejected }) in pairs.iter().enumerate() {
+            for (answer, name) in [(chosen, "better"), (rejected, "worse")] {
+                if answer.n_labels() == 0 {
+                    let what = format!("pair {i}: the {name} answer has no label");
+                    return Err(TrainError::BadInput(what));
+                }
+            }
+        }
+        let answers = pairs.iter().flat_map(|pair| [&pair.chosen, &pair.rejected]);
+        let examples: Vec<Example> = answers.cloned().collect();
+        self.check(&examples)?;
+        Ok(examples)
+    }
+
+    fn leave_gradients_of_pairs(
+        &mut self,
+        pairs: &[Pair],
+        references: &[PairLogprobs],
+    ) -> Result<(PairReport, f32), TrainError> {
+        if pairs.is_empty() {
+            return Err(TrainError::BadInput("the batch has no pair".to_owned()));
+        }
+        let examples = self.flat(pairs)?;
+        let mut scored = Pairs::new(&self.config, pairs.len(), references)?;
+        let mut passes = self.passes_of_pairs(&examples);
+        for pass in &mut passes {
+            pass.dropout = self.dropout(pass);
+        }
+        let mut weigh = |pass: &Batch, logprobs: &[f32]| scored.weigh(pairs.len(), pass, logprobs);
+        let grad_norm = self.run.weighed_gradients(&passes, &mut weigh)?;
+        Ok((scored.report(), grad_norm))
     }
 
     /// Scores `batch` and leaves the gradient of its mean loss, whose L2 norm stands beside the scores.
@@ -307,7 +431,14 @@ impl Trainer {
     }
 
     /// Returns the learning rate.
-    fn update(&mut self, grad_norm: f32) -> Result<f32, TrainError> {
+    /// Errors: `NotFinite`, `Gpu`.
+    fn update(&mut self, loss: f32, grad_norm: f32) -> Result<f32, TrainError> {
+        let step = self.n_steps + 1;
+        for (value, what) in [(loss, "the loss"), (grad_norm, "the gradient")] {
+            if !value.is_finite() {
+                return Err(TrainError::NotFinite { step, what });
+            }
+        }
         let TrainConfig {
             schedule,
             warmup_steps,
@@ -318,7 +449,7 @@ impl Trainer {
         let learning_rate = (f64::from(self.config.learning_rate) * factor) as f32;
         self.run.update(Update {
             learning_rate,
-            step: self.n_steps + 1,
+            step,
             grad_norm,
         })?;
         self.n_steps += 1;
@@ -355,6 +486,11 @@ impl Trainer {
         }
         Ok(())
     }
+}
+
+fn n_tokens<'a>(examples: impl IntoIterator<Item = &'a Example>) -> u64 {
+    let lengths = examples.into_iter().map(|example| example.tokens.len());
+    lengths.sum::<usize>() as u64
 }
 
 /// What is trained, in pieces as long as can be. With LoRA+, all vectors learn as B does, as PEFT has it; biases do not decay.

@@ -4,12 +4,13 @@ use std::ops::Range;
 
 use half::bf16;
 
+use super::run::Weigh;
 use crate::cpu::buffer::OutOfMemory;
 use crate::cpu::element::{Element, Precision};
 use crate::cpu::pool::Pool;
 use crate::lora::{Layout, PackedLora};
 use crate::model::{Batch, Decoder, Keep, MemoryLevel, Trained};
-use crate::nn::cross_entropy::RowLosses;
+use crate::nn::cross_entropy::{RowLosses, Scale};
 use crate::weights::BaseModel;
 
 /// The passes in the precision that the run was made with.
@@ -22,6 +23,13 @@ pub(super) enum Passes {
 pub(super) struct PassesIn<E> {
     packed: PackedLora<E>,
     decoder: Decoder<E>,
+}
+
+/// How much each label counts in a gradient.
+pub(super) enum Factors<'a> {
+    Same(f32),
+    /// By what the pass itself says of its labels.
+    ByScore(&'a mut Weigh<'a>),
 }
 
 /// What every pass is over.
@@ -48,7 +56,7 @@ impl Passes {
         }
     }
 
-    /// Forward and backward: adds the gradients of −Σ log p·`scale` to `grads`.
+    /// Forward and backward: adds the gradients of −Σ log p·factor to `grads`.
     /// Errors: `OutOfMemory`.
     pub fn accumulate(
         &mut self,
@@ -56,12 +64,12 @@ impl Passes {
         layout: &Layout,
         level: MemoryLevel,
         batch: &Batch,
-        scale: f32,
+        factors: Factors<'_>,
         grads: &mut [f32],
     ) -> Result<RowLosses, OutOfMemory> {
         match self {
-            Passes::Fp32(passes) => passes.accumulate(on, layout, level, batch, scale, grads),
-            Passes::Bf16(passes) => passes.accumulate(on, layout, level, batch, scale, grads),
+            Passes::Fp32(passes) => passes.accumulate(on, layout, level, batch, factors, grads),
+            Passes::Bf16(passes) => passes.accumulate(on, layout, level, batch, factors, grads),
         }
     }
 
@@ -98,12 +106,22 @@ impl<E: Element> PassesIn<E> {
         layout: &Layout,
         level: MemoryLevel,
         batch: &Batch,
-        scale: f32,
+        factors: Factors<'_>,
         grads: &mut [f32],
     ) -> Result<RowLosses, OutOfMemory> {
         let loras: [(Range<usize>, &PackedLora<E>); 1] = [(0..batch.tokens.len(), &self.packed)];
         self.decoder
             .forward(pool, base, &loras, batch, Keep::For(level))?;
+        let each;
+        let scale = match factors {
+            Factors::Same(factor) => Scale::Same(factor),
+            Factors::ByScore(weigh) => {
+                let head = self.packed.head(base);
+                let losses = self.decoder.label_losses(pool, base, head, batch, level)?;
+                each = weigh(batch, &losses.logprobs);
+                Scale::Each(&each)
+            }
+        };
         let mut trained = Trained {
             layout,
             packed: &self.packed,

@@ -11,8 +11,10 @@ use crate::nn::cross_entropy::chunk_rows;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RunShape {
     pub precision: Precision,
-    /// Of the longest example. Tokens.
+    /// Of the longest example, or of the longest two that share a pass. Tokens.
     pub longest: usize,
+    /// Whether the adapter is also kept as it was in the beginning.
+    pub keeps_first: bool,
 }
 
 /// No level fits.
@@ -73,7 +75,8 @@ pub fn training_bytes(
     let capped = model.final_logit_softcapping.map_or(0, |_| 4);
     let chunk = (chunk_rows(model.vocab_size) * model.vocab_size) as u64 * (4 + capped + number);
     // Values, gradients and both moments; the kernels read four packed copies, block-diagonal ones up to three times as large.
-    let adapter_bytes = adapter.n_parameters() * (16 + 8 * number);
+    let n_packed = if run.keeps_first { 8 } else { 4 };
+    let adapter_bytes = adapter.n_parameters() * (16 + 2 * n_packed * number);
     tokens * per_token + chunk + adapter_bytes
 }
 
@@ -159,7 +162,16 @@ mod tests {
     fn needed(level: MemoryLevel, precision: Precision, longest: usize) -> u64 {
         let model = ModelConfig::from_json(SMOLLM2).unwrap();
         let adapter = Adapter::init(&model, &LoraConfig::all_linear(16, 32.0), 0).unwrap();
-        training_bytes(&model, &adapter, RunShape { precision, longest }, level)
+        training_bytes(
+            &model,
+            &adapter,
+            RunShape {
+                precision,
+                longest,
+                keeps_first: false,
+            },
+            level,
+        )
     }
 
     #[test]
@@ -169,6 +181,7 @@ mod tests {
         let run = RunShape {
             precision: Precision::Bf16,
             longest: 4096,
+            keeps_first: false,
         };
         let bytes = |level| training_bytes(&model, &adapter, run, level);
         for level in [
@@ -197,6 +210,7 @@ mod tests {
             let run = RunShape {
                 precision: Precision::Bf16,
                 longest: 4096,
+                keeps_first: false,
             };
             training_bytes(&model, &adapter, run, MemoryLevel::KeepAll)
         };

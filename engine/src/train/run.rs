@@ -7,6 +7,9 @@ use crate::model::Batch;
 use crate::nn::cross_entropy::RowLosses;
 use crate::train::{EvalReport, TrainError};
 
+/// Of a pass and log p of its labels, a factor for each.
+pub(crate) type Weigh<'a> = dyn FnMut(&Batch, &[f32]) -> Vec<f32> + 'a;
+
 /// An adapter being trained, where its values, gradients and moments lie: in memory, or on a GPU.
 pub(crate) trait Run: Send {
     /// The base's shape.
@@ -22,6 +25,15 @@ pub(crate) trait Run: Send {
     /// Errors: `OutOfMemory`, `Gpu`.
     fn gradients(&mut self, passes: &[Batch], scale: f32) -> Result<(EvalReport, f32), TrainError>;
 
+    /// Scores the labels of all passes and leaves the gradient of −Σ log p·factor, each label's by what `weigh` makes of its pass; tells
+    /// its L2 norm.
+    /// Errors: `OutOfMemory`, `Gpu`.
+    fn weighed_gradients(
+        &mut self,
+        passes: &[Batch],
+        weigh: &mut Weigh<'_>,
+    ) -> Result<f32, TrainError>;
+
     /// Changes the values by the gradients that were left.
     /// Errors: `Gpu`.
     fn update(&mut self, update: Update) -> Result<(), TrainError>;
@@ -33,6 +45,10 @@ pub(crate) trait Run: Send {
     /// The same as exactly as can be, whatever the training computes in.
     /// Errors: `OutOfMemory`, `Gpu`.
     fn score_exactly(&mut self, pass: &Batch) -> Result<RowLosses, TrainError>;
+
+    /// log p of the labels of one pass by the adapter that the run began with.
+    /// Errors: `OutOfMemory`, `Gpu`.
+    fn score_by_first(&mut self, pass: &Batch) -> Result<RowLosses, TrainError>;
 
     /// The logits after each token of one pass, (T, V).
     /// Errors: `OutOfMemory`, `Gpu`.

@@ -177,6 +177,7 @@ impl Training {
         let shape = RunShape {
             precision: config.precision,
             longest: run.longest,
+            keeps_first: config.keeps_first(),
         };
         let level = run.memory;
         config.memory = level.unwrap_or_else(|| memory::level(&model, &adapter, shape));

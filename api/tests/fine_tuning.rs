@@ -78,11 +78,24 @@ async fn a_dpo_job_shows_its_own_hyperparameters() {
         .await;
     let job = app.get(&format!("{JOBS}/{id}")).await.json();
     assert_eq!(job["hyperparameters"], json!(null));
-    let own = json!({"beta": 0.1, "n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"});
+    let own = json!({
+        "beta": 0.1, "n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto",
+        "x_loss_type": "sigmoid", "x_label_smoothing": 0.0, "x_pref_ftx": 0.0,
+    });
     assert_eq!(
         job["method"],
         json!({"type": "dpo", "dpo": {"hyperparameters": own}})
     );
+    let simpo = json!({"beta": 2, "x_loss_type": "simpo", "x_simpo_gamma": 1.5, "x_pref_ftx": 0.1});
+    let id = app
+        .new_job(json!({"method": {"type": "dpo", "dpo": {"hyperparameters": simpo}}}))
+        .await;
+    let job = app.get(&format!("{JOBS}/{id}")).await.json();
+    let shown = &job["method"]["dpo"]["hyperparameters"];
+    for (key, value) in simpo.as_object().unwrap() {
+        assert_eq!(shown[key].as_f64(), value.as_f64(), "{key}");
+    }
+    assert_eq!(shown["x_loss_type"], "simpo");
 }
 
 #[tokio::test]
@@ -105,6 +118,7 @@ async fn every_bad_parameter_is_named() {
     };
     let supervised =
         |h: Value| json!({"method": {"type": "supervised", "supervised": {"hyperparameters": h}}});
+    let dpo = |h: Value| json!({"method": {"type": "dpo", "dpo": {"hyperparameters": h}}});
     let n_epochs = "method.supervised.hyperparameters.n_epochs";
     for (fields, code, param) in [
         (
@@ -214,9 +228,41 @@ async fn every_bad_parameter_is_named() {
             "method.type",
         ),
         (
-            json!({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 3}}}}),
+            dpo(json!({"beta": 3})),
             "decimal_above_max_value",
             "method.dpo.hyperparameters.beta",
+        ),
+        (
+            dpo(json!({"x_loss_type": "aot"})),
+            "invalid_value",
+            "method.dpo.hyperparameters.x_loss_type",
+        ),
+        (
+            dpo(json!({"x_loss_type": "ipo", "x_label_smoothing": 0.1})),
+            "invalid_value",
+            "method.dpo.hyperparameters.x_label_smoothing",
+        ),
+        (
+            dpo(json!({"x_label_smoothing": 0.5})),
+            "decimal_above_max_value",
+            "method.dpo.hyperparameters.x_label_smoothing",
+        ),
+        (
+            dpo(json!({"x_loss_type": "exo_pair"})),
+            "invalid_value",
+            "method.dpo.hyperparameters.x_label_smoothing",
+        ),
+        (
+            dpo(json!({"x_simpo_gamma": 1})),
+            "invalid_value",
+            "method.dpo.hyperparameters.x_simpo_gamma",
+        ),
+        (
+            json!({
+                "method": {"type": "dpo"}, "x_training": {"data": {"truncation": "split", "max_length": 8}},
+            }),
+            "invalid_value",
+            "x_training.data.truncation",
         ),
         (
             json!({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}),

@@ -57,7 +57,7 @@ pub struct ResolvedHyperparameters {
     pub n_epochs: u32,
     pub batch_size: u32,
     pub learning_rate_multiplier: f64,
-    /// Peak learning rate: `base_learning_rate(hidden_size) × learning_rate_multiplier`.
+    /// At its highest: what suits the base model and the method, times `learning_rate_multiplier`.
     pub learning_rate: f64,
 }
 
@@ -65,16 +65,14 @@ pub const N_EPOCHS: std::ops::RangeInclusive<u32> = 1..=50;
 pub const BATCH_SIZE: std::ops::RangeInclusive<u32> = 1..=256;
 
 impl Hyperparameters {
-    /// Replaces every `"auto"`. `n_examples` ≥ 1 training examples; `hidden_size` of the base model.
-    pub fn resolve(self, n_examples: u64, hidden_size: u32) -> ResolvedHyperparameters {
+    /// Replaces every `"auto"`. `n_examples` ≥ 1 training examples; `base_rate`: the peak learning rate at multiplier 1.
+    pub fn resolve(self, n_examples: u64, base_rate: f64) -> ResolvedHyperparameters {
         let learning_rate_multiplier = self.learning_rate_multiplier.unwrap_or(1.0);
         ResolvedHyperparameters {
             n_epochs: self.n_epochs.unwrap_or(auto_n_epochs(n_examples)),
             batch_size: self.batch_size.unwrap_or(auto_batch_size(n_examples)),
             learning_rate_multiplier,
-            learning_rate: round_12_digits(
-                base_learning_rate(hidden_size) * learning_rate_multiplier,
-            ),
+            learning_rate: round_12_digits(base_rate * learning_rate_multiplier),
         }
     }
 }
@@ -141,7 +139,9 @@ mod tests {
                     learning_rate_multiplier: Auto::Given(multiplier),
                     ..Hyperparameters::default()
                 };
-                let resolved = asked.resolve(100, hidden_size).learning_rate;
+                let resolved = asked
+                    .resolve(100, base_learning_rate(hidden_size))
+                    .learning_rate;
                 let mut read = resolved;
                 for _ in 0..5 {
                     let text = serde_json::to_string(&read).unwrap();
@@ -160,7 +160,7 @@ mod tests {
     fn given_numbers_stand_and_auto_is_resolved() {
         let asked: Hyperparameters =
             serde_json::from_str(r#"{"n_epochs": 7, "batch_size": "auto"}"#).unwrap();
-        let resolved = asked.resolve(200, 576);
+        let resolved = asked.resolve(200, base_learning_rate(576));
         assert_eq!((resolved.n_epochs, resolved.batch_size), (7, 4));
         assert!(
             (resolved.learning_rate - 1.32e-3).abs() < 1e-5,

@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod model;
 pub mod object_key;
 pub mod page;
+pub mod preference;
 pub mod project;
 pub mod time;
 pub mod usage;

@@ -13,6 +13,7 @@ use crate::hyperparameters::ResolvedHyperparameters;
 use crate::id::{DispatchId, JobId, WorkerId};
 use crate::metrics::StepMetrics;
 use crate::model::{AdapterRef, ServedModel};
+use crate::preference::Preference;
 use crate::time::Timestamp;
 use crate::usage::TokenUsage;
 use crate::worker::WorkerStatus;
@@ -90,6 +91,9 @@ pub struct Assignment {
     /// The adapter that the first step changes; `None`: a fresh one.
     #[serde(default)]
     pub start: Option<AdapterRef>,
+    /// What the training minimises over pairs of answers; `None`: it learns conversations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preference: Option<Preference>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -16,6 +16,7 @@ use domain::id::WorkerId;
 use domain::message::*;
 use domain::metrics::StepMetrics;
 use domain::model::ServedModel;
+use domain::preference::Preference;
 use domain::usage::TokenUsage;
 use domain::worker::WorkerStatus;
 use domain::x_training::Training;
@@ -122,6 +123,7 @@ fn assignment() -> Assignment {
         lease_ttl_s: 30,
         training: Some(Training::default_for(128)),
         start: Some(adapter(6)),
+        preference: Some(Preference::default()),
     }
 }
 

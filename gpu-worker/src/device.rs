@@ -18,7 +18,9 @@ use engine::cuda::Gpu;
 use engine::generate::{FinishReason, GenerateRequest, Limits, StepOutput};
 use engine::lora::{Adapter, LoraConfig};
 use engine::pool::Pool;
-use engine::train::{EvalReport, StepReport, TrainConfig};
+use engine::train::{
+    EvalReport, Pair, PairLogprobs, PairReport, PairStepReport, StepReport, TrainConfig,
+};
 use engine::weights::BaseWeights;
 use engine::{MemoryLevel, Precision};
 use tokio::sync::{mpsc as tokio_mpsc, oneshot};
@@ -370,6 +372,12 @@ impl Generation {
     }
 }
 
+/// Pairs to train or score on, with what the reference says of each (of none, for a loss without one).
+pub(crate) struct PairBatch {
+    pub pairs: Vec<Pair>,
+    pub references: Vec<PairLogprobs>,
+}
+
 /// A trainer on the device.
 pub(crate) struct Training {
     id: u64,
@@ -391,6 +399,26 @@ impl Training {
     /// One optimizer step.
     pub(crate) async fn step(&self, batch: Vec<Example>) -> Result<StepReport, DeviceError> {
         self.work(|reply| Work::Step { batch, reply }).await
+    }
+
+    /// One optimizer step over pairs.
+    pub(crate) async fn step_pairs(&self, batch: PairBatch) -> Result<PairStepReport, DeviceError> {
+        self.work(|reply| Work::StepPairs { batch, reply }).await
+    }
+
+    /// log p of both answers of each pair by the adapter that the training began with.
+    pub(crate) async fn reference_logprobs(
+        &self,
+        pairs: Vec<Pair>,
+    ) -> Result<Vec<PairLogprobs>, DeviceError> {
+        self.work(|reply| Work::ReferenceLogprobs { pairs, reply })
+            .await
+    }
+
+    /// Losses of pairs without learning.
+    pub(crate) async fn evaluate_pairs(&self, batch: PairBatch) -> Result<PairReport, DeviceError> {
+        self.work(|reply| Work::EvaluatePairs { batch, reply })
+            .await
     }
 
     /// Losses without learning.

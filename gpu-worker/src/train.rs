@@ -6,6 +6,7 @@ mod config;
 mod data;
 mod failure;
 mod gate;
+mod rows;
 mod validate;
 
 use std::sync::Arc;
@@ -18,12 +19,15 @@ use domain::time::Timestamp;
 use domain::x_training::FrozenWeights;
 use engine::batch::Example;
 use engine::lora::Adapter;
+use engine::train::PairStepReport;
+use text::formats::RowFormat;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::checkpoint::Saved;
 use self::data::Plan;
 use self::failure::Failure;
+use self::rows::Rows;
 use self::validate::ratio;
 use crate::adapters::{AdapterError, sha256_hex};
 use crate::base_models::Base;
@@ -136,8 +140,10 @@ struct Session {
     frozen_weights: FrozenWeights,
     training: Training,
     plan: Plan,
-    rows: Vec<Example>,
-    valid: Vec<Example>,
+    rows: Rows,
+    valid: Rows,
+    /// Whether pairs are compared with what the reference says of them.
+    has_reference: bool,
     began_at: Instant,
     began_after: u64,
     last_checkpoint_at: Instant,
@@ -204,19 +210,16 @@ impl Attempt<'_> {
             .prepare(&self.assignment.base_model)
             .await?;
         let training_file = &self.assignment.training_file;
-        let rows = data::load(
-            self.worker,
-            &base,
-            training_file,
-            &training.data,
-            "training_file",
-        )
-        .await?;
+        let format = match self.assignment.preference {
+            Some(_) => RowFormat::Preference,
+            None => RowFormat::Chat,
+        };
+        let load =
+            |file, param| data::load(self.worker, &base, file, format, &training.data, param);
+        let rows = load(training_file, "training_file").await?;
         let valid = match &self.assignment.validation_file {
-            Some(file) => {
-                data::load(self.worker, &base, file, &training.data, "validation_file").await?
-            }
-            None => Vec::new(),
+            Some(file) => load(file, "validation_file").await?,
+            None => Rows::none(),
         };
         let plan = Plan::new(rows.len(), hyperparameters, *seed, *total_steps)?;
         let adapter = match &self.assignment.start {
@@ -232,14 +235,16 @@ impl Attempt<'_> {
             },
         };
         let frozen_weights = base.held(training.precision.frozen_weights());
+        let config = config::train_config(self.assignment, &training);
+        let has_reference = config.keeps_first();
         let start = TrainingStart {
             base: base.folder_as(frozen_weights),
             adapter,
             run: TrainingRun {
-                config: config::train_config(self.assignment, &training),
+                config,
                 precision_on_gpu: config::precision_on_gpu(&training),
                 memory: config::memory_level(&training),
-                longest: longest(rows.iter().chain(&valid)),
+                longest: rows.longest().max(valid.longest()),
                 state: self.resume_state().await?,
             },
         };
@@ -256,6 +261,7 @@ impl Attempt<'_> {
             plan,
             rows,
             valid,
+            has_reference,
             began_at: now,
             began_after: self
                 .assignment
@@ -313,36 +319,54 @@ impl Attempt<'_> {
     /// One optimizer step, and the validation that is due after it.
     async fn step(&self, session: &mut Session, step: u64) -> Result<StepMetrics, Failure> {
         let places = session.plan.batch(step);
-        let batch: Vec<Example> = places
-            .iter()
-            .map(|place| session.rows[*place].clone())
-            .collect();
-        let longest = longest(&batch);
-        let report = session
-            .training
-            .step(batch)
-            .await
-            .map_err(|error| match error {
-                // A pass has as many tokens there whatever the batch: others have taken the card's memory.
-                DeviceError::OutOfMemory(reason) if session.training.on == TrainedOn::Gpu => {
-                    Failure::infra(reason)
-                }
-                DeviceError::OutOfMemory(_) => Failure::batch_too_large(places.len(), longest),
-                DeviceError::Diverged(reason) => Failure::diverged(&reason),
-                // A batch of which the context's end leaves nothing to learn.
-                DeviceError::BadInput(reason) => Failure::bad_data("training_file", reason),
-                error => error.into(),
-            })?;
-        metrics::counter!("luthier_worker_trained_tokens_total").increment(report.n_tokens);
-        metrics::counter!("luthier_worker_training_steps_total").increment(1);
-        let mut measured = StepMetrics {
-            step,
-            train_loss: report.loss.into(),
-            train_mean_token_accuracy: ratio(report.n_correct as f64, report.n_label_tokens),
-            n_tokens: report.n_tokens,
-            ..StepMetrics::default()
+        let (n_rows, on) = (places.len(), session.training.on);
+        let failed = |error: DeviceError, longest: usize| match error {
+            // A pass has as many tokens there whatever the batch: others have taken the card's memory.
+            DeviceError::OutOfMemory(reason) if on == TrainedOn::Gpu => Failure::infra(reason),
+            DeviceError::OutOfMemory(_) => Failure::batch_too_large(n_rows, longest),
+            DeviceError::Diverged(reason) => Failure::diverged(&reason),
+            // A batch of which the context's end leaves nothing to learn.
+            DeviceError::BadInput(reason) => Failure::bad_data("training_file", reason),
+            error => error.into(),
         };
-        if session.plan.epoch_ended_by(step).is_some() && !session.valid.is_empty() {
+        let mut measured = match &mut session.rows {
+            Rows::Conversations(examples) => {
+                let batch: Vec<Example> = places.iter().map(|i| examples[*i].clone()).collect();
+                let longest = batch.iter().map(|e| e.tokens.len()).max().unwrap_or(0);
+                let report = session.training.step(batch).await;
+                let report = report.map_err(|error| failed(error, longest))?;
+                StepMetrics {
+                    step,
+                    train_loss: report.loss.into(),
+                    train_mean_token_accuracy: ratio(
+                        report.n_correct as f64,
+                        report.n_label_tokens,
+                    ),
+                    n_tokens: report.n_tokens,
+                    ..StepMetrics::default()
+                }
+            }
+            Rows::Pairs(pairs) => {
+                let (training, has_reference) = (&session.training, session.has_reference);
+                let chosen = pairs.choose(training, has_reference, &places).await?;
+                let longest = chosen.pairs.iter().map(rows::n_tokens).max().unwrap_or(0);
+                let report = training.step_pairs(chosen).await;
+                let PairStepReport {
+                    pairs, n_tokens, ..
+                } = report.map_err(|error| failed(error, longest))?;
+                StepMetrics {
+                    step,
+                    train_loss: ratio(pairs.loss_sum, pairs.n_pairs),
+                    // Of the pairs those whose better answer has the higher reward.
+                    train_mean_token_accuracy: ratio(pairs.n_right as f64, pairs.n_pairs),
+                    n_tokens,
+                    ..StepMetrics::default()
+                }
+            }
+        };
+        metrics::counter!("luthier_worker_trained_tokens_total").increment(measured.n_tokens);
+        metrics::counter!("luthier_worker_training_steps_total").increment(1);
+        if session.plan.epoch_ended_by(step).is_some() && session.valid.len() > 0 {
             session
                 .validate(step, self.assignment.seed, &mut measured)
                 .await?;
@@ -410,11 +434,15 @@ impl Attempt<'_> {
             &saved.adapter_weights,
             &session.base,
         )?;
-        gate::check(&session.training, &session.valid, &session.rows, &adapter).await?;
+        let compared = match session.valid.len() {
+            0 => session.rows.wanted(),
+            _ => session.valid.wanted(),
+        };
+        gate::check(&session.training, &compared, &adapter).await?;
         // Announces the adapter, so that the API knows where it is the moment the job succeeds.
         self.heart.flush().await?;
-        let n_tokens: u64 = session.rows.iter().map(|row| row.tokens.len() as u64).sum();
-        let trained_tokens = n_tokens * u64::from(self.assignment.hyperparameters.n_epochs);
+        let trained_tokens =
+            session.rows.n_tokens() * u64::from(self.assignment.hyperparameters.n_epochs);
         let request = FinishRequest {
             trained_tokens,
             adapter: saved.adapter,
@@ -434,10 +462,4 @@ impl Session {
         let finish = now + Duration::try_from_secs_f64(left_s).ok()?;
         i64::try_from(finish.as_micros()).ok().map(Timestamp)
     }
-}
-
-/// Tokens of the longest example.
-fn longest<'a>(examples: impl IntoIterator<Item = &'a Example>) -> usize {
-    let lengths = examples.into_iter().map(|example| example.tokens.len());
-    lengths.max().unwrap_or(0)
 }

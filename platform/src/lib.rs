@@ -8,6 +8,7 @@ mod listen;
 pub mod objects;
 mod objects_dir;
 mod objects_s3;
+mod own_thread;
 pub mod queue;
 mod queue_amqp;
 pub mod service_token;
@@ -15,3 +16,4 @@ pub mod shutdown;
 pub mod telemetry;
 
 pub use listen::listen;
+pub use own_thread::on_own_thread;

@@ -174,12 +174,8 @@ impl Scheduler {
             let details = notices.chain(lines).collect();
             return Ok(JobEvent::ValidationFailed { error, details });
         }
-        if !matches!(job.spec.method, Method::Supervised { .. }) {
-            return Ok(refused(no_such_method(job.spec.method.name())));
-        }
         let n_examples = training.n_examples;
-        let asked = job.spec.method.hyperparameters();
-        let hyperparameters = asked.resolve(n_examples, base.hidden_size);
+        let hyperparameters = job.spec.method.resolve(n_examples, base.hidden_size);
         let steps_per_epoch = n_examples.div_ceil(hyperparameters.batch_size.into());
         let total_steps = u64::from(hyperparameters.n_epochs) * steps_per_epoch;
         tracing::info!(
@@ -215,7 +211,7 @@ impl Scheduler {
         let (file_id, method) = (id.to_string(), job.spec.method.name());
         let data = job.spec.training(base.context_length).data;
         let stop = self.shared.draining.clone();
-        let checking = tokio::task::spawn_blocking(move || {
+        let checking = platform::on_own_thread("validation", move || {
             check(body, format, &model, &data, &stop)
                 .map(|found| found.judge(role, &file_id, method, &data))
         });
@@ -268,14 +264,5 @@ fn no_such_base(name: &str) -> JobError {
         code: "model_not_available".to_owned(),
         message: format!("Model {name} is not available for fine-tuning or does not exist."),
         param: Some("model".to_owned()),
-    }
-}
-
-/// Differs: OpenAI trains it. The file's own errors come first, as there.
-fn no_such_method(name: &str) -> JobError {
-    JobError {
-        code: "method_not_available".to_owned(),
-        message: format!("The method {name} is not available on this server."),
-        param: Some("method".to_owned()),
     }
 }

@@ -24,7 +24,7 @@ use crate::tokenizer::{Tokenizer, TokenizerError};
 use crate::tools::told::Untold;
 use crate::tools::{CallReader, ToolSyntax};
 
-pub use self::fit::Fitted;
+pub use self::fit::{Fitted, FittedPair, TokenizedPair};
 pub use self::folder::LoadError;
 use self::habits::{CallHabits, Habits};
 use self::rendering::Rendering;

@@ -95,8 +95,14 @@ async fn replayed(state: &State, request: &Request<'_>) -> Result<Option<Created
 }
 
 async fn checked(state: &State, project: &Project, order: JobOrder) -> Result<JobSpec, ApiError> {
-    let Ground { base, x_training } =
-        settle(state, project, &order.model, order.x_training).await?;
+    let Ground { base, x_training } = settle(
+        state,
+        project,
+        &order.model,
+        order.x_training,
+        &order.method,
+    )
+    .await?;
     let training_file = check_file(state, project, "training_file", &order.training_file).await?;
     let validation_file = match &order.validation_file {
         Some(text) => Some(check_file(state, project, "validation_file", text).await?),

@@ -3,6 +3,7 @@
 
 use domain::adapter_file::CONFIG_FILE;
 use domain::base_model::BaseModel;
+use domain::method::Method;
 use domain::model::TunedModel;
 use domain::project::Project;
 use domain::x_training::{Adapter, Inherited, XTraining};
@@ -29,6 +30,7 @@ pub async fn settle(
     project: &Project,
     model: &str,
     order: Option<XTrainingOrder>,
+    method: &Method,
 ) -> Result<Ground, ApiError> {
     let named = find_tuned(state, project, model).await?;
     let base_name = named.as_ref().map_or(model, |tuned| &tuned.base_model);
@@ -52,6 +54,7 @@ pub async fn settle(
     let resolved = asked
         .resolve(base.context_length, inherited)
         .map_err(refused)?;
+    resolved.check_method(method).map_err(refused)?;
     let x_training = XTraining {
         asked: raw,
         resolved,

@@ -3,6 +3,7 @@
 use domain::hyperparameters::{Auto, BATCH_SIZE, Hyperparameters, N_EPOCHS};
 use domain::id::FileId;
 use domain::method::Method;
+use domain::preference::{Preference, PreferenceLoss};
 use poem_openapi::Object;
 use serde_json::Value;
 
@@ -73,6 +74,16 @@ pub struct DpoHyperparametersRequest {
     pub n_epochs: Option<NumberOrAuto<u32>>,
     pub batch_size: Option<NumberOrAuto<u32>>,
     pub learning_rate_multiplier: Option<NumberOrAuto<f64>>,
+    /// What is minimised, by TRL's name: `sigmoid` (DPO, the default), `robust`, `hinge`, `ipo`, `exo_pair`, `nca_pair`, `bco_pair`,
+    /// `sppo_hard`, `apo_zero`, `apo_down`; and without a reference `orpo`, `simpo`, `cpo`.
+    pub x_loss_type: Option<String>,
+    /// From 0 to below 0.5: part of the pairs that are taken to be the wrong way round. For `sigmoid`, `robust` and `exo_pair`, which
+    /// needs one.
+    pub x_label_smoothing: Option<f64>,
+    /// From 0 to 10: by how much the better answer should be ahead, for `simpo`; 0.5 when absent.
+    pub x_simpo_gamma: Option<f64>,
+    /// From 0 to 100: how much the better answer's mean −log p counts beside the loss.
+    pub x_pref_ftx: Option<f64>,
 }
 
 /// The order, judged as far as it can be without looking at anything else.
@@ -166,23 +177,67 @@ fn supervised(method: &mut Fields, legacy: Option<Hyperparameters>) -> Result<Me
 }
 
 fn dpo(method: &mut Fields) -> Result<Method, ApiError> {
-    let (mut beta, mut common) = (Auto::Auto, Hyperparameters::default());
+    let (mut preference, mut common) = (Preference::default(), Hyperparameters::default());
     if let Some(config) = method.take("dpo") {
         let mut config = config.object()?;
         if let Some(fields) = config.take("hyperparameters") {
             let mut fields = fields.object()?;
-            if let Some(at) = fields.take("beta") {
-                beta = auto(at, |at| at.decimal_above(0.0, 2.0))?;
-            }
+            preference = self::preference(&mut fields)?;
             common = common_hyperparameters(&mut fields)?;
             fields.finish()?;
         }
         config.finish()?;
     }
     Ok(Method::Dpo {
-        beta,
+        preference,
         hyperparameters: common,
     })
+}
+
+fn preference(fields: &mut Fields) -> Result<Preference, ApiError> {
+    let mut read = Preference::default();
+    if let Some(at) = fields.take("beta") {
+        read.beta = auto(at, |at| at.decimal_above(0.0, 2.0))?;
+    }
+    if let Some(at) = fields.take("x_loss_type") {
+        let name = at.one_of(&PreferenceLoss::ALL.map(PreferenceLoss::name))?;
+        let known = PreferenceLoss::ALL.into_iter();
+        read.loss_type = known
+            .into_iter()
+            .find(|loss| loss.name() == name)
+            .expect("one of the names — a bug in At::one_of");
+    }
+    let loss = read.loss_type;
+    let unread = |leaf: &str, by: &str| {
+        let param = format!("method.dpo.hyperparameters.{leaf}");
+        let message = format!(
+            "Invalid '{param}': x_loss_type '{}' does not read it, {by} would.",
+            loss.name()
+        );
+        Err(ApiError::invalid(&param, "invalid_value", message))
+    };
+    if let Some(at) = fields.take("x_label_smoothing") {
+        read.label_smoothing = at.decimal_below(0.0, 0.5)?;
+        if read.label_smoothing > 0.0 && !loss.is_smoothed() {
+            return unread("x_label_smoothing", "'sigmoid', 'robust' and 'exo_pair'");
+        }
+    }
+    if loss == PreferenceLoss::ExoPair && read.label_smoothing == 0.0 {
+        let param = "method.dpo.hyperparameters.x_label_smoothing";
+        let message =
+            format!("Invalid '{param}': x_loss_type 'exo_pair' needs one above 0, such as 0.001.");
+        return Err(ApiError::invalid(param, "invalid_value", message));
+    }
+    if let Some(at) = fields.take("x_simpo_gamma") {
+        read.simpo_gamma = at.decimal(0.0, 10.0)?;
+        if loss != PreferenceLoss::Simpo {
+            return unread("x_simpo_gamma", "'simpo'");
+        }
+    }
+    if let Some(at) = fields.take("x_pref_ftx") {
+        read.pref_ftx = at.decimal(0.0, 100.0)?;
+    }
+    Ok(read)
 }
 
 fn hyperparameters(at: At) -> Result<Hyperparameters, ApiError> {

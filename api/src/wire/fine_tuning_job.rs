@@ -7,6 +7,7 @@ use domain::hyperparameters::{Auto, Hyperparameters, ResolvedHyperparameters};
 use domain::job::{FineTuningJob, JobSpec};
 use domain::method::Method;
 use domain::metrics::StepMetrics;
+use domain::preference::{DEFAULT_BETA, PreferenceLoss};
 use serde_json::Value;
 
 use super::list::Listed;
@@ -86,6 +87,12 @@ reply! {
         n_epochs: NumberOrAuto<u32>,
         batch_size: NumberOrAuto<u32>,
         learning_rate_multiplier: NumberOrAuto<f64>,
+        /// What is minimised, by TRL's name; `sigmoid` is DPO.
+        x_loss_type: &'static str,
+        x_label_smoothing: f64,
+        /// For `simpo` alone.
+        x_simpo_gamma: Option<f64>,
+        x_pref_ftx: f64,
     }
 
     /// Why a job failed.
@@ -103,7 +110,11 @@ impl From<FineTuningJob> for JobObject {
         let result = p.result.as_ref();
         let hyperparameters =
             hyperparameters(&job.spec.method.hyperparameters(), &p.hyperparameters);
-        let method = method(&job.spec.method, &hyperparameters);
+        let method = method(
+            &job.spec.method,
+            &hyperparameters,
+            p.hyperparameters.is_some(),
+        );
         Self {
             id: job.id.to_string(),
             object: "fine_tuning.job",
@@ -185,7 +196,7 @@ fn hyperparameters(
     }
 }
 
-fn method(method: &Method, shown: &HyperparametersObject) -> MethodObject {
+fn method(method: &Method, shown: &HyperparametersObject, is_resolved: bool) -> MethodObject {
     let mut object = MethodObject {
         r#type: method.name(),
         supervised: None,
@@ -197,13 +208,22 @@ fn method(method: &Method, shown: &HyperparametersObject) -> MethodObject {
                 hyperparameters: shown.clone(),
             });
         }
-        Method::Dpo { beta, .. } => {
+        Method::Dpo { preference, .. } => {
+            let beta = match is_resolved {
+                true => Auto::Given(preference.beta.unwrap_or(DEFAULT_BETA)),
+                false => preference.beta,
+            };
+            let is_simpo = preference.loss_type == PreferenceLoss::Simpo;
             object.dpo = Some(DpoMethod {
                 hyperparameters: DpoHyperparameters {
-                    beta: NumberOrAuto(*beta),
+                    beta: NumberOrAuto(beta),
                     n_epochs: shown.n_epochs,
                     batch_size: shown.batch_size,
                     learning_rate_multiplier: shown.learning_rate_multiplier,
+                    x_loss_type: preference.loss_type.name(),
+                    x_label_smoothing: preference.label_smoothing,
+                    x_simpo_gamma: is_simpo.then_some(preference.simpo_gamma),
+                    x_pref_ftx: preference.pref_ftx,
                 },
             });
         }

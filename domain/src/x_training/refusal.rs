@@ -1,6 +1,7 @@
 //! What is refused at creation: what does not go together.
 
-use super::{BaseWeights, Init, Training};
+use super::{BaseWeights, Init, Training, Truncation};
+use crate::method::Method;
 
 /// Why `x_training` is not taken: a parameter contradicts another one, the base model or the adapter that is continued.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -19,6 +20,18 @@ impl Refusal {
             param: format!("x_training.{path}"),
             reason: reason.into(),
         }
+    }
+}
+
+impl Training {
+    /// Judges what the method does not allow.
+    pub fn check_method(&self, method: &Method) -> Result<(), Refusal> {
+        let is_split = self.data.truncation == Truncation::Split;
+        if is_split && method.preference().is_some() {
+            let reason = "an answer in pieces cannot be compared; 'left' keeps its end, 'drop' leaves the pair out";
+            return Err(Refusal::conflict("data.truncation", reason));
+        }
+        Ok(())
     }
 }
 

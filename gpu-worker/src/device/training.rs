@@ -10,14 +10,17 @@ use engine::batch::Example;
 use engine::cuda::{CudaError, Gpu};
 use engine::lora::Adapter;
 use engine::pool::Pool;
-use engine::train::{EvalReport, RunShape, StepReport, TrainError, Trainer};
+use engine::train::{
+    EvalReport, Pair, PairLogprobs, PairReport, PairStepReport, RunShape, StepReport, TrainError,
+    Trainer,
+};
 use engine::weights::BaseModel;
 use tokio::sync::oneshot;
 
 use super::gpu::{Declined, GpuTraining};
 use super::{
-    BaseFolder, DeviceError, FirstAdapter, Load, Reply, Snapshot, TrainedOn, TrainingRun,
-    TrainingStart, answer, memory, serving,
+    BaseFolder, DeviceError, FirstAdapter, Load, PairBatch, Reply, Snapshot, TrainedOn,
+    TrainingRun, TrainingStart, answer, memory, serving,
 };
 
 pub(super) enum Command {
@@ -41,6 +44,18 @@ pub(super) enum Work {
     Evaluate {
         examples: Vec<Example>,
         reply: Reply<EvalReport>,
+    },
+    StepPairs {
+        batch: PairBatch,
+        reply: Reply<PairStepReport>,
+    },
+    EvaluatePairs {
+        batch: PairBatch,
+        reply: Reply<PairReport>,
+    },
+    ReferenceLogprobs {
+        pairs: Vec<Pair>,
+        reply: Reply<Vec<PairLogprobs>>,
     },
     Snapshot {
         reply: Reply<Snapshot>,
@@ -211,6 +226,19 @@ impl Training {
                 reply,
                 trainer.evaluate(&examples).map_err(DeviceError::from),
             ),
+            Work::StepPairs { reply, .. } if reply.is_closed() => Ok(()),
+            Work::StepPairs { batch, reply } => {
+                let stepped = trainer.step_pairs(&batch.pairs, &batch.references);
+                answer(reply, stepped.map_err(DeviceError::from))
+            }
+            Work::EvaluatePairs { batch, reply } => {
+                let scored = trainer.evaluate_pairs(&batch.pairs, &batch.references);
+                answer(reply, scored.map_err(DeviceError::from))
+            }
+            Work::ReferenceLogprobs { pairs, reply } => {
+                let scored = trainer.reference_logprobs(&pairs);
+                answer(reply, scored.map_err(DeviceError::from))
+            }
             Work::Snapshot { reply } => answer(reply, snapshot(trainer)),
             Work::LabelLogprobs { example, reply } => answer(
                 reply,

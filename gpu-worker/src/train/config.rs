@@ -1,10 +1,11 @@
 //! From a job's options to the engine's configurations: the one place where the two meet.
 
 use domain::message::Assignment;
+use domain::preference::{self, DEFAULT_BETA};
 use domain::x_training::{self, Compute, GradientCheckpointing, Training};
 use engine::lora::{Bias, Init, LoraConfig, TargetModules};
 use engine::schedule::Schedule;
-use engine::train::{Packing, TrainConfig};
+use engine::train::{Packing, Preference, PreferenceLoss, TrainConfig};
 use engine::{MemoryLevel, Precision};
 
 /// Part of the steps over which the learning rate rises, so that Adam's second moments settle first.
@@ -66,12 +67,38 @@ pub(super) fn train_config(assignment: &Assignment, training: &Training) -> Trai
         loraplus_lr_ratio: loraplus_lr_ratio.map(|ratio| ratio as f32),
         seed: assignment.seed.into(),
         precision: precision(training.precision.compute),
+        preference: assignment.preference.as_ref().map(preference),
         packing: match training.data.packing {
             x_training::Packing::None => Packing::None,
             x_training::Packing::Greedy => Packing::Greedy,
             x_training::Packing::BinPack => Packing::BinPack,
         },
         ..TrainConfig::default()
+    }
+}
+
+fn preference(asked: &preference::Preference) -> Preference {
+    use domain::preference::PreferenceLoss as Asked;
+    Preference {
+        loss: match asked.loss_type {
+            Asked::Sigmoid => PreferenceLoss::Sigmoid,
+            Asked::Robust => PreferenceLoss::Robust,
+            Asked::Hinge => PreferenceLoss::Hinge,
+            Asked::Ipo => PreferenceLoss::Ipo,
+            Asked::ExoPair => PreferenceLoss::ExoPair,
+            Asked::NcaPair => PreferenceLoss::NcaPair,
+            Asked::BcoPair => PreferenceLoss::BcoPair,
+            Asked::SppoHard => PreferenceLoss::SppoHard,
+            Asked::ApoZero => PreferenceLoss::ApoZero,
+            Asked::ApoDown => PreferenceLoss::ApoDown,
+            Asked::Orpo => PreferenceLoss::Orpo,
+            Asked::Simpo => PreferenceLoss::Simpo,
+            Asked::Cpo => PreferenceLoss::Cpo,
+        },
+        beta: asked.beta.unwrap_or(DEFAULT_BETA) as f32,
+        label_smoothing: asked.label_smoothing as f32,
+        gamma: asked.simpo_gamma as f32,
+        ftx: asked.pref_ftx as f32,
     }
 }
 

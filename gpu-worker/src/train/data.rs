@@ -10,26 +10,29 @@ use domain::hyperparameters::ResolvedHyperparameters;
 use domain::message::DatasetRef;
 use domain::x_training::Data;
 use engine::batch::{Example, epoch_order};
-use text::chat_model::TokenizedExample;
+use engine::train::Pair;
+use text::chat_model::{RenderError, TokenizedExample, TokenizedPair};
 use text::dataset::DatasetReader;
-use text::formats::{NumberedExample, RowFormat};
+use text::formats::{NumberedExample, RowFormat, TrainingExample};
 
 use super::failure::Failure;
+use super::rows::Rows;
 use crate::base_models::Base;
 use crate::worker::Worker;
 
 /// Rows whose loss is measured at every epoch's end; beyond, only a fixed sample of this size.
 pub(super) const VALID_SAMPLE: usize = 64;
 
-/// Fetches and tokenises a dataset. `param` names it in errors: `training_file` or `validation_file`.
+/// Fetches and tokenises a dataset of `format`. `param` names it in errors: `training_file` or `validation_file`.
 /// Errors: `User` for rows that cannot be read, `Infra` for all else.
 pub(super) async fn load(
     worker: &Worker,
     base: &Arc<Base>,
     dataset: &DatasetRef,
+    format: RowFormat,
     data: &Data,
     param: &'static str,
-) -> Result<Vec<Example>, Failure> {
+) -> Result<Rows, Failure> {
     let file = Scratch(
         worker
             .work_dir
@@ -40,8 +43,9 @@ pub(super) async fn load(
         .fetch_file(&dataset.object_key, &file.0, Some(&dataset.sha256))
         .await?;
     let (base, data) = (Arc::clone(base), data.clone());
-    let read = tokio::task::spawn_blocking(move || read(&base, &file.0, &data, param)).await;
-    read.expect("reading a dataset does not panic — a bug in text")
+    let read = move || read(&base, &file.0, format, &data, param);
+    let read = platform::on_own_thread("dataset", read).await;
+    read.map_err(|error| Failure::infra(format!("no thread to read a dataset: {error}")))?
 }
 
 /// A file that goes when its reader does.
@@ -57,30 +61,49 @@ impl Drop for Scratch {
 fn read(
     base: &Base,
     file: &Path,
+    format: RowFormat,
     data: &Data,
     param: &'static str,
-) -> Result<Vec<Example>, Failure> {
+) -> Result<Rows, Failure> {
     let opened =
         File::open(file).map_err(|error| Failure::infra(format!("{}: {error}", file.display())))?;
-    let mut examples = Vec::new();
-    for row in DatasetReader::new(BufReader::new(opened), RowFormat::Chat) {
+    let (mut examples, mut pairs) = (Vec::new(), Vec::new());
+    for row in DatasetReader::new(BufReader::new(opened), format) {
         let row = row.map_err(|error| Failure::infra(format!("{param}: {error}")))?;
         let NumberedExample { line, example } =
             row.map_err(|error| Failure::bad_data(param, error.to_string()))?;
-        let fitted = base.chat.fit(&example, data);
-        let fitted =
-            fitted.map_err(|error| Failure::bad_data(param, format!("line {line}: {error}")))?;
-        let tokenized = fitted.into_examples().into_iter();
-        examples
-            .extend(tokenized.map(|TokenizedExample { tokens, mask }| Example { tokens, mask }));
+        let at_line =
+            |error: RenderError| Failure::bad_data(param, format!("line {line}: {error}"));
+        if let TrainingExample::Preference(pair) = &example {
+            let fitted = base.chat.fit_pair(pair, data).map_err(at_line)?;
+            pairs.extend(fitted.into_pair().map(to_train_on));
+        } else {
+            let fitted = base.chat.fit(&example, data).map_err(at_line)?;
+            examples.extend(fitted.into_examples().into_iter().map(labelled));
+        }
     }
-    if examples.is_empty() {
-        return Err(Failure::bad_data(
-            param,
-            "the file has no examples".to_owned(),
-        ));
+    let rows = match format {
+        RowFormat::Preference => Rows::Pairs(pairs.into()),
+        _ => Rows::Conversations(examples),
+    };
+    match rows.len() {
+        0 => {
+            let reason = "the file has no examples".to_owned();
+            Err(Failure::bad_data(param, reason))
+        }
+        _ => Ok(rows),
     }
-    Ok(examples)
+}
+
+fn labelled(TokenizedExample { tokens, mask }: TokenizedExample) -> Example {
+    Example { tokens, mask }
+}
+
+fn to_train_on(pair: TokenizedPair) -> Pair {
+    Pair {
+        chosen: labelled(pair.preferred),
+        rejected: labelled(pair.non_preferred),
+    }
 }
 
 /// Which examples each step trains on.

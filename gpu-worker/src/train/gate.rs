@@ -74,20 +74,15 @@ impl Difference {
     }
 }
 
-/// Compares trainer and serving path on validation rows, or on training rows where there are none.
+/// Compares trainer and serving path on some of `rows`.
 /// Errors: `Infra` where they differ.
 pub(super) async fn check(
     training: &Training,
-    valid: &[Example],
-    rows: &[Example],
+    rows: &[&Example],
     adapter: &Arc<Adapter>,
 ) -> Result<(), Failure> {
     let mut difference = Difference::default();
-    let compared = shortest(
-        if valid.is_empty() { rows } else { valid },
-        training.scored_in(),
-    );
-    for example in compared {
+    for example in shortest(rows, training.scored_in()) {
         let trained = training.label_logprobs(example.clone()).await?;
         let served = training
             .score(example.tokens.clone(), Arc::clone(adapter))
@@ -119,8 +114,9 @@ pub(super) async fn check(
     Ok(())
 }
 
-fn shortest(rows: &[Example], scored_in: Precision) -> Vec<&Example> {
-    let mut rows: Vec<&Example> = rows.iter().filter(|row| row.n_labels() > 0).collect();
+fn shortest<'a>(rows: &[&'a Example], scored_in: Precision) -> Vec<&'a Example> {
+    let rows = rows.iter().copied();
+    let mut rows: Vec<&Example> = rows.filter(|row| row.n_labels() > 0).collect();
     rows.sort_by_key(|row| row.tokens.len());
     let wanted = match scored_in {
         Precision::Fp32 => 0,
@@ -146,6 +142,7 @@ mod tests {
             mask: [vec![false], vec![true; n]].concat(),
         };
         let rows: Vec<Example> = (1..=40).rev().map(row).collect();
+        let rows: Vec<&Example> = rows.iter().collect();
         let lengths = |precision| {
             shortest(&rows, precision)
                 .iter()

@@ -1,27 +1,72 @@
 //! The losses of rows that are not trained on, in pieces small enough that generation need not wait for them.
 
 use domain::metrics::StepMetrics;
-use engine::train::EvalReport;
+use engine::train::{EvalReport, PairReport};
 
 use super::failure::Failure;
+use super::rows::Rows;
 use super::{Session, data};
 
 /// Validation rows per piece of work on the device: generation waits no longer than for a training step.
 const EVALUATE_ROWS: usize = 4;
 
+/// Loss and accuracy of some rows: of their labels, or of their pairs.
+#[derive(Default)]
+struct Score {
+    loss_sum: f64,
+    n_right: u64,
+    /// Labels or pairs.
+    n: u64,
+}
+
+impl Score {
+    fn loss(&self) -> f64 {
+        ratio(self.loss_sum, self.n)
+    }
+
+    fn accuracy(&self) -> f64 {
+        ratio(self.n_right as f64, self.n)
+    }
+
+    fn add(&mut self, part: Score) {
+        self.loss_sum += part.loss_sum;
+        self.n_right += part.n_right;
+        self.n += part.n;
+    }
+}
+
+impl From<EvalReport> for Score {
+    fn from(report: EvalReport) -> Self {
+        Self {
+            loss_sum: report.loss_sum,
+            n_right: report.n_correct,
+            n: report.n_label_tokens,
+        }
+    }
+}
+
+impl From<PairReport> for Score {
+    fn from(report: PairReport) -> Self {
+        Self {
+            loss_sum: report.loss_sum,
+            n_right: report.n_right,
+            n: report.n_pairs,
+        }
+    }
+}
+
 impl Session {
     /// A fixed sample at every epoch's end, every row at the last; where the sample is every row they are one.
     pub(super) async fn validate(
-        &self,
+        &mut self,
         step: u64,
         seed: u32,
         measured: &mut StepMetrics,
     ) -> Result<(), Failure> {
         let sample = data::valid_sample(self.valid.len(), seed);
         let sampled = self.evaluate(&sample).await?;
-        measured.valid_loss = Some(ratio(sampled.loss_sum, sampled.n_label_tokens));
-        measured.valid_mean_token_accuracy =
-            Some(ratio(sampled.n_correct as f64, sampled.n_label_tokens));
+        measured.valid_loss = Some(sampled.loss());
+        measured.valid_mean_token_accuracy = Some(sampled.accuracy());
         let full = if sample.len() == self.valid.len() {
             sampled
         } else if step == self.plan.total_steps {
@@ -30,23 +75,24 @@ impl Session {
         } else {
             return Ok(());
         };
-        measured.full_valid_loss = Some(ratio(full.loss_sum, full.n_label_tokens));
-        measured.full_valid_mean_token_accuracy =
-            Some(ratio(full.n_correct as f64, full.n_label_tokens));
+        measured.full_valid_loss = Some(full.loss());
+        measured.full_valid_mean_token_accuracy = Some(full.accuracy());
         Ok(())
     }
 
-    async fn evaluate(&self, places: &[usize]) -> Result<EvalReport, Failure> {
-        let mut sum = EvalReport::default();
+    async fn evaluate(&mut self, places: &[usize]) -> Result<Score, Failure> {
+        let mut sum = Score::default();
         for places in places.chunks(EVALUATE_ROWS) {
-            let rows = places
-                .iter()
-                .map(|place| self.valid[*place].clone())
-                .collect();
-            let part = self.training.evaluate(rows).await?;
-            sum.loss_sum += part.loss_sum;
-            sum.n_label_tokens += part.n_label_tokens;
-            sum.n_correct += part.n_correct;
+            sum.add(match &mut self.valid {
+                Rows::Conversations(examples) => {
+                    let rows = places.iter().map(|i| examples[*i].clone()).collect();
+                    self.training.evaluate(rows).await?.into()
+                }
+                Rows::Pairs(pairs) => {
+                    let chosen = pairs.choose(&self.training, self.has_reference, places);
+                    self.training.evaluate_pairs(chosen.await?).await?.into()
+                }
+            });
         }
         Ok(sum)
     }

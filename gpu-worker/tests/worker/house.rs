@@ -201,6 +201,7 @@ impl House {
             lease_ttl_s: 30,
             training: None,
             start: None,
+            preference: None,
         }
     }
 

@@ -7,6 +7,7 @@ mod generate;
 mod gpu;
 mod house;
 mod options;
+mod preference;
 mod queue;
 mod structured;
 mod tiny_model;

@@ -182,6 +182,7 @@ impl Scheduler {
             resume,
             training: x_training.map(|x| x.resolved.clone()),
             start: x_training.and_then(|x| x.start.clone()),
+            preference: job.spec.method.preference(),
             lease_ttl_s: u32::try_from(seconds(self.shared.config.lease_ttl_s)).unwrap_or(u32::MAX),
             job_id: job.id,
         }

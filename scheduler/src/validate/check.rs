@@ -8,7 +8,7 @@ use domain::event::{Level, NewEvent};
 use domain::x_training::Data;
 use futures::StreamExt;
 use platform::objects::ByteStream;
-use text::chat_model::{ChatModel, Fitted, RenderError, TokenizedExample};
+use text::chat_model::{ChatModel, Fitted, FittedPair, RenderError};
 use text::dataset::DatasetReader;
 use text::formats::{LineError, LineErrorKind, NumberedExample, RowFormat, TrainingExample};
 use text::report::{DatasetReport, FileRole};
@@ -71,18 +71,29 @@ pub(super) fn check(
 }
 
 impl Found {
-    /// Only conversations have one text that is trained on; the others are not trained yet.
+    /// Conversations and pairs of answers; other rows belong to methods that are not trained yet.
     fn tokenize(&mut self, row: &NumberedExample, example: u64, model: &ChatModel, data: &Data) {
-        if !matches!(row.example, TrainingExample::Chat(_)) {
-            return;
-        }
-        match model.fit(&row.example, data) {
-            Ok(fitted) => self.count(&fitted),
+        let (counted, pointer) = match &row.example {
+            TrainingExample::Chat(_) => {
+                let fitted = model.fit(&row.example, data);
+                (fitted.map(|fitted| self.count(&fitted)), "/messages")
+            }
+            TrainingExample::Preference(pair) => {
+                let fitted = model.fit_pair(pair, data);
+                (
+                    fitted.map(|fitted| self.count_pair(&fitted)),
+                    "/input/messages",
+                )
+            }
+            TrainingExample::Reinforcement(_) | TrainingExample::Completion { .. } => return,
+        };
+        match counted {
+            Ok(()) => {}
             Err(error) => self.report.add_late_error(LineError {
                 line: row.line,
                 example,
                 byte_offset: 0,
-                pointer: "/messages".to_owned(),
+                pointer: pointer.to_owned(),
                 reason: match error {
                     RenderError::TooLong { .. } => error.to_string(),
                     _ => format!("cannot be trained on: {error}"),
@@ -96,16 +107,36 @@ impl Found {
     fn count(&mut self, fitted: &Fitted) {
         let examples = fitted.examples();
         self.report.n_examples = self.report.n_examples - 1 + examples.len() as u64;
-        for TokenizedExample { tokens, .. } in examples {
-            self.n_tokens += tokens.len() as u64;
-            self.longest = self.longest.max(tokens.len() as u64);
-        }
+        examples
+            .iter()
+            .for_each(|example| self.count_tokens(example.tokens.len()));
         match fitted {
             Fitted::Whole(_) => {}
             Fitted::Cut(_) => self.n_cut += 1,
             Fitted::Split(_) => self.n_split += 1,
             Fitted::Dropped => self.n_dropped += 1,
         }
+    }
+
+    /// As [`Self::count`]: a pair is one example.
+    fn count_pair(&mut self, fitted: &FittedPair) {
+        if let Some(pair) = fitted.pair() {
+            self.count_tokens(pair.preferred.tokens.len());
+            self.count_tokens(pair.non_preferred.tokens.len());
+        }
+        match fitted {
+            FittedPair::Whole(_) => {}
+            FittedPair::Cut(_) => self.n_cut += 1,
+            FittedPair::Dropped => {
+                self.n_dropped += 1;
+                self.report.n_examples -= 1;
+            }
+        }
+    }
+
+    fn count_tokens(&mut self, n_tokens: usize) {
+        self.n_tokens += n_tokens as u64;
+        self.longest = self.longest.max(n_tokens as u64);
     }
 
     /// Nobody should find out from a result that their data was shortened.

@@ -1,10 +1,12 @@
 //! Good files, bad files, and files that cannot be had just now.
 
 use domain::event::Level;
-use domain::hyperparameters::{Auto, Hyperparameters};
+use domain::hyperparameters::Hyperparameters;
 use domain::id::JobId;
 use domain::job::{JobSpec, JobState};
 use domain::method::Method;
+use domain::preference::{Preference, PreferenceLoss};
+use serde_json::json;
 
 use crate::house::{House, conversation, conversations, spec};
 
@@ -37,13 +39,13 @@ async fn auto_hyperparameters_become_numbers() {
     let method = Method::Supervised { hyperparameters };
     let id = house
         .create(JobSpec {
-            method,
+            method: method.clone(),
             ..spec(training_file)
         })
         .await;
     house.scheduler.validate_pass().await.unwrap();
     let job = house.job(&id).await;
-    let resolved = hyperparameters.resolve(50, 576);
+    let resolved = method.resolve(50, 576);
     assert_eq!((resolved.n_epochs, resolved.batch_size), (3, 4));
     assert_eq!(job.progress().hyperparameters, Some(resolved));
     assert_eq!(
@@ -161,7 +163,7 @@ async fn a_file_for_another_method_is_told_apart() {
     let training_file = house.upload(&conversations(12)).await;
     let hyperparameters = Hyperparameters::default();
     let method = Method::Dpo {
-        beta: Auto::Auto,
+        preference: Preference::default(),
         hyperparameters,
     };
     let spec = JobSpec {
@@ -175,6 +177,49 @@ async fn a_file_for_another_method_is_told_apart() {
          job is not using 'supervised' as the training method (provided method=dpo)."
     );
     assert!(message.contains(&expected), "{message}");
+}
+
+#[tokio::test]
+async fn pairs_are_counted_as_training_will_and_given_to_a_worker_with_their_loss() {
+    let house = House::new().await;
+    let row = |i: usize| {
+        let answer = |content: String| json!([{"role": "assistant", "content": content}]);
+        json!({
+            "input": {"messages": [{"role": "user", "content": format!("{i}?")}]},
+            "preferred_output": answer(format!("Yes, {i}.")), "non_preferred_output": answer("No.".to_owned()),
+        })
+    };
+    let rows: String = (0..24).map(|i| format!("{}\n", row(i))).collect();
+    let training_file = house.upload(&rows).await;
+    let preference = Preference {
+        loss_type: PreferenceLoss::Ipo,
+        ..Preference::default()
+    };
+    let method = Method::Dpo {
+        preference,
+        hyperparameters: Hyperparameters::default(),
+    };
+    let id = house
+        .create(JobSpec {
+            method: method.clone(),
+            ..spec(training_file)
+        })
+        .await;
+    house.scheduler.validate_pass().await.unwrap();
+    let job = house.job(&id).await;
+    assert_eq!(job.state(), JobState::Queued, "{:?}", job.progress().error);
+    let resolved = method.resolve(24, 576);
+    assert_eq!(job.progress().hyperparameters, Some(resolved));
+    let supervised = Method::Supervised {
+        hyperparameters: Hyperparameters::default(),
+    };
+    let times = supervised.resolve(24, 576).learning_rate / resolved.learning_rate;
+    assert!((times - 10.0).abs() < 1e-9, "{times}");
+    let steps = 24_u64.div_ceil(resolved.batch_size.into());
+    assert_eq!(
+        job.progress().total_steps,
+        Some(u64::from(resolved.n_epochs) * steps)
+    );
 }
 
 #[tokio::test]

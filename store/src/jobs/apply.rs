@@ -184,7 +184,7 @@ mod tests {
     }
 
     fn validated() -> JobEvent {
-        let hyperparameters = Hyperparameters::default().resolve(10, 64);
+        let hyperparameters = Hyperparameters::default().resolve(10, 1e-3);
         JobEvent::Validated {
             hyperparameters,
             total_steps: 6,

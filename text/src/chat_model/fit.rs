@@ -1,10 +1,11 @@
 //! How a tokenized example becomes one that a training step reads: no longer than `data.max_length`. Validation and
 //! training both go through here, so both count the same examples and tokens.
 
+use domain::generation::ChatMessage;
 use domain::x_training::{Data, Truncation};
 
 use super::{ChatModel, RenderError, TokenizedExample};
-use crate::formats::TrainingExample;
+use crate::formats::{ChatExample, PreferenceExample, TrainingExample};
 
 /// An example that is short enough, or its absence.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +39,85 @@ impl Fitted {
     }
 }
 
+/// A prompt with each of its answers, both short enough, or their absence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FittedPair {
+    Whole(TokenizedPair),
+    /// One end of an answer or of both was cut off.
+    Cut(TokenizedPair),
+    /// An answer was too long and the pair is left out.
+    Dropped,
+}
+
+/// The labels of each are its answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenizedPair {
+    pub preferred: TokenizedExample,
+    pub non_preferred: TokenizedExample,
+}
+
+impl FittedPair {
+    /// What is trained on.
+    pub fn pair(&self) -> Option<&TokenizedPair> {
+        match self {
+            FittedPair::Whole(pair) | FittedPair::Cut(pair) => Some(pair),
+            FittedPair::Dropped => None,
+        }
+    }
+
+    /// As [`Self::pair`].
+    pub fn into_pair(self) -> Option<TokenizedPair> {
+        match self {
+            FittedPair::Whole(pair) | FittedPair::Cut(pair) => Some(pair),
+            FittedPair::Dropped => None,
+        }
+    }
+}
+
 impl ChatModel {
+    /// The tokens of a pair, each answer behind the prompt and within `data.max_length` and the context. What cuts into pieces leaves a
+    /// pair out.
+    /// Errors: as [`ChatModel::fit`].
+    pub fn fit_pair(
+        &self,
+        example: &PreferenceExample,
+        data: &Data,
+    ) -> Result<FittedPair, RenderError> {
+        let mut is_cut = false;
+        let mut fit = |answer: &ChatMessage| -> Result<Option<TokenizedExample>, RenderError> {
+            let mut messages = example.messages.clone();
+            messages.push(answer.clone());
+            let mut trained = vec![false; messages.len()];
+            trained[messages.len() - 1] = true;
+            let chat = TrainingExample::Chat(ChatExample {
+                messages,
+                trained,
+                tools: example.tools.clone(),
+                parallel_tool_calls: example.parallel_tool_calls,
+            });
+            Ok(match self.fit(&chat, data)? {
+                Fitted::Whole(example) => Some(example),
+                Fitted::Cut(example) => {
+                    is_cut = true;
+                    Some(example)
+                }
+                Fitted::Split(_) | Fitted::Dropped => None,
+            })
+        };
+        let (preferred, non_preferred) = (fit(&example.preferred)?, fit(&example.non_preferred)?);
+        let (Some(preferred), Some(non_preferred)) = (preferred, non_preferred) else {
+            return Ok(FittedPair::Dropped);
+        };
+        let pair = TokenizedPair {
+            preferred,
+            non_preferred,
+        };
+        Ok(match is_cut {
+            true => FittedPair::Cut(pair),
+            false => FittedPair::Whole(pair),
+        })
+    }
+
     /// The tokens of a training example within `data.max_length` and the context.
     /// Errors: those of [`ChatModel::example`]; `TooLong` where `data.truncation` refuses long ones; `NothingLeft`.
     pub fn fit(&self, example: &TrainingExample, data: &Data) -> Result<Fitted, RenderError> {

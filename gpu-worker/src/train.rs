@@ -348,12 +348,14 @@ impl Attempt<'_> {
             }
             Rows::Pairs(pairs) => {
                 let (training, has_reference) = (&session.training, session.has_reference);
-                let chosen = pairs.choose(training, has_reference, &places).await?;
-                let longest = chosen.pairs.iter().map(rows::n_tokens).max().unwrap_or(0);
-                let report = training.step_pairs(chosen).await;
+                let longest = pairs.longest(&places);
+                let stepped = async {
+                    let batch = pairs.choose(training, has_reference, &places).await?;
+                    training.step_pairs(batch).await
+                };
                 let PairStepReport {
                     pairs, n_tokens, ..
-                } = report.map_err(|error| failed(error, longest))?;
+                } = stepped.await.map_err(|error| failed(error, longest))?;
                 StepMetrics {
                     step,
                     train_loss: ratio(pairs.loss_sum, pairs.n_pairs),

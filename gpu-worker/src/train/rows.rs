@@ -3,8 +3,7 @@
 use engine::batch::Example;
 use engine::train::{Pair, PairLogprobs};
 
-use super::failure::Failure;
-use crate::device::{PairBatch, Training};
+use crate::device::{DeviceError, PairBatch, Training};
 
 /// The rows of a dataset, as its format has them.
 pub(super) enum Rows {
@@ -13,7 +12,6 @@ pub(super) enum Rows {
 }
 
 /// Pairs, and log p of each by the adapter that the job began with, once it was asked for: it is the same in every epoch.
-#[derive(Default)]
 pub(super) struct Pairs {
     pairs: Vec<Pair>,
     references: Vec<Option<PairLogprobs>>,
@@ -27,13 +25,13 @@ impl From<Vec<Pair>> for Pairs {
 }
 
 impl Pairs {
-    /// Those at `places`.
+    /// Those at `places`, ready to be trained or scored on.
     pub async fn choose(
         &mut self,
         training: &Training,
         has_reference: bool,
         places: &[usize],
-    ) -> Result<PairBatch, Failure> {
+    ) -> Result<PairBatch, DeviceError> {
         let pairs: Vec<Pair> = places.iter().map(|i| self.pairs[*i].clone()).collect();
         if !has_reference {
             let references = Vec::new();
@@ -53,6 +51,12 @@ impl Pairs {
         }
         let references = places.iter().filter_map(|i| self.references[*i]).collect();
         Ok(PairBatch { pairs, references })
+    }
+
+    /// Tokens of both answers of the longest at `places`.
+    pub fn longest(&self, places: &[usize]) -> usize {
+        let lengths = places.iter().map(|i| n_tokens(&self.pairs[*i]));
+        lengths.max().unwrap_or(0)
     }
 }
 
@@ -96,6 +100,6 @@ impl Rows {
 }
 
 /// Of both answers.
-pub(super) fn n_tokens(pair: &Pair) -> usize {
+fn n_tokens(pair: &Pair) -> usize {
     pair.chosen.tokens.len() + pair.rejected.tokens.len()
 }

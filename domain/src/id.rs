@@ -92,6 +92,8 @@ ids! {
     RequestId = "req_";
     /// One chat completion.
     ChatCompletionId = "chatcmpl-";
+    /// One completion of texts.
+    CompletionId = "cmpl-";
 }
 
 #[cfg(test)]

@@ -191,6 +191,21 @@ pub struct GenerateRequest {
     pub sampling: SamplingParams,
     /// `Some(k)`: log-probabilities, with the `k` likeliest tokens (0–20).
     pub top_logprobs: Option<u8>,
+    /// What is gone on with in place of `messages`, without a template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<Prompt>,
+    /// Whether each answer begins with the text of `prompt`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub echo: bool,
+}
+
+/// A text as a model reads it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Prompt {
+    /// None of it becomes a control token, whatever it spells.
+    Text(String),
+    Tokens(Vec<u32>),
 }
 
 fn yes() -> bool {
@@ -214,6 +229,8 @@ impl GenerateRequest {
             stop_token_ids: Vec::new(),
             sampling: SamplingParams::default(),
             top_logprobs: None,
+            prompt: None,
+            echo: false,
         }
     }
 }

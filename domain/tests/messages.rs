@@ -276,8 +276,21 @@ fn a_request_for_an_answer() {
             logit_bias: vec![(5, -100.0)],
         },
         top_logprobs: Some(1),
+        prompt: None,
+        echo: false,
     };
     check("generate_request", &request);
+    for (name, prompt) in [
+        ("generate_request_text", Prompt::Text("Once".into())),
+        ("generate_request_tokens", Prompt::Tokens(vec![1, 5])),
+    ] {
+        let request = GenerateRequest {
+            prompt: Some(prompt),
+            echo: true,
+            ..GenerateRequest::new(request.model.clone(), "proj_1".into(), Vec::new())
+        };
+        check(name, &request);
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use domain::generation::{FinishReason, SamplingParams, ToolChoice};
-use domain::message::{GenerateError, GenerateEvent, GenerateRequest};
+use domain::message::{GenerateError, GenerateEvent, GenerateRequest, Prompt};
 use domain::usage::TokenUsage;
 use engine::generate::{Grammar, Sampling};
 use platform::service_token::ServiceKey;
@@ -136,7 +136,11 @@ fn prompt(
     asked: &GenerateRequest,
 ) -> Result<(Vec<u32>, usize), GenerateError> {
     let tools = (!asked.tools.is_empty()).then_some(asked.tools.as_slice());
-    let prompt = base.chat.prompt(&asked.messages, tools);
+    let prompt = match &asked.prompt {
+        None => base.chat.prompt(&asked.messages, tools),
+        Some(Prompt::Text(text)) => base.chat.text_prompt(text),
+        Some(Prompt::Tokens(ids)) => Ok(known(base, ids)?.to_vec()),
+    };
     let prompt = prompt.map_err(|error| GenerateError::Unrenderable {
         reason: error.to_string(),
     })?;
@@ -153,6 +157,27 @@ fn prompt(
     let room = context_length - prompt.len();
     let wanted = asked.max_tokens.map_or(usize::MAX, |n| n.max(1) as usize);
     Ok((prompt, room.min(wanted)))
+}
+
+/// Token ids of a client, if the model has them all.
+fn known<'a>(base: &Base, ids: &'a [u32]) -> Result<&'a [u32], GenerateError> {
+    let n_tokens = base.chat.tokenizer().n_tokens();
+    let unanswerable = |reason: String| GenerateError::Unanswerable {
+        param: "prompt".to_owned(),
+        reason,
+    };
+    if ids.is_empty() {
+        return Err(unanswerable(
+            "a prompt of tokens needs at least one".to_owned(),
+        ));
+    }
+    match ids.iter().find(|id| **id as usize >= n_tokens) {
+        Some(id) => {
+            let reason = format!("token {id} is not in the model's vocabulary of {n_tokens}");
+            Err(unanswerable(reason))
+        }
+        None => Ok(ids),
+    }
 }
 
 fn sampling(asked: &SamplingParams) -> Sampling {
@@ -273,6 +298,15 @@ struct Stream {
     _place: Place,
 }
 
+/// What an answer begins with.
+fn echoed(base: &Base, asked: &GenerateRequest) -> String {
+    match &asked.prompt {
+        Some(Prompt::Text(text)) if asked.echo => text.clone(),
+        Some(Prompt::Tokens(ids)) if asked.echo => base.chat.tokenizer().decode(ids),
+        _ => String::new(),
+    }
+}
+
 /// The client is gone.
 struct Gone;
 
@@ -297,6 +331,18 @@ impl Stream {
             prompt_tokens: self.prompt_tokens,
         })
         .await?;
+        for index in 0..self.n {
+            let text = echoed(&base, &asked);
+            if !text.is_empty() {
+                let logprobs = Vec::new();
+                let delta = GenerateEvent::Delta {
+                    index,
+                    text,
+                    logprobs,
+                };
+                self.send(delta).await?;
+            }
+        }
         let mut cached_tokens = 0;
         while answers.iter().any(|answer| !answer.ended) {
             match self.generation.next().await {

@@ -22,8 +22,8 @@ class Conformance(unittest.TestCase):
              "--fail-on", "core", "--only", SUITES, "--poll", "0.3", "--job-timeout", "300"],
             capture_output=True, text=True, timeout=900)
         self.assertEqual(done.returncode, 0, f"{done.stdout[-8000:]}\n{done.stderr[-2000:]}")
-        # What is left of its second level: DPO, stored completions, rate limits.
-        self.assertRegex(done.stdout, r"expected: \d+ passed, [0-3] failed")
+        # What is left of its second level: stored completions, rate limits.
+        self.assertRegex(done.stdout, r"expected: \d+ passed, [0-2] failed")
         print(done.stdout.strip().splitlines()[-1], file=sys.stderr)
 
     def test_the_embedded_form_conforms(self):

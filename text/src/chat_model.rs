@@ -241,7 +241,18 @@ impl ChatModel {
         texts.into_iter().any(|text| control.are_spelled_in(text))
     }
 
-    /// Encodes text that stands for itself (a stop string, a prompt without a template): never a control token.
+    /// The tokens of a text to go on with, without a template: never a control token, but for what the tokenizer puts before any
+    /// text. What follows on nothing is what follows on the end of a text.
+    pub fn text_prompt(&self, text: &str) -> Result<Vec<u32>, RenderError> {
+        let mut ids = self.tokenizer.prefix()?;
+        ids.extend(self.tokenizer.encode_text(text)?.ids);
+        if ids.is_empty() {
+            ids.extend(self.stop_token_ids.first());
+        }
+        Ok(ids)
+    }
+
+    /// Encodes text that stands for itself (a stop string): never a control token.
     pub fn encode_text(&self, text: &str) -> Result<Vec<u32>, RenderError> {
         Ok(self.tokenizer.encode_text(text)?.ids)
     }

@@ -168,6 +168,12 @@ impl Tokenizer {
         self.encode_template(&self.control.mark(text, mark), mark)
     }
 
+    /// What Hugging Face's tokenizers put before any text: for many models the token of its beginning.
+    pub fn prefix(&self) -> Result<Vec<u32>, TokenizerError> {
+        let nothing = self.inner.encode("", true).map_err(failed)?;
+        Ok(nothing.get_ids().to_vec())
+    }
+
     fn encode_pieces(&self, mut pieces: PreTokenizedString) -> Result<Encoded, TokenizerError> {
         if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
             pre_tokenizer.pre_tokenize(&mut pieces).map_err(failed)?;

@@ -49,6 +49,8 @@ pub async fn begin(state: &State, project: &Project, order: ChatOrder) -> Result
         stop_token_ids: order.stop_token_ids,
         sampling: order.sampling,
         top_logprobs: order.top_logprobs,
+        prompt: None,
+        echo: false,
     };
     let events = workers::generate(state, &model, &request).await?;
     Ok(Answer {
@@ -158,7 +160,7 @@ fn choice(choices: &mut [Choice], index: u32) -> Result<&mut Choice, ApiError> {
         .ok_or_else(|| ApiError::internal(format!("the worker named answer {index} of {n}")))
 }
 
-fn unknown(name: &str) -> ApiError {
+pub(super) fn unknown(name: &str) -> ApiError {
     let message = format!(
         "The model `{}` does not exist or you do not have access to it.",
         echo(name)

@@ -3,6 +3,7 @@
 
 pub mod adapters;
 pub mod chat;
+pub mod completion;
 pub mod export;
 pub mod files;
 pub mod fine_tuning;

@@ -4,13 +4,15 @@ use poem::web::Data;
 use poem_openapi::OpenApi;
 
 use super::Tag;
-use super::reply::ChatReply;
+use super::reply::{AnswerReply, ChatReply};
 use crate::app;
 use crate::auth::Caller;
 use crate::body::JsonBody;
 use crate::error::ApiError;
 use crate::state::Shared;
-use crate::wire::chat::{ChatOrder, ReplyForm};
+use crate::stream;
+use crate::wire::chat::ChatOrder;
+use crate::wire::generation::ReplyForm;
 
 pub struct ChatApi;
 
@@ -30,9 +32,12 @@ impl ChatApi {
     ) -> Result<ChatReply, ApiError> {
         let reply = body.value.reply;
         let answer = app::chat::begin(&state, &caller.project, body.value).await?;
+        let model = answer.model.clone();
         Ok(match reply {
-            ReplyForm::Whole => ChatReply::whole(app::chat::whole(answer).await?),
-            ReplyForm::Stream { include_usage } => ChatReply::stream(answer, include_usage),
+            ReplyForm::Whole => AnswerReply::whole(app::chat::whole(answer).await?, model),
+            ReplyForm::Stream { include_usage } => {
+                AnswerReply::stream(stream::chat::sse(answer, include_usage), model)
+            }
         })
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod adapters;
 pub mod chat;
+pub mod completion;
 pub mod export;
 pub mod files;
 pub mod fine_tuning;
@@ -21,6 +22,7 @@ pub enum Tag {
     Files,
     FineTuning,
     Chat,
+    Completions,
     /// Beyond OpenAI's API.
     Extensions,
     Operations,
@@ -32,6 +34,7 @@ pub type Api = (
     files::FilesApi,
     fine_tuning::FineTuningApi,
     chat::ChatApi,
+    completion::CompletionApi,
     adapters::AdaptersApi,
     export::ExportApi,
     health::HealthApi,
@@ -44,6 +47,7 @@ pub fn service() -> OpenApiService<Api, ()> {
         files::FilesApi,
         fine_tuning::FineTuningApi,
         chat::ChatApi,
+        completion::CompletionApi,
         adapters::AdaptersApi,
         export::ExportApi,
         health::HealthApi,

@@ -1,10 +1,11 @@
 //! Requests and replies that are more than parameters and JSON.
 
 use std::io;
+use std::marker::PhantomData;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use futures::{StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use platform::objects::ByteStream;
 use poem::http::{HeaderValue, header};
 use poem::{Body, IntoResponse, Request, RequestBody, Response};
@@ -18,12 +19,11 @@ use poem_openapi::{ApiExtractor, ApiExtractorType, ApiResponse, ExtractParamOpti
 use serde_json::json;
 use store::MetadataFilter;
 
-use crate::app::chat::Answer;
 use crate::app::repeat::Repeat;
 use crate::body::{paced, refuse_encoding};
 use crate::error::ApiError;
-use crate::stream::sse;
 use crate::wire::chat_reply::{ChatCompletion, ChatCompletionChunk};
+use crate::wire::completion_reply::{Completion, CompletionChunk};
 use crate::wire::decode::{At, metadata};
 
 /// A multipart body as it comes.
@@ -279,31 +279,32 @@ fn content_disposition(filename: &str) -> String {
     format!("attachment; filename=\"{plain}\"; filename*=UTF-8''{whole}")
 }
 
-/// An answer, whole or as events.
-pub enum ChatReply {
-    Whole(Box<ChatCompletion>),
-    Stream(BoxStream<'static, Bytes>, String),
+/// Generated text: whole as `W`, or chunk by chunk as `C`.
+pub enum AnswerReply<W, C> {
+    Whole(Box<W>, String),
+    Stream(BoxStream<'static, Bytes>, String, PhantomData<C>),
 }
 
-impl ChatReply {
-    pub fn whole(completion: ChatCompletion) -> Self {
-        Self::Whole(Box::new(completion))
+pub type ChatReply = AnswerReply<ChatCompletion, ChatCompletionChunk>;
+pub type CompletionReply = AnswerReply<Completion, CompletionChunk>;
+
+impl<W, C> AnswerReply<W, C> {
+    /// By `model`, as it was asked for.
+    pub fn whole(answer: W, model: String) -> Self {
+        Self::Whole(Box::new(answer), model)
     }
 
-    pub fn stream(answer: Answer, include_usage: bool) -> Self {
-        let model = answer.model.clone();
-        Self::Stream(sse(answer, include_usage).boxed(), model)
+    /// Server-sent events of chunks.
+    pub fn stream(bytes: impl Stream<Item = Bytes> + Send + 'static, model: String) -> Self {
+        Self::Stream(bytes.boxed(), model, PhantomData)
     }
 }
 
-impl IntoResponse for ChatReply {
+impl<W: ToJSON + Send, C: Send> IntoResponse for AnswerReply<W, C> {
     fn into_response(self) -> Response {
         let (mut response, model) = match self {
-            ChatReply::Whole(completion) => {
-                let model = completion.model.clone();
-                (Json(*completion).into_response(), model)
-            }
-            ChatReply::Stream(bytes, model) => {
+            AnswerReply::Whole(answer, model) => (Json(*answer).into_response(), model),
+            AnswerReply::Stream(bytes, model, _) => {
                 let body = Body::from_bytes_stream(bytes.map(Ok::<_, io::Error>));
                 let mut response = Response::builder()
                     .content_type("text/event-stream; charset=utf-8")
@@ -324,16 +325,16 @@ impl IntoResponse for ChatReply {
     }
 }
 
-impl ApiResponse for ChatReply {
+impl<W: ToJSON, C: Type> ApiResponse for AnswerReply<W, C> {
     fn meta() -> MetaResponses {
         let chunks = MetaSchema {
-            items: Some(Box::new(ChatCompletionChunk::schema_ref())),
+            items: Some(Box::new(C::schema_ref())),
             ..MetaSchema::new_with_format("array", "event-stream")
         };
         ok(vec![
             MetaMediaType {
-                content_type: Json::<ChatCompletion>::CONTENT_TYPE,
-                schema: ChatCompletion::schema_ref(),
+                content_type: Json::<W>::CONTENT_TYPE,
+                schema: W::schema_ref(),
             },
             MetaMediaType {
                 content_type: "text/event-stream",
@@ -343,8 +344,8 @@ impl ApiResponse for ChatReply {
     }
 
     fn register(registry: &mut Registry) {
-        ChatCompletion::register(registry);
-        ChatCompletionChunk::register(registry);
+        W::register(registry);
+        C::register(registry);
     }
 }
 

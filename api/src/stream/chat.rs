@@ -1,18 +1,15 @@
-//! A chat completion as server-sent events, byte by byte as OpenAI's.
+//! A chat completion, chunk by chunk.
 
 use bytes::Bytes;
 use domain::message::GenerateEvent;
 use domain::usage::TokenUsage;
 use futures::{Stream, StreamExt};
-use poem_openapi::types::ToJSON;
 
+use super::{DONE, push};
 use crate::app::chat::{Answer, broken_off};
 use crate::app::workers::api_error;
 use crate::wire::chat_reply::{ChatCompletionChunk, ChunkChoice, Delta, Logprobs, finish_reason};
 use crate::wire::nullable::Nullable;
-
-/// The end of a complete stream.
-const DONE: &[u8] = b"data: [DONE]\n\n";
 
 /// What is the same in every chunk.
 struct Frame {
@@ -147,12 +144,6 @@ impl Frame {
             usage: self.include_usage.then(|| Nullable(usage.map(Into::into))),
         }
     }
-}
-
-fn push(out: &mut Vec<u8>, value: &impl ToJSON) {
-    out.extend_from_slice(b"data: ");
-    out.extend_from_slice(value.to_json_string().as_bytes());
-    out.extend_from_slice(b"\n\n");
 }
 
 #[cfg(test)]

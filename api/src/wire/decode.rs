@@ -123,6 +123,10 @@ impl At {
         self.value.is_string()
     }
 
+    pub fn is_integer(&self) -> bool {
+        self.value.is_i64() || self.value.is_u64()
+    }
+
     pub fn is_array(&self) -> bool {
         self.value.is_array()
     }

@@ -3,11 +3,14 @@
 pub mod chat;
 pub mod chat_messages;
 pub mod chat_reply;
+pub mod completion;
+pub mod completion_reply;
 pub mod decode;
 pub mod error;
 pub mod files;
 pub mod fine_tuning;
 pub mod fine_tuning_job;
+pub mod generation;
 pub mod list;
 pub mod models;
 pub mod nullable;

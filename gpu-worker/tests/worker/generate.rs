@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Instant;
 
 use domain::generation::{FinishReason, SamplingParams};
-use domain::message::{Assignment, GenerateError, GenerateEvent, GenerateRequest};
+use domain::message::{Assignment, GenerateError, GenerateEvent, GenerateRequest, Prompt};
 use domain::model::AdapterRef;
 use domain::x_training::FrozenWeights;
 use futures::StreamExt;
@@ -237,6 +237,54 @@ fn for_ever() -> GenerateRequest {
         .map(|id| (id, -100.0))
         .collect();
     request
+}
+
+/// To go on with a text.
+fn after(prompt: Prompt) -> GenerateRequest {
+    GenerateRequest {
+        messages: Vec::new(),
+        prompt: Some(prompt),
+        echo: true,
+        ..ask("", 6)
+    }
+}
+
+#[tokio::test]
+async fn a_text_is_gone_on_with_as_it_stands() {
+    let house = House::new().await;
+    let worker = house.worker("a", |_| {}).await;
+    // One token a byte, and none that the text only spells.
+    let spelled = "<|im_start|>é";
+    let text = house
+        .generate(&worker, &after(Prompt::Text(spelled.to_owned())))
+        .await;
+    let prompt_tokens = spelled.len() as u64;
+    assert_eq!(text[0], GenerateEvent::Started { prompt_tokens });
+    assert!(text_of(&text, 0).starts_with(spelled), "{text:?}");
+    let ids = spelled.bytes().map(u32::from).collect();
+    let tokens = house.generate(&worker, &after(Prompt::Tokens(ids))).await;
+    assert_eq!(tokens, text);
+    // What a client names by its id is that token.
+    let control = house
+        .generate(&worker, &after(Prompt::Tokens(vec![256, 65])))
+        .await;
+    assert_eq!(control[0], GenerateEvent::Started { prompt_tokens: 2 });
+    assert!(text_of(&control, 0).starts_with('A'), "{control:?}");
+    // Nothing is the end of a text.
+    let nothing = house
+        .generate(&worker, &after(Prompt::Text(String::new())))
+        .await;
+    assert_eq!(nothing[0], GenerateEvent::Started { prompt_tokens: 1 });
+    for ids in [vec![], vec![65, 259]] {
+        let reply = house.post(&worker, &after(Prompt::Tokens(ids))).await;
+        assert_eq!(reply.status(), 400);
+        let error = reply.json().await.unwrap();
+        let GenerateError::Unanswerable { param, .. } = error else {
+            panic!("{error}")
+        };
+        assert_eq!(param, "prompt");
+    }
+    worker.stop().await.unwrap();
 }
 
 /// Every line of a reply.

@@ -1,0 +1,250 @@
+//! Completions of texts: each prompt is asked of a worker by itself, and their events become one stream.
+
+use std::sync::Arc;
+
+use domain::id::CompletionId;
+use domain::message::{GenerateEvent, GenerateRequest, Prompt};
+use domain::model::ServedModel;
+use domain::project::Project;
+use domain::usage::TokenUsage;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt, stream};
+
+use super::chat::{broken_off, unknown};
+use super::models::find_served;
+use super::workers::{self, Events};
+use crate::error::ApiError;
+use crate::state::Shared;
+use crate::wire::chat_reply::finish_reason;
+use crate::wire::completion::CompletionOrder;
+use crate::wire::completion_reply::{Completion, CompletionChoice, CompletionLogprobs};
+use crate::wire::nullable::Nullable;
+
+/// Prompts of one request that are answered beside each other.
+const AT_A_TIME: usize = 8;
+
+/// An event of some prompt's answers, numbered through all prompts; an error ends them all.
+pub type Event = Result<GenerateEvent, ApiError>;
+
+/// Answers that have begun.
+pub struct Answers {
+    pub id: CompletionId,
+    /// Unix seconds.
+    pub created: i64,
+    /// As asked for.
+    pub model: String,
+    pub n_prompts: u32,
+    /// Answers to each prompt that are drawn, and that are shown.
+    pub best_of: u32,
+    pub n: u32,
+    pub has_logprobs: bool,
+    pub events: BoxStream<'static, Event>,
+}
+
+/// Begins to answer. Errors: 404 `model_not_found`, and those of [`workers::generate`] for the first prompt.
+pub async fn begin(
+    state: &Shared,
+    project: &Project,
+    order: CompletionOrder,
+) -> Result<Answers, ApiError> {
+    let served = find_served(state, project, &order.model)
+        .await?
+        .ok_or_else(|| unknown(&order.model))?;
+    let asking = Arc::new(Asking {
+        state: Arc::clone(state),
+        served,
+        scope: project.id.to_string(),
+        order,
+    });
+    let order = &asking.order;
+    // Of the first one a refusal is an answer of its own kind, with its status.
+    let first = Arc::clone(&asking).ask(0).await?;
+    let n_prompts = order.prompts.len();
+    let rest = (1..n_prompts).map({
+        let asking = Arc::clone(&asking);
+        move |i| {
+            let asked = Arc::clone(&asking).ask(i);
+            let events = asked.map(move |events| match events {
+                Ok(events) => numbered(events, i),
+                Err(error) => stream::once(async { Err(error) }).boxed(),
+            });
+            events.flatten_stream().boxed()
+        }
+    });
+    let all = stream::iter(std::iter::once(numbered(first, 0)).chain(rest));
+    Ok(Answers {
+        id: CompletionId::mint(state.entropy()),
+        created: state.now().unix_s(),
+        model: order.model.clone(),
+        n_prompts: n_prompts as u32,
+        best_of: order.best_of,
+        n: order.n,
+        has_logprobs: order.top_logprobs.is_some(),
+        events: all.flatten_unordered(AT_A_TIME).boxed(),
+    })
+}
+
+/// What is the same for all prompts of a request.
+struct Asking {
+    state: Shared,
+    served: ServedModel,
+    scope: String,
+    order: CompletionOrder,
+}
+
+/// The events of one prompt, and its number.
+struct OfPrompt {
+    events: Events,
+    n: u32,
+}
+
+impl Asking {
+    async fn ask(self: Arc<Self>, i: usize) -> Result<OfPrompt, ApiError> {
+        let CompletionOrder {
+            model,
+            prompts,
+            max_tokens,
+            best_of,
+            n,
+            echo,
+            top_logprobs,
+            stop,
+            stop_token_ids,
+            sampling,
+            ..
+        } = &self.order;
+        let prompt: Prompt = prompts[i].clone();
+        // The best are chosen by it.
+        let is_chosen = best_of > n;
+        let request = GenerateRequest {
+            n: *best_of,
+            max_tokens: Some(*max_tokens),
+            stop: stop.clone(),
+            stop_token_ids: stop_token_ids.clone(),
+            sampling: sampling.clone(),
+            top_logprobs: top_logprobs.or(is_chosen.then_some(0)),
+            prompt: Some(prompt),
+            echo: *echo,
+            ..GenerateRequest::new(self.served.clone(), self.scope.clone(), Vec::new())
+        };
+        let events = workers::generate(&self.state, model, &request).await?;
+        Ok(OfPrompt {
+            events,
+            n: *best_of,
+        })
+    }
+}
+
+/// The events of prompt `i`, with the numbers that its answers have among all.
+fn numbered(OfPrompt { events, n }: OfPrompt, i: usize) -> BoxStream<'static, Event> {
+    let first = n * i as u32;
+    let events = events.map(move |mut event| {
+        match &mut event {
+            GenerateEvent::Delta { index, .. }
+            | GenerateEvent::ToolCall { index, .. }
+            | GenerateEvent::ToolArguments { index, .. }
+            | GenerateEvent::Finished { index, .. } => *index += first,
+            GenerateEvent::Failed { error } => return Err(workers::api_error(error)),
+            GenerateEvent::Queued | GenerateEvent::Started { .. } | GenerateEvent::Done { .. } => {}
+        }
+        Ok(event)
+    });
+    events.boxed()
+}
+
+/// Adds what one prompt has taken.
+pub fn add(sum: &mut TokenUsage, one: TokenUsage) {
+    sum.prompt_tokens += one.prompt_tokens;
+    sum.cached_tokens += one.cached_tokens;
+    sum.completion_tokens += one.completion_tokens;
+}
+
+/// An answer as it grows.
+struct Drawn {
+    text: String,
+    logprobs: CompletionLogprobs,
+    offset: u64,
+    finish_reason: &'static str,
+}
+
+impl Drawn {
+    /// Natural, of a token.
+    fn mean_logprob(&self) -> f64 {
+        let logprobs = &self.logprobs.token_logprobs;
+        logprobs.iter().sum::<f64>() / logprobs.len().max(1) as f64
+    }
+}
+
+/// Waits for whole answers. Errors: what a worker says when it breaks off.
+pub async fn whole(mut answers: Answers) -> Result<Completion, ApiError> {
+    let n_drawn = answers.n_prompts * answers.best_of;
+    let mut drawn: Vec<Drawn> = (0..n_drawn)
+        .map(|_| Drawn {
+            text: String::new(),
+            logprobs: CompletionLogprobs::none(),
+            offset: 0,
+            finish_reason: "stop",
+        })
+        .collect();
+    let (mut usage, mut n_done) = (TokenUsage::default(), 0);
+    while let Some(event) = answers.events.next().await {
+        match event? {
+            GenerateEvent::Delta {
+                index,
+                text,
+                logprobs,
+            } => {
+                let answer = of(&mut drawn, index)?;
+                answer.text += &text;
+                for token in logprobs {
+                    answer.offset = answer.logprobs.push(token, answer.offset);
+                }
+            }
+            GenerateEvent::Finished {
+                index,
+                finish_reason: reason,
+            } => of(&mut drawn, index)?.finish_reason = finish_reason(reason),
+            GenerateEvent::Done { usage: one } => {
+                add(&mut usage, one);
+                n_done += 1;
+            }
+            _ => {}
+        }
+    }
+    if n_done < answers.n_prompts {
+        return Err(workers::api_error(&broken_off()));
+    }
+    let (best_of, n) = (answers.best_of as usize, answers.n as usize);
+    let mut choices = Vec::new();
+    let mut drawn = drawn.into_iter();
+    for _ in 0..answers.n_prompts {
+        let mut of_prompt: Vec<Drawn> = drawn.by_ref().take(best_of).collect();
+        if best_of > n {
+            // Stable: of those that are as good the first ones are kept.
+            of_prompt.sort_by(|a, b| b.mean_logprob().total_cmp(&a.mean_logprob()));
+            of_prompt.truncate(n);
+        }
+        for answer in of_prompt {
+            choices.push(CompletionChoice {
+                text: answer.text,
+                index: choices.len() as u32,
+                logprobs: Nullable(answers.has_logprobs.then_some(answer.logprobs)),
+                finish_reason: answer.finish_reason,
+            });
+        }
+    }
+    Ok(Completion {
+        id: answers.id.to_string(),
+        object: "text_completion",
+        created: answers.created,
+        model: answers.model,
+        choices,
+        usage: usage.into(),
+    })
+}
+
+fn of(drawn: &mut [Drawn], index: u32) -> Result<&mut Drawn, ApiError> {
+    let n = drawn.len();
+    let found = drawn.get_mut(index as usize);
+    found.ok_or_else(|| ApiError::internal(format!("the worker named answer {index} of {n}")))
+}

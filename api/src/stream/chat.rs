@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use domain::message::GenerateEvent;
 use domain::usage::TokenUsage;
-use futures::{Stream, StreamExt};
+use futures::Stream;
 
-use super::{DONE, push};
+use super::{DONE, push, push_error, spelled};
 use crate::app::chat::{Answer, broken_off};
 use crate::app::workers::api_error;
 use crate::wire::chat_reply::{ChatCompletionChunk, ChunkChoice, Delta, Logprobs, finish_reason};
@@ -23,7 +23,7 @@ struct Frame {
     ended: bool,
 }
 
-/// The answer's events as bytes. Dropping the stream drops the events, and with them the generation.
+/// The answer's events as bytes.
 pub fn sse(answer: Answer, include_usage: bool) -> impl Stream<Item = Bytes> + Send + 'static {
     let frame = Frame {
         id: answer.id.to_string(),
@@ -34,16 +34,10 @@ pub fn sse(answer: Answer, include_usage: bool) -> impl Stream<Item = Bytes> + S
         include_usage,
         ended: false,
     };
-    let end = futures::stream::iter([GenerateEvent::Failed {
+    let broken_off = GenerateEvent::Failed {
         error: broken_off(),
-    }]);
-    answer
-        .events
-        .chain(end)
-        .scan(frame, |frame, event| {
-            futures::future::ready(frame.bytes(event))
-        })
-        .filter(|bytes| futures::future::ready(!bytes.is_empty()))
+    };
+    spelled(answer.events, broken_off, frame, Frame::bytes)
 }
 
 impl Frame {
@@ -96,13 +90,7 @@ impl Frame {
             }
             GenerateEvent::Done { usage } => self.end(&mut out, usage),
             GenerateEvent::Failed { error } => {
-                let error = api_error(&error);
-                tracing::warn!(
-                    detail = error.detail,
-                    "a stream ends with an error: {}",
-                    error.message
-                );
-                push(&mut out, &error.body());
+                push_error(&mut out, &api_error(&error));
                 self.ended = true;
             }
         }
@@ -150,10 +138,11 @@ impl Frame {
 mod tests {
     use domain::generation::FinishReason;
     use domain::id::ChatCompletionId;
+    use futures::StreamExt;
 
     use super::*;
 
-    async fn spelled(events: Vec<GenerateEvent>, include_usage: bool) -> String {
+    async fn bytes_of(events: Vec<GenerateEvent>, include_usage: bool) -> String {
         let answer = Answer {
             id: ChatCompletionId::mint([0; 24]),
             created: 7,
@@ -209,7 +198,7 @@ mod tests {
             "data: [DONE]\n\n".to_owned(),
         ]
         .concat();
-        assert_eq!(spelled(events(), false).await, expected);
+        assert_eq!(bytes_of(events(), false).await, expected);
     }
 
     #[tokio::test]
@@ -242,7 +231,7 @@ mod tests {
             "data: [DONE]\n\n".to_owned(),
         ]
         .concat();
-        assert_eq!(spelled(calling, false).await, expected);
+        assert_eq!(bytes_of(calling, false).await, expected);
     }
 
     #[tokio::test]
@@ -257,14 +246,14 @@ mod tests {
             "data: [DONE]\n\n".to_owned(),
         ]
         .concat();
-        assert_eq!(spelled(events(), true).await, expected);
+        assert_eq!(bytes_of(events(), true).await, expected);
     }
 
     #[tokio::test]
     async fn a_broken_answer_ends_with_an_error_and_without_done() {
         let mut broken = events();
         broken.truncate(2);
-        let text = spelled(broken, false).await;
+        let text = bytes_of(broken, false).await;
         let last = text
             .strip_prefix(&[head(ROLE, ""), head(TEXT, "")].concat())
             .unwrap();

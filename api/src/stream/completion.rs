@@ -3,13 +3,12 @@
 use bytes::Bytes;
 use domain::message::GenerateEvent;
 use domain::usage::TokenUsage;
-use futures::{Stream, StreamExt};
+use futures::Stream;
 
-use super::{DONE, push};
+use super::{DONE, push, push_error, spelled};
 use crate::app::chat::broken_off;
 use crate::app::completion::{Answers, Event, add};
 use crate::app::workers::api_error;
-use crate::error::ApiError;
 use crate::wire::chat_reply::finish_reason;
 use crate::wire::completion_reply::{CompletionChunk, CompletionChunkChoice, CompletionLogprobs};
 use crate::wire::nullable::Nullable;
@@ -30,7 +29,7 @@ struct Frame {
     ended: bool,
 }
 
-/// The answers' events as bytes. Dropping the stream drops the events, and with them the generation.
+/// The answers' events as bytes.
 pub fn sse(answers: Answers, include_usage: bool) -> impl Stream<Item = Bytes> + Send + 'static {
     let frame = Frame {
         id: answers.id.to_string(),
@@ -43,13 +42,8 @@ pub fn sse(answers: Answers, include_usage: bool) -> impl Stream<Item = Bytes> +
         n_left: answers.n_prompts,
         ended: false,
     };
-    let end = futures::stream::iter([Err(api_error(&broken_off()))]);
-    let events = answers.events.chain(end);
-    events
-        .scan(frame, |frame, event| {
-            futures::future::ready(frame.bytes(event))
-        })
-        .filter(|bytes| futures::future::ready(!bytes.is_empty()))
+    let broken_off = Err(api_error(&broken_off()));
+    spelled(answers.events, broken_off, frame, Frame::bytes)
 }
 
 impl Frame {
@@ -96,19 +90,12 @@ impl Frame {
                 }
             }
             Ok(_) => {}
-            Err(error) => self.fail(&mut out, &error),
+            Err(error) => {
+                push_error(&mut out, &error);
+                self.ended = true;
+            }
         }
         Some(out.into())
-    }
-
-    fn fail(&mut self, out: &mut Vec<u8>, error: &ApiError) {
-        tracing::warn!(
-            detail = error.detail,
-            "a stream ends with an error: {}",
-            error.message
-        );
-        push(out, &error.body());
-        self.ended = true;
     }
 
     fn choice(
@@ -148,6 +135,7 @@ impl Frame {
 mod tests {
     use domain::generation::FinishReason;
     use domain::id::CompletionId;
+    use futures::StreamExt;
 
     use super::*;
 
@@ -171,7 +159,7 @@ mod tests {
         ]
     }
 
-    async fn spelled(events: Vec<Event>) -> String {
+    async fn bytes_of(events: Vec<Event>) -> String {
         let answers = Answers {
             id: CompletionId::mint([0; 24]),
             created: 7,
@@ -216,12 +204,12 @@ mod tests {
             chunk("", usage),
             "data: [DONE]\n\n".to_owned(),
         ];
-        assert_eq!(spelled(events).await, expected.concat());
+        assert_eq!(bytes_of(events).await, expected.concat());
     }
 
     #[tokio::test]
     async fn a_prompt_that_is_not_answered_ends_all_with_an_error() {
-        let text = spelled(of_answer(0).into_iter().collect()).await;
+        let text = bytes_of(of_answer(0).into_iter().collect()).await;
         assert!(text.contains("data: {\"error\""), "{text}");
         assert!(!text.contains("[DONE]"), "{text}");
     }

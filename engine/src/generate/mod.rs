@@ -234,14 +234,15 @@ impl Batcher {
         self.step_on(&pool.hold())
     }
 
-    /// Whether [`Self::step_beside`] computes the next step nearly as fast as [`Self::step`].
-    pub fn is_next_small(&self) -> bool {
+    /// Whether [`Self::step_beside`] computes the next step nearly as fast as [`Self::step`], and there are threads to share.
+    pub fn can_step_beside(&self) -> bool {
         let plan = plan(&self.live);
-        plan.iter().map(|&(_, n, _)| n).sum::<usize>() <= FEW_ROWS
+        let n_rows: usize = plan.iter().map(|&(_, n, _)| n).sum();
+        self.pool.n_threads() > 1 && n_rows <= FEW_ROWS
     }
 
     /// As [`Self::step`], to the bit, on half of the threads: a training that shares the pool goes on beside it with the other half. On
-    /// a pool of one thread the training waits.
+    /// a pool of one thread it is the same as [`Self::step`].
     pub fn step_beside(&mut self) -> Result<Vec<Result<StepOutput, Failed>>, GenerateError> {
         let pool = self.pool.clone();
         match pool.beside() {

@@ -161,8 +161,8 @@ impl LoadedBase {
     }
 
     /// Whether half of the threads compute the next step nearly as fast as all.
-    pub(super) fn is_next_small(&self) -> bool {
-        self.batcher.is_next_small()
+    pub(super) fn can_generate_beside(&self) -> bool {
+        self.batcher.can_step_beside()
     }
 
     /// One forward for all live sequences, `beside` a training or while it waits.

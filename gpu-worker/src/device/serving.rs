@@ -107,7 +107,7 @@ impl Serving {
     fn generate(&mut self) -> Result<(), DeviceError> {
         for base in &mut self.bases {
             let began = Instant::now();
-            let beside = self.load.is_training() && base.is_next_small();
+            let beside = self.load.is_training() && base.can_generate_beside();
             base.generate(beside)?;
             let left = match (self.load.is_training(), beside) {
                 (false, _) => 1.0,

@@ -11,3 +11,12 @@ pub struct TokenUsage {
     pub cached_tokens: u64,
     pub completion_tokens: u64,
 }
+
+/// What several requests have taken together.
+impl std::ops::AddAssign for TokenUsage {
+    fn add_assign(&mut self, other: Self) {
+        self.prompt_tokens += other.prompt_tokens;
+        self.cached_tokens += other.cached_tokens;
+        self.completion_tokens += other.completion_tokens;
+    }
+}

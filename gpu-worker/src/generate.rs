@@ -298,13 +298,13 @@ struct Stream {
     _place: Place,
 }
 
-/// What an answer begins with.
-fn echoed(base: &Base, asked: &GenerateRequest) -> String {
-    match &asked.prompt {
-        Some(Prompt::Text(text)) if asked.echo => text.clone(),
-        Some(Prompt::Tokens(ids)) if asked.echo => base.chat.tokenizer().decode(ids),
-        _ => String::new(),
-    }
+/// What each answer begins with, if that was asked for.
+fn echoed(base: &Base, asked: &GenerateRequest) -> Option<String> {
+    let prompt = asked.prompt.as_ref().filter(|_| asked.echo)?;
+    Some(match prompt {
+        Prompt::Text(text) => text.clone(),
+        Prompt::Tokens(ids) => base.chat.tokenizer().decode(ids),
+    })
 }
 
 /// The client is gone.
@@ -331,14 +331,12 @@ impl Stream {
             prompt_tokens: self.prompt_tokens,
         })
         .await?;
-        for index in 0..self.n {
-            let text = echoed(&base, &asked);
-            if !text.is_empty() {
-                let logprobs = Vec::new();
+        if let Some(text) = echoed(&base, &asked) {
+            for index in 0..self.n {
                 let delta = GenerateEvent::Delta {
                     index,
-                    text,
-                    logprobs,
+                    text: text.clone(),
+                    logprobs: Vec::new(),
                 };
                 self.send(delta).await?;
             }

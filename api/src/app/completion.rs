@@ -152,13 +152,6 @@ fn numbered(OfPrompt { events, n }: OfPrompt, i: usize) -> BoxStream<'static, Ev
     events.boxed()
 }
 
-/// Adds what one prompt has taken.
-pub fn add(sum: &mut TokenUsage, one: TokenUsage) {
-    sum.prompt_tokens += one.prompt_tokens;
-    sum.cached_tokens += one.cached_tokens;
-    sum.completion_tokens += one.completion_tokens;
-}
-
 /// An answer as it grows.
 struct Drawn {
     text: String,
@@ -205,7 +198,7 @@ pub async fn whole(mut answers: Answers) -> Result<Completion, ApiError> {
                 finish_reason: reason,
             } => of(&mut drawn, index)?.finish_reason = finish_reason(reason),
             GenerateEvent::Done { usage: one } => {
-                add(&mut usage, one);
+                usage += one;
                 n_done += 1;
             }
             _ => {}

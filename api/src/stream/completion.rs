@@ -7,7 +7,7 @@ use futures::Stream;
 
 use super::{DONE, push, push_error, spelled};
 use crate::app::chat::broken_off;
-use crate::app::completion::{Answers, Event, add};
+use crate::app::completion::{Answers, Event};
 use crate::app::workers::api_error;
 use crate::wire::chat_reply::finish_reason;
 use crate::wire::completion_reply::{CompletionChunk, CompletionChunkChoice, CompletionLogprobs};
@@ -79,7 +79,7 @@ impl Frame {
                 Some(finish_reason(reason)),
             ),
             Ok(GenerateEvent::Done { usage }) => {
-                add(&mut self.usage, usage);
+                self.usage += usage;
                 self.n_left -= 1;
                 if self.n_left == 0 {
                     if self.include_usage {

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::decode::{At, Fields};
 use super::generation::{
-    ReplyForm, StreamOptions, reply_form, sampling, small, stop, stop_token_ids,
+    MAX_TOKEN, ReplyForm, StreamOptions, reply_form, sampling, small, stop, stop_token_ids,
 };
 use crate::body::Decode;
 use crate::error::ApiError;
@@ -17,8 +17,6 @@ const DEFAULT_MAX_TOKENS: u32 = 16;
 const MAX_PROMPTS: usize = 128;
 /// Longer than any context. Tokens.
 const MAX_PROMPT_TOKENS: usize = 1 << 20;
-/// More than any vocabulary has.
-const MAX_TOKEN: u32 = 1 << 24;
 const MAX_BEST_OF: u32 = 20;
 
 /// The body of `POST /v1/completions`.

@@ -201,9 +201,8 @@ fn preference(fields: &mut Fields) -> Result<Preference, ApiError> {
     }
     if let Some(at) = fields.take("x_loss_type") {
         let name = at.one_of(&PreferenceLoss::ALL.map(PreferenceLoss::name))?;
-        let known = PreferenceLoss::ALL.into_iter();
+        let mut known = PreferenceLoss::ALL.into_iter();
         read.loss_type = known
-            .into_iter()
             .find(|loss| loss.name() == name)
             .expect("one of the names — a bug in At::one_of");
     }

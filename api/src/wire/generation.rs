@@ -12,7 +12,7 @@ const MAX_STOP_TOKENS: usize = 64;
 const MAX_STOP_CHARS: usize = 256;
 const MAX_LOGIT_BIASES: usize = 1024;
 /// More than any vocabulary has.
-const MAX_TOKEN: u32 = 1 << 24;
+pub(super) const MAX_TOKEN: u32 = 1 << 24;
 
 #[derive(Debug, Clone, PartialEq, Object)]
 pub struct StreamOptions {

@@ -180,7 +180,7 @@ async fn a_file_for_another_method_is_told_apart() {
 }
 
 #[tokio::test]
-async fn pairs_are_counted_as_training_will_and_given_to_a_worker_with_their_loss() {
+async fn pairs_are_counted_and_trained_at_a_rate_of_their_own() {
     let house = House::new().await;
     let row = |i: usize| {
         let answer = |content: String| json!([{"role": "assistant", "content": content}]);

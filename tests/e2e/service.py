@@ -199,6 +199,24 @@ service_key = "{secrets.token_hex(32)}"
         self.psql(f"drop database if exists {self.database} with (force)")
 
 
+class OneService:
+    """Mixed into test classes: all tests of a class share one service, of the form that `make` starts."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.service = cls.make()
+        cls.client = cls.service.client()
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.service.close()
+
+    @classmethod
+    def upload(cls, content):
+        """The id of a training file."""
+        return cls.client.files.create(file=("train.jsonl", content), purpose="fine-tune").id
+
+
 def examples(n, offset=0):
     """A small, regular dataset as JSONL bytes."""
     rows = ({"messages": [

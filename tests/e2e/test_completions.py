@@ -4,20 +4,11 @@ import unittest
 
 import openai
 
-from service import MODEL, Embedded, Production, examples, finish
+from service import MODEL, Embedded, OneService, Production, examples, finish
 
 
-class Completions:
+class Completions(OneService):
     """Mixed into one class per form."""
-
-    @classmethod
-    def setUpClass(cls):
-        cls.service = cls.make()
-        cls.client = cls.service.client()
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.service.close()
 
     def complete(self, prompt, **options):
         options = {"max_tokens": 8, "temperature": 0, **options}
@@ -75,7 +66,7 @@ class Completions:
         self.assertEqual(usage.total_tokens, whole.usage.total_tokens)
 
     def test_a_tuned_model_completes(self):
-        file = self.client.files.create(file=("train.jsonl", examples(12)), purpose="fine-tune").id
+        file = self.upload(examples(12))
         job = finish(self.client, self.client.fine_tuning.jobs.create(model=MODEL, training_file=file, seed=7).id)
         answer = self.client.completions.create(model=job.fine_tuned_model, prompt="What", max_tokens=4)
         self.assertEqual(answer.model, job.fine_tuned_model)

@@ -6,7 +6,7 @@ import unittest
 
 import openai
 
-from service import MODEL, Embedded, Production, examples, finish
+from service import MODEL, Embedded, OneService, Production, examples, finish
 
 
 def pairs(n):
@@ -20,22 +20,13 @@ def pairs(n):
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-class Preference:
+class Preference(OneService):
     """Mixed into one class per form."""
 
     @classmethod
     def setUpClass(cls):
-        cls.service = cls.make()
-        cls.client = cls.service.client()
+        super().setUpClass()
         cls.pairs = cls.upload(pairs(12))
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.service.close()
-
-    @classmethod
-    def upload(cls, content):
-        return cls.client.files.create(file=("train.jsonl", content), purpose="fine-tune").id
 
     def order(self, training_file=None, model=MODEL, n_epochs=4, validation_file=None, **hyperparameters):
         hyperparameters = {"n_epochs": n_epochs, "batch_size": 4, "learning_rate_multiplier": 10, **hyperparameters}

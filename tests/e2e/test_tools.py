@@ -6,7 +6,7 @@ import unittest
 import openai
 import pydantic
 
-from service import MODEL, Embedded, Production, finish
+from service import MODEL, Embedded, OneService, Production, finish
 
 QUESTION = [{"role": "user", "content": "Weather in Oslo?"}]
 
@@ -32,17 +32,8 @@ def taught(city, days):
     return json.dumps({"tools": [WEATHER], "messages": [*QUESTION, {"role": "assistant", "tool_calls": [call]}]}) + "\n"
 
 
-class Tools:
+class Tools(OneService):
     """Mixed into one class per form."""
-
-    @classmethod
-    def setUpClass(cls):
-        cls.service = cls.make()
-        cls.client = cls.service.client()
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.service.close()
 
     def chat(self, **more):
         return self.client.chat.completions.create(**{"model": MODEL, "messages": QUESTION, "max_tokens": 400, "seed": 1, **more})

@@ -7,7 +7,7 @@ import zipfile
 
 import openai
 
-from service import MODEL, Embedded, Production, examples, export, finish
+from service import MODEL, Embedded, OneService, Production, examples, export, finish
 
 QUESTION = [{"role": "user", "content": "What is 3+3?"}]
 
@@ -17,22 +17,13 @@ def row(question, answer):
     return json.dumps({"messages": messages}) + "\n"
 
 
-class XTraining:
+class XTraining(OneService):
     """Mixed into one class per form."""
 
     @classmethod
     def setUpClass(cls):
-        cls.service = cls.make()
-        cls.client = cls.service.client()
+        super().setUpClass()
         cls.train_file = cls.upload(examples(12))
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.service.close()
-
-    @classmethod
-    def upload(cls, content):
-        return cls.client.files.create(file=("train.jsonl", content), purpose="fine-tune").id
 
     def order(self, x_training=None, model=MODEL, training_file=None, n_epochs=1, **options):
         hyperparameters = {"n_epochs": n_epochs, "batch_size": 4}

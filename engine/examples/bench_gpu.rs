@@ -71,7 +71,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         pass_tokens,
         ..TrainConfig::default()
     };
-    let mut trainer = Trainer::on_gpu(base, adapter, train)?;
+    let mut trainer = Trainer::on_gpu(&gpu, base, adapter, train)?;
     let batches = batches(workload, model.vocab_size, 3 + n_steps)?;
     let (mut losses, mut seconds, mut tokens) = (Vec::new(), Vec::new(), 0);
     for (i, batch) in batches.iter().enumerate() {

@@ -43,7 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         max_cached_tokens: batch * (prompt + new).next_multiple_of(64),
     };
     let n_threads = std::thread::available_parallelism()?.get();
-    let mut batcher = Batcher::on_gpu(Arc::new(base), Pool::new(n_threads), limits)?;
+    let mut batcher = Batcher::on_gpu(&gpu, Arc::new(base), Pool::new(n_threads), limits)?;
     let lora = LoraConfig::all_linear(rank, 32.0);
     let adapters = (0..n_adapters).map(|i| Adapter::init(&model, &lora, i as u64).map(Arc::new));
     let adapters: Vec<_> = adapters.collect::<Result<_, _>>()?;
@@ -83,6 +83,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let timed = &seconds[4.min(seconds.len())..];
     let total: f64 = timed.iter().sum();
+    // What a step cannot do without: all weights but the table of which it takes a few rows, and the keys and values of each sequence.
+    let table = if model.tie_word_embeddings {
+        0
+    } else {
+        2 * model.vocab_size * model.hidden_size
+    };
+    let of_token = 2 * 2 * model.key_value_size() * model.num_hidden_layers;
+    let cached = batch * (prompt + seconds.len() / 2) * of_token;
+    let read_gb = (weight_bytes as f64 - table as f64 + cached as f64) / 1e9;
     let (free_after, _) = gpu.memory()?;
     gpu.begin_profile();
     batcher.step()?;
@@ -97,7 +106,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         json!({
             "engine": "luthier", "card": gpu.name(), "config": config, "options": options, "tokens_per_s": n_tokens as f64 / total,
             "step_ms": 1e3 * total / timed.len() as f64, "weight_gb": weight_bytes as f64 / 1e9,
-            "weights_read_gb_per_s": weight_bytes as f64 / 1e9 * timed.len() as f64 / total, "prefill_s": prefill_s,
+            "read_gb": read_gb, "read_gb_per_s": read_gb * timed.len() as f64 / total, "prefill_s": prefill_s,
             "prefill_tokens_per_s": (batch * prompt) as f64 / prefill_s,
             "memory_gib": (free_before - free_after) as f64 / (1u64 << 30) as f64, "profile": profile,
         })

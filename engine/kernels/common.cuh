@@ -27,6 +27,14 @@ __device__ __forceinline__ u32 to_bf16x2(float low, float high) {
 __device__ __forceinline__ float low_float(u32 pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float high_float(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
 
+// A kernel that was launched to begin before those before it have ended reads and writes nothing of theirs until here; the next one
+// may begin in the same way. Without that launch it does nothing.
+__device__ __forceinline__ void wait_for_kernels_before() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // The same sum in every lane, always added in the same order.
 __device__ __forceinline__ float warp_sum(float x) {
     for (int offset = WARP / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(ALL_LANES, x, offset);

@@ -18,6 +18,7 @@ extern "C" __global__ void kv_append(const bf16* __restrict__ qkv, int ld, const
                                      const int* __restrict__ row_position, const int* __restrict__ page_table, int max_pages,
                                      bf16* __restrict__ k_pages, bf16* __restrict__ v_pages, int n_rows, int n_heads,
                                      int n_kv_heads, int C) {
+    wait_for_kernels_before();
     const int row = blockIdx.x;
     if (row >= n_rows) return;
     const int sequence = row_sequence[row];
@@ -85,6 +86,8 @@ __device__ __forceinline__ void skinny_linear(const bf16* __restrict__ x, int ld
     };
 #pragma unroll
     for (int i = 0; i < STAGES; i++) copy(i, i * STAGE);
+    // No kernel before this one writes W.
+    wait_for_kernels_before();
 
     // What is added to is on its way meanwhile.
     constexpr bool EARLY = GROUPS <= 2;
@@ -433,6 +436,7 @@ __device__ __forceinline__ void decode_attention(const bf16* __restrict__ qkv, i
              const int* __restrict__ page_table, int max_pages, const bf16* __restrict__ k_pages,                                  \
              const bf16* __restrict__ v_pages, float* __restrict__ partial, float2* __restrict__ stats, int max_splits, int chunk, \
              float scale, float softcap, int window, int n_heads, int n_kv_heads) {                                                \
+        wait_for_kernels_before();                                                                                                 \
         decode_attention<C, GROUPS>(qkv, ld, row_sequence, row_position, page_table, max_pages, k_pages, v_pages, partial, stats,  \
                                     max_splits, chunk, scale, softcap, window, n_heads, n_kv_heads);                               \
     }
@@ -451,6 +455,7 @@ extern "C" __global__ void __launch_bounds__(256)
     decode_attention_combine(const float* __restrict__ partial, const float2* __restrict__ stats, int max_splits, int chunk,
                              int window, const int* __restrict__ row_sequence, const int* __restrict__ row_position,
                              bf16* __restrict__ out, int ld_out, int n_heads, int C) {
+    wait_for_kernels_before();
     __shared__ float4 sums[256];
     __shared__ float totals[256];
     const int head = blockIdx.x, row = blockIdx.y, lane = threadIdx.x % WARP;
@@ -490,7 +495,7 @@ extern "C" __global__ void __launch_bounds__(256)
     reinterpret_cast<uint2*>(out)[c] = make_uint2(to_bf16x2(sum.x / total, sum.y / total), to_bf16x2(sum.z / total, sum.w / total));
 }
 
-// ---- The best token.
+// ---- The next token.
 
 struct Best {
     float top, total;  // the largest logit; Σ e^(logit − largest)
@@ -522,15 +527,60 @@ struct Best {
     }
 };
 
-// For each row the first of its largest logits and that one's log p. One block of 1024 threads for a row; `ld` is a multiple of 4.
+// The least column whose weight, with those before it, is above `left`, within columns `first` to `end` - 1 in the order of their numbers; where
+// rounding left none, the last that weighs anything. `weigh(column)` is of four columns from a multiple of four on. By one warp.
+template <typename Weigh> __device__ __forceinline__ int draw_within(int first, int end, float left, Weigh weigh) {
+    const int lane = threadIdx.x % WARP;
+    int last = first;
+#pragma unroll 1
+    for (int start = first; start < end; start += 4 * WARP) {
+        float w[4];
+        weigh(start + 4 * lane, w);
+        const float own = (w[0] + w[1]) + (w[2] + w[3]);
+        float until = own;
+#pragma unroll
+        for (int offset = 1; offset < WARP; offset *= 2) {
+            const float before = __shfl_up_sync(ALL_LANES, until, offset);
+            if (lane >= offset) until += before;
+        }
+        int mine = -1;
+        float rest = left - (until - own);
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            if (w[j] > 0.0f && (mine < 0 || rest >= 0.0f)) mine = start + 4 * lane + j, rest -= w[j];
+        }
+        const u32 weighs = __ballot_sync(ALL_LANES, mine >= 0), above = __ballot_sync(ALL_LANES, mine >= 0 && left < until);
+        if (above) return __shfl_sync(ALL_LANES, mine, __ffs(above) - 1);
+        if (weighs) last = __shfl_sync(ALL_LANES, mine, 31 - __clz(weighs));
+        left -= __shfl_sync(ALL_LANES, until, WARP - 1);
+    }
+    return last;
+}
+
+// For each row a token, and its log p by the logits themselves. `inverse`: 1 / temperature, 0 for the first of the largest logits; `random`: where in
+// [0, 1) of the weights e^(logit·inverse), laid end to end, the token lies. Logits x become softcap·tanh(x/softcap) where that is not 0. The token is −1
+// where the logits are no numbers. One block of 1024 threads for a row; `ld` is a multiple of 4.
 extern "C" __global__ void __launch_bounds__(1024)
-    argmax_row(const float* __restrict__ logits, int ld, int V, int* __restrict__ id, float* __restrict__ logprob) {
+    draw_token(const float* __restrict__ logits, int ld, int V, float softcap, const float* __restrict__ inverse,
+               const double* __restrict__ random, int* __restrict__ id, float* __restrict__ logprob) {
     constexpr int AT_ONCE = 4;
     constexpr int NOWHERE = 0x7fffffff;
     constexpr float SMALLEST = -3.402823466e38f;
     __shared__ Best of_warp[WARP];
-    const float4* from = reinterpret_cast<const float4*>(logits + size_t(blockIdx.x) * ld);
-    const int n = (V + 3) / 4, lane = threadIdx.x % WARP;
+    __shared__ float weights[WARP];
+    wait_for_kernels_before();
+    logits += size_t(blockIdx.x) * ld;
+    const float4* from = reinterpret_cast<const float4*>(logits);
+    const int n = (V + 3) / 4, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const float slope = softcap > 0.0f ? 2.0f * LOG2_E / softcap : 0.0f;
+    auto capped = [&](float x) { return softcap > 0.0f ? softcap * cap_share(x, slope) : x; };
+    auto take = [&](float4 part, int column, float (&x)[4]) {
+        x[0] = capped(part.x), x[1] = capped(part.y), x[2] = capped(part.z), x[3] = capped(part.w);
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            if (column + j >= V) x[j] = LOWEST;
+        }
+    };
     Best best = {SMALLEST, 0.0f, NOWHERE};
     for (int first = threadIdx.x; first < n; first += AT_ONCE * blockDim.x) {
         float4 parts[AT_ONCE];
@@ -542,22 +592,58 @@ extern "C" __global__ void __launch_bounds__(1024)
         for (int i = 0; i < AT_ONCE; i++) {
             const int column = (first + i * blockDim.x) * 4;
             if (column >= V) break;
-            float x[4] = {parts[i].x, parts[i].y, parts[i].z, parts[i].w};
-#pragma unroll
-            for (int j = 1; j < 4; j++) {
-                if (column + j >= V) x[j] = LOWEST;
-            }
+            float x[4];
+            take(parts[i], column, x);
             best.take(x, column);
         }
     }
     best.over_warp();
-    if (lane == 0) of_warp[threadIdx.x / WARP] = best;
+    if (lane == 0) of_warp[warp] = best;
     __syncthreads();
-    if (threadIdx.x >= WARP) return;
-    best = lane < blockDim.x / WARP ? of_warp[lane] : Best{SMALLEST, 0.0f, NOWHERE};
+    // Every warp, so that all threads know it.
+    best = of_warp[lane];
     best.over_warp();
-    if (lane == 0) {
-        id[blockIdx.x] = best.at == NOWHERE ? 0 : best.at;
-        logprob[blockIdx.x] = -logf(best.total);
+    const float steepness = inverse[blockIdx.x];
+    int token = best.at;
+    if (steepness > 0.0f) {
+        // A warp weighs neighbouring columns.
+        const int of_one = (V + 128 * WARP - 1) / (128 * WARP) * 128, begin = min(warp * of_one, V), end = min(begin + of_one, V);
+        auto weigh = [&](int column, float (&w)[4]) {
+            w[0] = w[1] = w[2] = w[3] = 0.0f;
+            if (column >= V) return;
+            take(from[column / 4], column, w);
+#pragma unroll
+            for (int j = 0; j < 4; j++) w[j] = exp2_fast((w[j] - best.top) * steepness * LOG2_E);
+        };
+        float sum = 0.0f;
+#pragma unroll 2
+        for (int column = begin + 4 * lane; column < end; column += 4 * WARP) {
+            float w[4];
+            weigh(column, w);
+            sum += (w[0] + w[1]) + (w[2] + w[3]);
+        }
+        sum = warp_sum(sum);
+        if (lane == 0) weights[warp] = sum;
+        __syncthreads();
+        if (warp != 0) return;
+        double total = 0.0;
+#pragma unroll 1
+        for (int i = 0; i < WARP; i++) total += weights[i];
+        double left = random[blockIdx.x] * total;
+        int chosen = 0;
+#pragma unroll 1
+        for (int i = 0; i < WARP; i++) {
+            if (weights[i] <= 0.0f) continue;
+            chosen = i;
+            if (left < weights[i]) break;
+            if (i + 1 < WARP) left -= weights[i];
+        }
+        const int first = chosen * of_one;
+        token = draw_within(first, min(first + of_one, V), float(left), weigh);
+    }
+    if (threadIdx.x == 0) {
+        const bool is_number = isfinite(best.top) && isfinite(best.total) && best.at != NOWHERE;
+        id[blockIdx.x] = is_number ? token : -1;
+        logprob[blockIdx.x] = is_number ? capped(logits[token]) - best.top - logf(best.total) : 0.0f;
     }
 }

@@ -55,6 +55,7 @@ template <int ACT> __device__ __forceinline__ void forward(const bf16* gate, bf1
 // Shapes: `gate_up` (T, 2F), `inner` (T, F).
 extern "C" __global__ void __launch_bounds__(512) glu_forward(const bf16* __restrict__ gate_up, int ld,
                                                               bf16* __restrict__ inner, int ld_inner, int T, int F, int act) {
+    wait_for_kernels_before();
     size_t row = blockIdx.x;
     if (row >= T) return;
     if (act == SILU) forward<SILU>(gate_up + row * ld, inner + row * ld_inner, F);

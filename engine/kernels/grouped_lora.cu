@@ -63,6 +63,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3)
     };
 #pragma unroll
     for (int i = 0; i < STAGES; i++) copy(i);
+    // No kernel before this one writes A.
+    wait_for_kernels_before();
 
     const int n_rows = segment.n_rows;
     const bool has_upper = g < n_rows, has_lower = g + 8 < n_rows;
@@ -161,6 +163,7 @@ __device__ __forceinline__ void expand(Y* __restrict__ y, int ld_y, const float*
     const int first = (block * EXPAND_WARPS + warp) * EXPAND_COLUMNS, n_columns = of.n_columns - first, n_rows = segment.n_rows;
     if (n_columns <= 0) return;
     rows += segment.first;
+    wait_for_kernels_before();
 
     Eight<Y> before[4];
     Y* places[4];

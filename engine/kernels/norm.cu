@@ -103,6 +103,7 @@ __device__ __forceinline__ void forward(const float* from, const float* weight, 
 extern "C" __global__ void BLOCK norm_forward(const float* __restrict__ x, const int* __restrict__ rows,
                                               const float* __restrict__ weight, float eps, bf16* __restrict__ out, int ld_out,
                                               float* __restrict__ rstd, int n_rows, int D) {
+    wait_for_kernels_before();
     int row = blockIdx.x;
     if (row >= n_rows) return;
     x += size_t(rows ? rows[row] : row) * D;
@@ -201,6 +202,7 @@ extern "C" __global__ void BLOCK norm_backward_rows(const float* __restrict__ d,
 // rstd[i] = 1/√(mean(y²) + ε) of row i.
 extern "C" __global__ void BLOCK norm_factors(const bf16* __restrict__ y, int ld, float eps, float* __restrict__ rstd,
                                               int n_rows, int D) {
+    wait_for_kernels_before();
     int row = blockIdx.x;
     if (row >= n_rows) return;
     float x[2][8];
@@ -211,6 +213,7 @@ extern "C" __global__ void BLOCK norm_factors(const bf16* __restrict__ y, int ld
 // stream += y · rstd · weight. Shape: `stream` (n_rows, D). Any number of threads.
 extern "C" __global__ void BLOCK norm_add(const bf16* __restrict__ y, int ld, const float* __restrict__ weight,
                                           const float* __restrict__ rstd, float* __restrict__ stream, int n_rows, int D) {
+    wait_for_kernels_before();
     int row = blockIdx.x;
     if (row >= n_rows) return;
     y += size_t(row) * ld;

@@ -21,6 +21,7 @@ extern "C" __global__ void __launch_bounds__(256) rope_angles(const int* __restr
                                                               const float* __restrict__ inv_freq, float attention_factor,
                                                               float* __restrict__ cos, float* __restrict__ sin, int T,
                                                               int half) {
+    wait_for_kernels_before();
     u32 n = u32(T) * half;
     for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) {
         double s, c;
@@ -42,6 +43,7 @@ __device__ __forceinline__ void turn(float& x, float& y, float cos, float sin) {
 extern "C" __global__ void __launch_bounds__(256) rope_rotate(bf16* __restrict__ qkv, int ld, const float* __restrict__ cos,
                                                               const float* __restrict__ sin, int T, int n_rotated, int C,
                                                               int rotary_dim, int interleaved, float direction) {
+    wait_for_kernels_before();
     int row = blockIdx.x, half = rotary_dim / 2;
     if (row >= T) return;
     qkv += size_t(row) * ld;
@@ -131,6 +133,7 @@ extern "C" __global__ void __launch_bounds__(256)
     qk_norm_forward(bf16* qkv, int ld, const float* __restrict__ q_weight, int q_span, const float* __restrict__ k_weight,
                     int k_span, float eps, bf16* __restrict__ raw, int ld_raw, float* __restrict__ rstd, int T, int query_size,
                     int key_size, int team) {
+    wait_for_kernels_before();
     Group g = group(q_weight, q_span, k_weight, k_span, T, query_size, key_size, team);
     bf16* x = qkv + g.row * ld + g.first;
     bf16* keep = raw + g.row * ld_raw + g.first;

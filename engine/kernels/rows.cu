@@ -9,6 +9,7 @@ __device__ __forceinline__ void unpack(uint4 a, float (&x)[8]) {
 // stream[i] = table[tokens[i]] · scale. Shapes: `stream` (T, D), D a multiple of 4. One block for a row.
 extern "C" __global__ void __launch_bounds__(1024) embed(const int* __restrict__ tokens, const bf16* __restrict__ table, int ld,
                                                          float scale, float* __restrict__ stream, int T, int D) {
+    wait_for_kernels_before();
     size_t row = blockIdx.x;
     if (row >= T) return;
     table += size_t(tokens[row]) * ld;

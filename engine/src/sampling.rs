@@ -42,6 +42,46 @@ impl Default for Sampling {
     }
 }
 
+/// A draw from the softmax of the logits as they are: all that it needs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Draw {
+    /// Of the temperature; 0: the first of the likeliest.
+    pub inverse_temperature: f32,
+    /// Where in [0, 1) of the probabilities, laid end to end, the token lies.
+    pub random: f64,
+}
+
+impl Sampling {
+    /// The draw of the token after `index` others out of `vocab`; `None` where logits are changed or cut before.
+    pub(crate) fn plain_draw(&self, vocab: usize, index: u64) -> Option<Draw> {
+        let is_greedy = self.is_greedy();
+        let changes = !self.logit_bias.is_empty()
+            || self.frequency_penalty != 0.0
+            || self.presence_penalty != 0.0;
+        let cuts = self.top_k < vocab || self.top_p < 1.0 || self.min_p > 0.0;
+        if changes || cuts && !is_greedy {
+            return None;
+        }
+        Some(Draw {
+            inverse_temperature: if is_greedy {
+                0.0
+            } else {
+                self.temperature.recip()
+            },
+            random: self.random(index),
+        })
+    }
+
+    /// Below what f32 can divide by, the likeliest is all that is left.
+    fn is_greedy(&self) -> bool {
+        !(self.temperature.recip().is_finite() && self.temperature > 0.0)
+    }
+
+    fn random(&self, index: u64) -> f64 {
+        Stream::new(self.seed, Purpose::Sampling, 0).uniform_f64(index)
+    }
+}
+
 /// A chosen token. Log probabilities are those of the model itself: before bias, penalties, temperature and top_p.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Choice {
@@ -86,11 +126,9 @@ pub(crate) fn choose(
     if let Some(allowed) = allowed {
         forbid_others(logits, allowed)?;
     }
-    // Below what f32 can divide by, the likeliest is all that is left.
-    let token = if sampling.temperature.recip().is_finite() && sampling.temperature > 0.0 {
-        draw(logits, sampling, index)
-    } else {
-        likeliest(logits, 1)[0].0
+    let token = match sampling.is_greedy() {
+        true => likeliest(logits, 1)[0].0,
+        false => draw(logits, sampling, index),
     };
     // A token may have been changed more than once: its first entry holds the model's own logit.
     let unchanged = changed
@@ -168,7 +206,7 @@ fn likeliest(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
 fn draw(logits: &[f32], sampling: &Sampling, index: u64) -> u32 {
     let mut weights = logits.to_vec();
     let total = weigh(&mut weights, 1.0 / sampling.temperature);
-    let random = Stream::new(sampling.seed, Purpose::Sampling, 0).uniform_f64(index);
+    let random = sampling.random(index);
     let top_p = sampling.top_p.max(0.0);
     let mut tokens = match sampling.top_k.max(1) {
         k if k < weights.len() => {

@@ -48,6 +48,14 @@ fn shapes() -> Vec<Shape> {
     ]
 }
 
+/// One whose linears are large enough for the products that share columns among blocks.
+fn wide() -> Shape {
+    Shape {
+        family: "llama3",
+        changes: json!({"head_dim": 64, "hidden_size": 256, "intermediate_size": 16384, "vocab_size": 40960}),
+    }
+}
+
 impl Shape {
     fn config_json(&self) -> String {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
@@ -186,6 +194,7 @@ fn gpu() -> Option<Gpu> {
 }
 
 struct Case {
+    gpu: Gpu,
     base: Arc<BaseModel>,
     on_gpu: Arc<Base>,
     adapter: Adapter,
@@ -208,6 +217,7 @@ impl Case {
         let examples = lengths.iter().enumerate();
         let examples = examples.map(|(i, &len)| example(vocab, len + 2, i as u64));
         Self {
+            gpu: gpu.clone(),
             adapter: adapter(&base, &LoraConfig::all_linear(8, 16.0), 3),
             examples: examples.collect(),
             base: Arc::new(base),
@@ -239,7 +249,7 @@ impl Case {
 
     fn on_gpu(&self, memory: MemoryLevel) -> Trainer {
         let config = Self::config(Precision::Bf16, memory);
-        Trainer::on_gpu(self.on_gpu.clone(), self.adapter.clone(), config).unwrap()
+        Trainer::on_gpu(&self.gpu, self.on_gpu.clone(), self.adapter.clone(), config).unwrap()
     }
 }
 
@@ -362,7 +372,7 @@ fn what_a_gpu_cannot_do_is_told() {
     let Some(gpu) = gpu() else { return };
     let case = Case::new(&gpu, &shapes()[0]);
     let error = |adapter: Adapter, config: TrainConfig| {
-        Trainer::on_gpu(case.on_gpu.clone(), adapter, config)
+        Trainer::on_gpu(&gpu, case.on_gpu.clone(), adapter, config)
             .err()
             .unwrap()
             .to_string()
@@ -380,7 +390,8 @@ fn the_fastest_memory_level_that_fits_is_chosen() {
     let Some(gpu) = gpu() else { return };
     let case = Case::new(&gpu, &shapes()[0]);
     let config = Case::config(Precision::Bf16, MemoryLevel::KeepAll);
-    let level = |longest| engine::cuda::memory_level(&case.on_gpu, &case.adapter, &config, longest);
+    let level =
+        |longest| engine::cuda::memory_level(&gpu, &case.on_gpu, &case.adapter, &config, longest);
     // To more tokens than any card has room for, by steps that are smaller than what gate and up take of all.
     let longest = (0..560).map(|i| (1024.0 * 1.02f64.powi(i)) as usize);
     let mut seen: Vec<_> = longest.map(|n| level(n).ok()).collect();
@@ -436,7 +447,13 @@ fn generate(batcher: &mut Batcher, requests: &[GenerateRequest]) -> Vec<Vec<(u32
 #[test]
 fn rows_of_any_step_on_a_gpu_equal_their_single_runs_bit_for_bit() {
     let Some(gpu) = gpu() else { return };
-    for shape in [&shapes()[0], &shapes()[2], &shapes()[3], &shapes()[5]] {
+    for shape in [
+        &shapes()[0],
+        &shapes()[2],
+        &shapes()[3],
+        &shapes()[5],
+        &wide(),
+    ] {
         let case = Case::new(&gpu, shape);
         let vocab = case.base.config().vocab_size;
         let made = [4, 8, 16].into_iter().enumerate().map(|(i, r)| {
@@ -449,14 +466,22 @@ fn rows_of_any_step_on_a_gpu_equal_their_single_runs_bit_for_bit() {
             .enumerate()
             .map(|(i, &len)| {
                 let prompt = example(vocab, len, i as u64).tokens;
-                ask(prompt, adapters.get(i % 4).cloned(), 12)
+                let mut request = ask(prompt, adapters.get(i % 4).cloned(), 12);
+                // Two of three draw on the GPU.
+                if i % 3 > 0 {
+                    request.top_logprobs = None;
+                    request.sampling.temperature = (i % 2) as f32;
+                    request.sampling.seed = i as u64;
+                }
+                request
             })
             .collect();
-        let mut batcher = Batcher::on_gpu(case.on_gpu.clone(), case.pool.clone(), LIMITS).unwrap();
+        let mut batcher =
+            Batcher::on_gpu(&gpu, case.on_gpu.clone(), case.pool.clone(), LIMITS).unwrap();
         let together = generate(&mut batcher, &requests);
         for (i, request) in requests.iter().enumerate() {
             let mut alone =
-                Batcher::on_gpu(case.on_gpu.clone(), case.pool.clone(), LIMITS).unwrap();
+                Batcher::on_gpu(&gpu, case.on_gpu.clone(), case.pool.clone(), LIMITS).unwrap();
             let single = generate(&mut alone, std::slice::from_ref(request));
             assert!(single[0] == together[i], "{} request {i}", shape.family);
         }
@@ -464,13 +489,75 @@ fn rows_of_any_step_on_a_gpu_equal_their_single_runs_bit_for_bit() {
 }
 
 #[test]
+fn a_token_drawn_on_a_gpu_is_the_one_that_the_host_draws() {
+    let Some(gpu) = gpu() else { return };
+    // Gemma 2 caps its logits.
+    for shape in [&shapes()[0], &shapes()[5], &wide()] {
+        let case = Case::new(&gpu, shape);
+        let vocab = case.base.config().vocab_size;
+        for temperature in [0.0, 0.7, 1.0, 2.0] {
+            let answers = [None, Some(1)].map(|top_logprobs| {
+                let prompt = example(vocab, 20, 1).tokens;
+                let mut request = ask(prompt, None, 40);
+                (request.top_logprobs, request.sampling.temperature) = (top_logprobs, temperature);
+                let pool = case.pool.clone();
+                let mut batcher = Batcher::on_gpu(&gpu, case.on_gpu.clone(), pool, LIMITS).unwrap();
+                generate(&mut batcher, &[request]).remove(0)
+            });
+            let [drawn, chosen] = &answers;
+            for ((a, p), (b, q)) in drawn.iter().zip(chosen) {
+                assert_eq!(a, b, "{} at {temperature}", shape.family);
+                let [p, q] = [p, q].map(|bits| f32::from_bits(*bits));
+                assert!((p - q).abs() < 1e-3, "{p} {q}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_training_and_generation_at_once_change_no_bit_of_each_other() {
+    let Some(gpu) = gpu() else { return };
+    let case = Case::new(&gpu, &shapes()[0]);
+    let first = gpu.going_first().unwrap();
+    let train = || {
+        let mut trainer = case.on_gpu(MemoryLevel::KeepAll);
+        for step in 0..60 {
+            trainer.step(&case.examples[step % 3..]).unwrap();
+        }
+        trainer.save_state().unwrap()
+    };
+    let vocab = case.base.config().vocab_size;
+    let served = Arc::new(case.adapter.clone());
+    let requests: Vec<_> = (0..8)
+        .map(|i| {
+            let adapter = (i % 2 == 0).then(|| served.clone());
+            ask(example(vocab, 40 + i, i as u64).tokens, adapter, 60)
+        })
+        .collect();
+    let answer = || {
+        let pool = case.pool.clone();
+        let mut batcher = Batcher::on_gpu(&first, case.on_gpu.clone(), pool, LIMITS).unwrap();
+        generate(&mut batcher, &requests)
+    };
+    let (trained, answered) = (train(), answer());
+    let (trained_beside, answered_beside) = std::thread::scope(|scope| {
+        let training = scope.spawn(train);
+        let answering = scope.spawn(|| (0..4).map(|_| answer()).collect::<Vec<_>>());
+        (training.join().unwrap(), answering.join().unwrap())
+    });
+    assert!(trained == trained_beside);
+    assert!(answered_beside.iter().all(|answers| *answers == answered));
+}
+
+#[test]
 fn scores_on_a_gpu_are_the_cpus_within_bf16() {
     let Some(gpu) = gpu() else { return };
     let mut bad = Vec::new();
-    for shape in shapes() {
+    for shape in shapes().into_iter().chain([wide()]) {
         let case = Case::new(&gpu, &shape);
         let mut on_cpu = Batcher::new(case.base.clone(), case.pool.clone(), LIMITS);
-        let mut on_gpu = Batcher::on_gpu(case.on_gpu.clone(), case.pool.clone(), LIMITS).unwrap();
+        let mut on_gpu =
+            Batcher::on_gpu(&gpu, case.on_gpu.clone(), case.pool.clone(), LIMITS).unwrap();
         let tokens = example(case.base.config().vocab_size, 700, 1).tokens;
         for adapter in [None, Some(&case.adapter)] {
             let [a, b] = [&mut on_gpu, &mut on_cpu].map(|b| b.score(&tokens, adapter).unwrap());

@@ -218,7 +218,7 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    /// Starts the threads; with a GPU, trainings run there. The receiver yields once, when they end: an error if the engine broke.
+    /// Starts the threads; with a GPU, bases lie there, generation goes first and trainings run beside it. The receiver yields once, when they end: an error if the engine broke.
     pub(crate) fn start(
         n_threads: usize,
         gpu: Option<Gpu>,
@@ -229,7 +229,10 @@ impl Device {
         let pool = Pool::with_start(n_threads, priority::yield_to_others);
         let load = Arc::<Load>::default();
         let (serving, inbox) = mpsc::channel();
-        let mut generates = serving::Serving::new(pool.clone(), limits, Arc::clone(&load));
+        let goes_first = gpu.as_ref().map(Gpu::going_first).transpose();
+        let goes_first = goes_first.map_err(std::io::Error::other)?;
+        let mut generates =
+            serving::Serving::new(goes_first, pool.clone(), limits, Arc::clone(&load));
         spawn("serving", &broken, move || generates.serve(&inbox))?;
         let (training, inbox) = mpsc::channel();
         let on_gpu = gpu.as_ref().map(|gpu| format!("{}, and ", gpu.name()));
@@ -306,12 +309,11 @@ impl Device {
         let mut training = Training {
             id,
             on: TrainedOn::Cpu,
-            generates_in: Precision::Fp32,
             device: self.clone(),
         };
         let start = Box::new(start);
         let begin = |reply| training::Command::Begin { id, start, reply };
-        (training.on, training.generates_in) = ask(&self.training, begin).await?;
+        training.on = ask(&self.training, begin).await?;
         Ok(training)
     }
 }
@@ -382,17 +384,19 @@ pub(crate) struct PairBatch {
 pub(crate) struct Training {
     id: u64,
     pub(crate) on: TrainedOn,
-    /// What its base answers in.
-    generates_in: Precision,
     device: Device,
 }
 
 impl Training {
     /// What [`Self::label_logprobs`] or [`Self::score`] rounds to, where one of them does.
-    pub(crate) fn scored_in(&self) -> Precision {
+    pub(crate) async fn scored_in(&self, adapter: &Arc<Adapter>) -> Result<Precision, DeviceError> {
+        let adapter = Arc::clone(adapter);
         match self.on {
-            TrainedOn::Cpu => self.generates_in,
-            TrainedOn::Gpu => Precision::Bf16,
+            TrainedOn::Cpu => {
+                self.work(|reply| Work::GeneratesIn { adapter, reply })
+                    .await
+            }
+            TrainedOn::Gpu => Ok(Precision::Bf16),
         }
     }
 

@@ -7,6 +7,7 @@ with copies of what is read, so that the cache does not serve it; "of copy" is b
 Usage: python3 bench/gpu/kernels/decode.py [WORD …]     only cases with a WORD in their name
 """
 
+import ctypes
 import math
 import os
 import statistics
@@ -34,6 +35,9 @@ STREAMS = {0: cupy.cuda.Stream.null, SIDE.cuda_stream: cupy.cuda.ExternalStream(
 torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 LINEAR_SHARED = 98304
+# Of `linear_ROWS`, for sm_90a: rows of W that a cluster of blocks has, and dynamic shared memory by its rows.
+CLUSTER_ROWS = 128
+CLUSTER_SHARED = {8: 104448, 16: 110592, 32: 102400, 64: 98304, 128: 196608}
 SHRINK_SHARED = 65536
 ATTENTION_SHARED = {64: 65536, 96: 73728, 128: 65536, 256: 65536}
 KERNELS, FAILURES, CHECKS, TABLES, COPY = {}, [], {}, {}, [1.0]
@@ -46,32 +50,69 @@ def attention_shared(C, wide):
 def load_kernels():
     sm = {8: "80", 9: "90a", 12: "120"}[torch.cuda.get_device_capability()[0]]
     module = cupy.RawModule(path=str(BUILT / f"decode.sm_{sm}.cubin"))
-    names = {"kv_append": 0, "decode_attention_combine": 0, "argmax_row": 0}
+    names = {"kv_append": 0, "decode_attention_combine": 0, "draw_token": 0}
     names |= {f"skinny_linear_{m}_{rows}": LINEAR_SHARED for m in (8, 16, 32, 64) for rows in (16, 32)}
     names |= {f"decode_attention_{C}{w}": attention_shared(C, bool(w)) for C in ATTENTION_SHARED for w in ("", "_wide")}
+    if sm == "90a":
+        clusters = cupy.RawModule(path=str(BUILT / "linear.sm_90a.cubin"))
+        of_clusters = {f"linear_{rows}": shared for rows, shared in CLUSTER_SHARED.items()}
+    else:
+        clusters, of_clusters = None, {}
     lora = cupy.RawModule(path=str(BUILT / f"grouped_lora.sm_{sm}.cubin"))
     of_lora = {"grouped_lora_shrink": SHRINK_SHARED, "grouped_lora_expand": 0, "grouped_lora_expand_f32": 0}
-    for of, some in ((module, names), (lora, of_lora)):
+    for of, some in ((module, names), (clusters, of_clusters), (lora, of_lora)):
         for name, shared in some.items():
             KERNELS[name] = of.get_function(name)
             if shared > 48 << 10:
                 KERNELS[name].max_dynamic_shared_size_bytes = shared
 
 
+def argument(x):
+    if x is None:
+        return np.uint64(0)
+    if isinstance(x, torch.Tensor):
+        return np.uint64(x.data_ptr())
+    if isinstance(x, (bool, int)):
+        return np.int32(x)
+    return np.float32(x) if isinstance(x, float) else x
+
+
 def run(name, grid, threads, *args, shared=0):
     """Launches on torch's current stream."""
-
-    def argument(x):
-        if x is None:
-            return np.uint64(0)
-        if isinstance(x, torch.Tensor):
-            return np.uint64(x.data_ptr())
-        if isinstance(x, (bool, int)):
-            return np.int32(x)
-        return np.float32(x) if isinstance(x, float) else x
-
     with STREAMS[torch.cuda.current_stream().cuda_stream]:
         KERNELS[name](grid, (threads,), tuple(map(argument, args)), shared_mem=shared)
+
+
+class Attribute(ctypes.Structure):
+    """CUlaunchAttribute."""
+
+    _fields_ = [("id", ctypes.c_uint), ("pad", ctypes.c_uint), ("value", ctypes.c_uint * 16)]
+
+
+class Config(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = [("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared", ctypes.c_uint), ("stream", ctypes.c_void_p),
+                ("attributes", ctypes.POINTER(Attribute)), ("n_attributes", ctypes.c_uint)]
+
+
+CLUSTER_DIMENSION, PROGRAMMATIC_STREAM_SERIALIZATION = 4, 6
+
+
+def run_clusters(name, grid, threads, cluster, *args, shared=0):
+    """As `run`, in clusters of blocks along y, and perhaps before the kernel before has ended."""
+    attributes = (Attribute * 2)()
+    attributes[0].id, attributes[1].id = CLUSTER_DIMENSION, PROGRAMMATIC_STREAM_SERIALIZATION
+    attributes[0].value[:3] = [1, cluster, 1]
+    attributes[1].value[0] = 1
+    stream = torch.cuda.current_stream().cuda_stream
+    config = Config((ctypes.c_uint * 3)(*grid, 1), (ctypes.c_uint * 3)(threads, 1, 1), shared, stream, attributes, 2)
+    values = [(ctypes.c_char * a.itemsize).from_buffer_copy(a.tobytes()) for a in map(argument, args)]
+    pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+    kernel = ctypes.c_void_p(KERNELS[name].kernel.ptr)
+    status = ctypes.CDLL("libcuda.so.1").cuLaunchKernelEx(ctypes.byref(config), kernel, pointers, None)
+    if status:
+        raise RuntimeError(f"{name}: CUDA error {status}")
 
 
 def up(x, n):
@@ -199,34 +240,55 @@ def measure_copy():
 MODES = {"bf16": 0, "f32": 1, "add": 2}
 
 
-def bucket(M):
-    return next(b for b in (8, 16, 32, 64) if M <= b)
+def bucket(M, buckets):
+    return next(b for b in buckets if M <= b)
 
 
-def rows_of_block(N):
+def has_clusters():
+    return "linear_8" in KERNELS
+
+
+def blocks_of_cluster(n_tiles):
+    """As `serve_ops` has it."""
+    if n_tiles < 192:
+        return min(max(192 // n_tiles, 1), 6)
+    return 2 if n_tiles < 512 else 1
+
+
+def rows_of_block(N, K):
+    """As `serve_ops::linear` chooses."""
+    if has_clusters() and N * K >= 1 << 22:
+        return CLUSTER_ROWS
     return 32 if N >= 4096 else 16
 
 
 def linear(x, ld_x, w, ld_w, bias, y, ld_y, mode, M, N, K, rows=None, most=None):
-    rows = rows or rows_of_block(N)
-    run(f"skinny_linear_{most or bucket(M)}_{rows}", (-(-N // rows),), 256, x, ld_x, w, ld_w, bias, y, ld_y, MODES[mode], M, N, K,
-        shared=LINEAR_SHARED)
+    rows = rows or rows_of_block(N, K)
+    args = x, ld_x, w, ld_w, bias, y, ld_y, MODES[mode], M, N, K
+    if rows == CLUSTER_ROWS:
+        most = most or bucket(min(M, max(CLUSTER_SHARED)), CLUSTER_SHARED)
+        tiles = -(-N // rows)
+        cluster = blocks_of_cluster(tiles)
+        run_clusters(f"linear_{most}", (-(-M // most), tiles * cluster), 256, cluster, *args, shared=CLUSTER_SHARED[most])
+    else:
+        run(f"skinny_linear_{most or bucket(M, (8, 16, 32, 64))}_{rows}", (-(-N // rows),), 256, *args, shared=LINEAR_SHARED)
 
 
-def linear_check(M, N, K, mode, with_bias):
+def linear_check(M, N, K, mode, with_bias, with_clusters=False):
     w, x = pitched(normal(N, K, dtype=BF16, scale=0.05)), pitched(normal(M, K, dtype=BF16), 16)
-    bias = normal(N, dtype=BF16) if with_bias else None
+    bias = normal(N, dtype=BF16 if mode == "bf16" else F32) if with_bias else None
     dtype = BF16 if mode == "bf16" else F32
     before = poisoned(M, up(N, 8) + 8, dtype=dtype)
     if mode == "add":
         before[:, :N] = normal(M, N)
+    forms = [(CLUSTER_ROWS, most) for most in CLUSTER_SHARED] if with_clusters else [(r, m) for r in (16, 32) for m in (8, 16, 32, 64) if m >= M]
 
-    def result(rows=None, most=None):
+    def result(rows, most):
         y = before.clone()
         linear(x, x.shape[1], w, w.shape[1], bias, y, y.shape[1], mode, M, N, K, rows, most)
         return y
 
-    y = result()
+    y = result(*forms[0])
     ref = x[:, :K].double() @ w[:, :K].double().T
     if with_bias:
         ref += bias.double()
@@ -234,14 +296,12 @@ def linear_check(M, N, K, mode, with_bias):
         ref += before[:, :N].double()
     relative = compare("y", y[:, :N], ref, 3e-3 if mode == "bf16" else 2e-5)
     same_bits("padding", y[:, N:], before[:, N:])
-    same_bits("second run", result(), y)
-    for rows in (16, 32):
-        for most in (8, 16, 32, 64):
-            if most >= M:
-                same_bits(f"{most} rows at most, {rows} of W", result(rows, most), y)
-    for i in range(M):
+    same_bits("second run", result(*forms[0]), y)
+    for rows, most in forms[1:]:
+        same_bits(f"{most} rows at most, {rows} of W", result(rows, most), y)
+    for i in range(min(M, 64)):
         alone = before[i].clone()
-        linear(x[i], x.shape[1], w, w.shape[1], bias, alone, y.shape[1], mode, 1, N, K)
+        linear(x[i], x.shape[1], w, w.shape[1], bias, alone, y.shape[1], mode, 1, N, K, forms[0][0])
         same_bits(f"row {i} alone", alone, y[i])
     return relative
 
@@ -250,19 +310,22 @@ def linear_timing(label, N, K, pool):
     n_bytes = 2 * N * K
     n_sets = max(2, min(160, BYTES_OF_SETS // n_bytes, pool.numel() // (N * K)))
     weights = [pool[i * N * K : (i + 1) * N * K].view(N, K) for i in range(n_sets)]
-    for M in (1, 8, 64):
+    for M in (1, 8, 64, 128, 512):
         x, y = normal(M, K, dtype=BF16), poisoned(M, N, dtype=BF16)
         all_bytes = n_bytes + 2 * M * (N + K)
         cells = []
-        for rows in (16, 32):
-            took = seconds(lambda i: linear(x, K, weights[i], K, None, y, N, "bf16", M, N, K, rows), n_sets)
-            cells.append(speed(took, all_bytes))
+        for rows in (16, 32, CLUSTER_ROWS):
+            if has_clusters() if rows == CLUSTER_ROWS else M <= 64:
+                took = seconds(lambda i: linear(x, K, weights[i], K, None, y, N, "bf16", M, N, K, rows), n_sets)
+                cells.append(speed(took, all_bytes))
+            else:
+                cells.append(" | ")
         took = seconds(lambda i: torch.mm(x, weights[i].T, out=y), n_sets)
-        row("| linear | M | rows 16, µs | of copy | rows 32, µs | of copy | torch, µs | of copy |", f"{label} {N}×{K}", M, *cells,
+        row("| linear | M | rows 16, µs | of copy | rows 32, µs | of copy | clusters, µs | of copy | torch, µs | of copy |", f"{label} {N}×{K}", M, *cells,
             speed(took, all_bytes))
     if N == 4096:
         x, y = normal(1, K, dtype=BF16), normal(1, N)
-        took = seconds(lambda i: linear(x, K, weights[i], K, None, y, N, "add", 1, N, K, 32), n_sets)
+        took = seconds(lambda i: linear(x, K, weights[i], K, None, y, N, "add", 1, N, K), n_sets)
         row("| linear, others | M | µs | of copy |", f"{label} {N}×{K} added to f32", 1, speed(took, n_bytes))
 
 
@@ -275,6 +338,17 @@ def linears():
     guarded("linear, 7×520", lambda: linear_check(3, 7, 520, "bf16", True))
     guarded("linear, 4096×14336", lambda: linear_check(64, 4096, 14336, "add", False))
     guarded("linear, 6144×4096", lambda: linear_check(8, 6144, 4096, "bf16", True))
+    if not has_clusters():
+        return
+    for M in (1, 8, 9, 33, 64, 65, 128, 129, 300):
+        guarded(f"linear in clusters, M={M} 896×896", lambda: linear_check(M, 896, 896, "bf16", True, True))
+        guarded(f"linear in clusters, M={M} 200×136 f32", lambda: linear_check(M, 200, 136, "f32", False, True))
+        guarded(f"linear in clusters, M={M} 1003×1000 added", lambda: linear_check(M, 1003, 1000, "add", True, True))
+    guarded("linear in clusters, 64×8", lambda: linear_check(3, 64, 8, "f32", True, True))
+    guarded("linear in clusters, 7×520", lambda: linear_check(3, 7, 520, "bf16", True, True))
+    guarded("linear in clusters, 4096×14336", lambda: linear_check(64, 4096, 14336, "add", False, True))
+    guarded("linear in clusters, 6144×4096", lambda: linear_check(200, 6144, 4096, "bf16", True, True))
+    guarded("linear in clusters, 28672×4096", lambda: linear_check(16, 28672, 4096, "bf16", False, True))
 
 
 def linear_timings():
@@ -588,44 +662,72 @@ def lora_timings():
 # The best token.
 
 
-def argmax_check(n, V, ties):
+def draw(n, logits, ld, V, cap, inverse, random, ids, logprobs):
+    run("draw_token", (n,), 1024, logits, ld, V, float(cap), inverse, random, ids, logprobs)
+
+
+def draw_check(n, V, ties, temperature, cap):
+    """`temperature` 0: the first of the largest."""
     ld = up(V, 8) + 8
     logits = poisoned(n, ld)
     logits[:, :V] = normal(n, V, scale=3.0)
     if ties:
         logits[:, :V] = logits[:, :V].round()
         logits[:, : V // 3] = -math.inf
+    inverse = torch.full((n,), 1 / temperature if temperature else 0.0, device=DEVICE)
+    random = torch.rand(n, dtype=torch.float64, generator=GENERATOR, device=DEVICE)
+    random[0] = 0.0
     ids, logprobs = poisoned(n + 1, dtype=I32), poisoned(n + 1)
-    run("argmax_row", (n,), 1024, logits, ld, V, ids, logprobs)
-    x = logits[:, :V].double()
-    top = x.max(-1, keepdim=True).values
-    first = torch.where(x == top, torch.arange(V, device=DEVICE), V).min(-1).values.to(I32)
-    same_bits("ids", ids[:n], first)
+    draw(n, logits, ld, V, cap, inverse, random, ids, logprobs)
     if int(ids[n]) != -77:
         raise Wrong("ids: written beyond the rows")
-    ref = x.log_softmax(-1).gather(-1, first.long()[:, None])[:, 0]
+    x = logits[:, :V].double()
+    if cap:
+        x = cap * torch.tanh(x / cap)
+    if temperature:
+        # Where the token begins and ends in the weights end to end, but for rounding.
+        weights = (x / temperature).softmax(-1)
+        end = weights.cumsum(-1).gather(-1, ids[:n].long()[:, None])[:, 0]
+        own = weights.gather(-1, ids[:n].long()[:, None])[:, 0]
+        if not bool(((own > 0) & (random > end - own - 1e-5) & (random < end + 1e-5)).all()):
+            raise Wrong(f"ids: {random.tolist()} are not in {(end - own).tolist()} to {end.tolist()}")
+    elif not cap:
+        top = x.max(-1, keepdim=True).values
+        same_bits("ids", ids[:n], torch.where(x == top, torch.arange(V, device=DEVICE), V).min(-1).values.to(I32))
+    ref = x.log_softmax(-1).gather(-1, ids[:n].long()[:, None])[:, 0]
     relative = compare("log p", logprobs[:n], ref, 3e-5)
     again, again_p = poisoned(n + 1, dtype=I32), poisoned(n + 1)
-    run("argmax_row", (n,), 1024, logits, ld, V, again, again_p)
+    draw(n, logits, ld, V, cap, inverse, random, again, again_p)
+    same_bits("second run", again[:n], ids[:n])
     same_bits("log p, second run", again_p[:n], logprobs[:n])
-    run("argmax_row", (1,), 1024, logits[n - 1], ld, V, again, again_p)
+    draw(1, logits[n - 1], ld, V, cap, inverse[n - 1 :], random[n - 1 :], again, again_p)
+    same_bits("row alone", again[:1], ids[n - 1 : n])
     same_bits("log p, row alone", again_p[:1], logprobs[n - 1 : n])
+    logits[0, V // 2] = math.nan
+    draw(n, logits, ld, V, cap, inverse, random, again, again_p)
+    if int(again[0]) != -1:
+        raise Wrong("ids: a token of logits that are no numbers")
+    same_bits("beside a row without numbers", again[1:n], ids[1:n])
     return relative
 
 
-def argmax_timing(V, n):
+def draw_timing(V, n, temperature):
     n_sets = max(2, min(64, BYTES_OF_SETS // (4 * V * n)))
     logits, ids, p = normal(n_sets, n, V), poisoned(n, dtype=I32), poisoned(n)
-    took = seconds(lambda i: run("argmax_row", (n,), 1024, logits[i], V, V, ids, p), n_sets)
-    row("| argmax | rows | µs | of copy |", V, n, speed(took, 4 * V * n))
+    inverse = torch.full((n,), 1 / temperature if temperature else 0.0, device=DEVICE)
+    random = torch.rand(n, dtype=torch.float64, generator=GENERATOR, device=DEVICE)
+    took = seconds(lambda i: draw(n, logits[i], V, V, 0.0, inverse, random, ids, p), n_sets)
+    row("| draw | rows | temperature | µs | of copy |", V, n, temperature, speed(took, 4 * V * n))
 
 
-def argmaxes():
-    for n, V in ((5, 128256), (3, 151936), (2, 50257), (4, 5), (3, 1003), (64, 4096)):
+def draws():
+    for n, V in ((5, 128256), (3, 151936), (2, 50257), (4, 5), (3, 1003), (64, 4096), (2, 262144)):
         for ties in (False, True):
-            guarded(f"argmax, {n}×{V}", lambda: argmax_check(n, V, ties))
+            for temperature, cap in ((0, 0.0), (1.0, 0.0), (0.7, 30.0), (1.5, 0.0)):
+                guarded(f"draw, {n}×{V} at {temperature}", lambda: draw_check(n, V, ties, temperature, cap))
     for n in (1, 8, 64):
-        guarded("argmax timing", lambda: argmax_timing(128256, n))
+        for temperature in (0, 1.0):
+            guarded("draw timing", lambda: draw_timing(128256, n, temperature))
 
 
 def main():
@@ -634,7 +736,7 @@ def main():
     linears()
     attentions()
     loras()
-    argmaxes()
+    draws()
     torch.cuda.empty_cache()
     linear_timings()
     torch.cuda.empty_cache()

@@ -1,11 +1,14 @@
 //! Owns the adapters that generation has on a GPU: each in a slot, the one that was used longest ago makes room.
 
+use std::sync::Mutex;
+
 use half::bf16;
 
 use super::gpu::{CudaError, Gpu};
-use super::memory::{Format, Matrix, Memory, Plan, upload};
+use super::memory::{Format, Matrix, Memory, Pinned, Plan, upload};
 use super::serve_ops::{AdapterLinear, AdapterPart, EXPAND_COLUMNS};
-use crate::lora::{Adapter, Fused, Layout};
+use crate::cpu::pool::Pool;
+use crate::lora::{self, Adapter, Fused, Init, Layout};
 
 /// What adapters may take together, unless one step needs more. Bytes.
 const BUDGET: u64 = 4 << 30;
@@ -20,7 +23,14 @@ pub(super) struct Adapters {
     table: Memory,
     n_linears: usize,
     clock: u64,
+    /// Two halves, through which they come here by turns.
+    staging: Pinned,
+    /// Numbers of a half.
+    half: usize,
 }
+
+/// Bytes of a half: a few linears of most adapters.
+const HALF: usize = 16 << 20;
 
 struct Loaded {
     number: u64,
@@ -52,6 +62,8 @@ impl Adapters {
             table: Memory::new(gpu, bytes)?,
             n_linears,
             clock: 0,
+            staging: Pinned::new(gpu, 2 * HALF)?,
+            half: HALF / size_of::<bf16>(),
         })
     }
 
@@ -68,7 +80,7 @@ impl Adapters {
 
     /// Where an adapter is, brought here where it is not.
     /// Errors: `OutOfMemory`, `Driver`.
-    pub fn slot(&mut self, adapter: &Adapter) -> Result<Slot, CudaError> {
+    pub fn slot(&mut self, pool: &Pool, adapter: &Adapter) -> Result<Slot, CudaError> {
         let number = adapter.number();
         let found = self.slots.iter().position(|slot| {
             let loaded = slot.as_ref();
@@ -76,7 +88,7 @@ impl Adapters {
         });
         let at = match found {
             Some(at) => at,
-            None => self.load(adapter)?,
+            None => self.load(pool, adapter)?,
         };
         let loaded = self.slots[at].as_mut();
         let loaded = loaded.expect("found or loaded above — a bug here");
@@ -88,22 +100,26 @@ impl Adapters {
         })
     }
 
-    fn load(&mut self, adapter: &Adapter) -> Result<usize, CudaError> {
-        let adapter_number = adapter.number();
-        let adapter = adapter.to_plain();
-        let (layout, values) = (adapter.layout(), adapter.values());
+    fn load(&mut self, pool: &Pool, adapter: &Adapter) -> Result<usize, CudaError> {
+        let number = adapter.number();
+        let folded;
+        let adapter = match adapter.config().init_lora_weights {
+            Init::Pissa => {
+                folded = adapter.to_plain();
+                &folded
+            }
+            Init::Default | Init::Gaussian => adapter,
+        };
+        let layout = adapter.layout();
         let mut plan = Plan::measure();
         let _ = places(&mut plan, layout);
         self.make_room(plan.used() as u64);
         let at = self.free_slot();
         let memory = Memory::new(&self.gpu, plan.used())?;
+        let places = places(&mut Plan::over(&memory), layout);
+        self.bring(pool, adapter, &places, memory.at())?;
         let (mut table, mut most_ranks, mut most_blocks) = (Vec::new(), 0, 0);
-        for (linear, place) in places(&mut Plan::over(&memory), layout)
-            .into_iter()
-            .enumerate()
-        {
-            let fused = Fused::ALL[linear % Fused::ALL.len()];
-            let slots = layout.fused(linear / Fused::ALL.len(), fused);
+        for (slots, place) in slots_of(layout).zip(&places) {
             let mut of_linear = AdapterLinear {
                 a: place.a.at,
                 a_pitch: place.a.pitch as i32,
@@ -111,25 +127,12 @@ impl Adapters {
                 n_parts: slots.len() as i32,
                 ..AdapterLinear::default()
             };
-            let mut a = vec![bf16::ZERO; place.a.rows * place.a.pitch];
             let (mut first_rank, mut n_blocks) = (0, 0);
-            for ((slot, b_place), part) in slots.iter().zip(&place.b).zip(&mut of_linear.parts) {
+            for ((slot, b), part) in slots.iter().zip(&place.b).zip(&mut of_linear.parts) {
                 let n_ranks = slot.r.next_multiple_of(STEP);
-                let rows = values[slot.a.clone()].chunks_exact(slot.n_in);
-                for (row, from) in a.chunks_exact_mut(place.a.pitch).skip(first_rank).zip(rows) {
-                    let pairs = row.iter_mut().zip(from);
-                    pairs.for_each(|(to, from)| *to = bf16::from_f32(from * slot.scale));
-                }
-                let mut b = vec![bf16::ZERO; slot.n_out * b_place.pitch];
-                let rows = values[slot.b.clone()].chunks_exact(slot.r);
-                for (row, from) in b.chunks_exact_mut(b_place.pitch).zip(rows) {
-                    let pairs = row.iter_mut().zip(from);
-                    pairs.for_each(|(to, from)| *to = bf16::from_f32(*from));
-                }
-                upload(&self.gpu, b_place.at, &b)?;
                 *part = AdapterPart {
-                    b: b_place.at,
-                    b_pitch: b_place.pitch as i32,
+                    b: b.at,
+                    b_pitch: b.pitch as i32,
                     first_column: slot.column as i32,
                     n_columns: slot.n_out as i32,
                     first_rank: first_rank as i32,
@@ -139,7 +142,6 @@ impl Adapters {
                 first_rank += n_ranks;
                 n_blocks += slot.n_out.div_ceil(EXPAND_COLUMNS);
             }
-            upload(&self.gpu, place.a.at, &a)?;
             most_ranks = most_ranks.max(place.a.rows);
             most_blocks = most_blocks.max(n_blocks);
             table.push(of_linear);
@@ -147,13 +149,49 @@ impl Adapters {
         let bytes = size_of::<AdapterLinear>() * self.n_linears;
         upload(&self.gpu, self.table.at() + (at * bytes) as u64, &table)?;
         self.slots[at] = Some(Loaded {
-            number: adapter_number,
+            number,
             used: self.clock,
             most_ranks,
             most_blocks,
             memory,
         });
         Ok(at)
+    }
+
+    /// Copies all As and Bs to where `places` has them, from `at` on.
+    fn bring(
+        &mut self,
+        pool: &Pool,
+        adapter: &Adapter,
+        places: &[Places],
+        at: u64,
+    ) -> Result<(), CudaError> {
+        let largest = places.iter().map(Places::len).max().unwrap_or(0);
+        if largest > self.half {
+            self.half = largest.next_power_of_two();
+            self.staging = Pinned::new(&self.gpu, 2 * self.half * size_of::<bf16>())?;
+        }
+        let linears: Vec<_> = slots_of(adapter.layout()).zip(places).collect();
+        let numbers = self.staging.numbers::<bf16>(2 * self.half)?;
+        let (mut packed, mut on_its_way) = numbers.split_at_mut(self.half);
+        let (mut rest, mut at) = (&linears[..], at);
+        while !rest.is_empty() {
+            let mut len = 0;
+            let n = rest.iter().take_while(|(_, place)| {
+                len += place.len();
+                len <= self.half
+            });
+            let (now, later) = rest.split_at(n.count());
+            let len = now.iter().map(|(_, place)| place.len()).sum();
+            pack(pool, adapter, now, &mut packed[..len]);
+            // The other half is there.
+            self.gpu.synchronize()?;
+            upload(&self.gpu, at, &packed[..len])?;
+            at += (len * size_of::<bf16>()) as u64;
+            rest = later;
+            (packed, on_its_way) = (on_its_way, packed);
+        }
+        self.gpu.synchronize()
     }
 
     /// Drops what was used longest ago until `needed` bytes fit the budget; what this step uses stays.
@@ -195,8 +233,65 @@ impl Adapters {
 struct Places {
     /// (ranks, k)
     a: Matrix,
-    /// (n, rank) of each part.
+    /// (n, rank) of each part, behind it.
     b: Vec<Matrix>,
+    /// Of all of them, with what lies between. Bytes.
+    size: usize,
+}
+
+impl Places {
+    /// Numbers.
+    fn len(&self) -> usize {
+        self.size / size_of::<bf16>()
+    }
+}
+
+/// What changes each fused linear of each layer.
+fn slots_of(layout: &Layout) -> impl Iterator<Item = &[lora::Slot]> {
+    let linears = (0..layout.n_layers).flat_map(|layer| Fused::ALL.map(|fused| (layer, fused)));
+    linears.map(|(layer, fused)| layout.fused(layer, fused))
+}
+
+/// As, scaled, and Bs of some linears, one behind the other.
+fn pack(
+    pool: &Pool,
+    adapter: &Adapter,
+    linears: &[(&[lora::Slot], &Places)],
+    numbers: &mut [bf16],
+) {
+    /// A linear's part of the numbers, and what goes there.
+    struct Task<'a> {
+        to: &'a mut [bf16],
+        slots: &'a [lora::Slot],
+        place: &'a Places,
+    }
+    let (mut tasks, mut rest) = (Vec::new(), numbers);
+    for &(slots, place) in linears {
+        let (to, behind) = rest.split_at_mut(place.len());
+        rest = behind;
+        tasks.push(Mutex::new(Task { to, slots, place }));
+    }
+    pool.run(tasks.len(), |i| {
+        let mut task = tasks[i].lock().expect("nobody panicked — a bug here");
+        let Task { to, slots, place } = &mut *task;
+        let a = place.a;
+        to.fill(bf16::ZERO);
+        let mut first_rank = 0;
+        for (slot, b) in slots.iter().zip(&place.b) {
+            let rows = adapter.values()[slot.a.clone()].chunks_exact(slot.n_in);
+            for (row, from) in to[first_rank * a.pitch..].chunks_mut(a.pitch).zip(rows) {
+                let pairs = row.iter_mut().zip(from);
+                pairs.for_each(|(to, from)| *to = bf16::from_f32(from * slot.scale));
+            }
+            first_rank += slot.r.next_multiple_of(STEP);
+            let rows = adapter.values()[slot.b.clone()].chunks_exact(slot.r);
+            let b_at = (b.at - a.at) as usize / size_of::<bf16>();
+            for (row, from) in to[b_at..].chunks_mut(b.pitch).zip(rows) {
+                let pairs = row.iter_mut().zip(from);
+                pairs.for_each(|(to, from)| *to = bf16::from_f32(*from));
+            }
+        }
+    });
 }
 
 /// For each fused linear of each layer.
@@ -207,13 +302,14 @@ fn places(plan: &mut Plan, layout: &Layout) -> Vec<Places> {
             let slots = layout.fused(layer, fused);
             let ranks = slots.iter().map(|slot| slot.r.next_multiple_of(STEP)).sum();
             let n_in = slots.first().map_or(0, |slot| slot.n_in);
-            all.push(Places {
-                a: plan.matrix(Format::Bf16, ranks, n_in),
-                b: slots
-                    .iter()
-                    .map(|slot| plan.dense(Format::Bf16, slot.n_out, slot.r.next_multiple_of(STEP)))
-                    .collect(),
-            });
+            let began = plan.used();
+            let a = plan.matrix(Format::Bf16, ranks, n_in);
+            let b = slots
+                .iter()
+                .map(|slot| plan.dense(Format::Bf16, slot.n_out, slot.r.next_multiple_of(STEP)))
+                .collect();
+            let size = plan.used() - began;
+            all.push(Places { a, b, size });
         }
     }
     all

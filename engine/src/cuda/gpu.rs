@@ -1,4 +1,4 @@
-//! Owns a GPU: its context, the one stream that everything runs on in order, the kernels, and plans of products.
+//! Owns a GPU: its context, streams on each of which everything runs in order, the kernels, and plans of products.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -51,20 +51,44 @@ impl<T> Context<T> for Result<T, DriverError> {
     }
 }
 
-/// A GPU that is ready; copies are the same one.
+/// A GPU that is ready, and the stream on which this handle's work runs in order; copies share both.
 #[derive(Clone)]
 pub struct Gpu(Arc<Inner>);
 
 struct Inner {
+    card: Arc<Card>,
     stream: Arc<CudaStream>,
-    kernels: HashMap<&'static str, CudaFunction>,
     matmuls: Matmuls,
+    profile: Mutex<Option<Profile>>,
+}
+
+/// What all handles of a GPU share.
+struct Card {
+    kernels: HashMap<&'static str, CudaFunction>,
     attention: AttentionShapes,
     name: String,
     n_multiprocessors: u32,
     capability: (i32, i32),
-    profile: Mutex<Option<Profile>>,
 }
+
+/// Kernels, by the beginnings of their names, that wait for those before them (`wait_for_kernels_before` in `common.cuh`): all that a step of
+/// generation runs.
+static EARLY: [&str; 14] = [
+    "decode_attention",
+    "draw_token",
+    "embed",
+    "glu_forward",
+    "grouped_lora",
+    "kv_append",
+    "linear_",
+    "norm_add",
+    "norm_factors",
+    "norm_forward",
+    "qk_norm_forward",
+    "rope_angles",
+    "rope_rotate",
+    "skinny_linear",
+];
 
 /// Milliseconds and calls of each kind of work.
 type Profile = HashMap<String, (f64, usize)>;
@@ -83,6 +107,8 @@ pub(super) struct Launch {
     pub grid: (u32, u32, u32),
     pub block: u32,
     pub shared: u32,
+    /// Blocks of a cluster, along y; 1: no clusters.
+    pub cluster: u32,
 }
 
 impl Launch {
@@ -92,6 +118,7 @@ impl Launch {
             grid: (n as u32, 1, 1),
             block,
             shared: 0,
+            cluster: 1,
         }
     }
 
@@ -172,13 +199,30 @@ impl Gpu {
             // A card that has not as much cannot run it: this is told when it is started.
             let _ = functions[name].set_attribute(limit, shared as i32);
         }
-        Ok(Self(Arc::new(Inner {
+        let card = Card {
             kernels: functions,
-            matmuls: Matmuls::new(&stream)?,
             attention,
             name: context.name().context("reading its name")?,
             n_multiprocessors: n.context("reading its size")? as u32,
             capability,
+        };
+        Self::with(Arc::new(card), stream)
+    }
+
+    /// The same GPU with a stream of its own, whose kernels begin before those of other streams that wait.
+    /// Errors: `OutOfMemory`, `Driver`.
+    pub fn going_first(&self) -> Result<Self, CudaError> {
+        let context = self.0.stream.context();
+        context.bind_to_thread().context("its context")?;
+        let (_, first) = result::stream::get_priority_range().context("asking for priorities")?;
+        let stream = context.new_stream_with_priority(first);
+        Self::with(Arc::clone(&self.0.card), stream.context("making a stream")?)
+    }
+
+    fn with(card: Arc<Card>, stream: Arc<CudaStream>) -> Result<Self, CudaError> {
+        Ok(Self(Arc::new(Inner {
+            card,
+            matmuls: Matmuls::new(&stream)?,
             profile: Mutex::default(),
             stream,
         })))
@@ -186,7 +230,7 @@ impl Gpu {
 
     /// The name that the driver gives it.
     pub fn name(&self) -> &str {
-        &self.0.name
+        &self.0.card.name
     }
 
     /// Bytes that are free, and bytes that there are.
@@ -203,11 +247,11 @@ impl Gpu {
 
     /// Compute capability.
     pub fn capability(&self) -> (i32, i32) {
-        self.0.capability
+        self.0.card.capability
     }
 
     pub(super) fn n_multiprocessors(&self) -> u32 {
-        self.0.n_multiprocessors
+        self.0.card.n_multiprocessors
     }
 
     pub(super) fn stream(&self) -> &Arc<CudaStream> {
@@ -215,7 +259,7 @@ impl Gpu {
     }
 
     pub(super) fn attention(&self) -> &AttentionShapes {
-        &self.0.attention
+        &self.0.card.attention
     }
 
     /// Rows that a tile of the attention's forward, of its backward to keys and values, and of that to queries has.
@@ -280,6 +324,11 @@ impl Gpu {
         self.0.stream.synchronize().context("what it was computing")
     }
 
+    /// Whether a kernel waits by itself for those before it, so that it may begin before they have ended.
+    fn may_begin_early(&self, name: &str) -> bool {
+        EARLY.iter().any(|early| name.starts_with(early))
+    }
+
     /// Starts a kernel.
     /// Safety: `args` point at values of the kernel's parameters, in order, and those at memory that is as large as the kernel
     /// takes it to be.
@@ -289,23 +338,55 @@ impl Gpu {
         launch: Launch,
         args: &mut [*mut c_void],
     ) -> Result<(), CudaError> {
-        let Launch {
-            grid,
-            block,
-            shared,
-        } = launch;
-        if grid.0 == 0 || grid.1 == 0 || grid.2 == 0 {
+        let (x, y, z) = launch.grid;
+        if x == 0 || y == 0 || z == 0 {
             return Ok(());
         }
-        let function = &self.0.kernels[name];
-        let stream = self.0.stream.cu_stream();
+        let mut attributes = [
+            sys::CUlaunchAttribute {
+                id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                pad: [0; 4],
+                value: sys::CUlaunchAttributeValue {
+                    programmaticStreamSerializationAllowed: i32::from(self.may_begin_early(name)),
+                },
+            },
+            sys::CUlaunchAttribute {
+                id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                pad: [0; 4],
+                value: sys::CUlaunchAttributeValue {
+                    clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
+                        x: 1,
+                        y: launch.cluster,
+                        z: 1,
+                    },
+                },
+            },
+        ];
+        // Only Hopper's machine code knows these.
+        let n_attributes = match (self.capability() == (9, 0), launch.cluster) {
+            (false, _) => 0,
+            (true, 1) => 1,
+            (true, _) => 2,
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: launch.block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared,
+            hStream: self.0.stream.cu_stream(),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: n_attributes,
+        };
+        let function = self.0.card.kernels[name].cu_function();
         let start = || {
             // SAFETY: of the caller; the function and the stream live as long as `self`.
             let started = unsafe {
-                let function = function.cu_function();
-                result::launch_kernel(function, grid, (block, 1, 1), shared, stream, args)
+                sys::cuLaunchKernelEx(&config, function, args.as_mut_ptr(), std::ptr::null_mut())
             };
-            started.context(name)
+            started.result().context(name)
         };
         self.timed(|| name.to_owned(), start)
     }

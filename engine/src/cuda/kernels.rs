@@ -37,6 +37,7 @@ static MODULES: &[Module] = &modules![
     "fill",
     "glu",
     "grouped_lora",
+    "linear",
     "norm",
     "quant",
     "rope",

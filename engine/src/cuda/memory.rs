@@ -194,34 +194,103 @@ impl Memory {
     }
 }
 
-/// Numbers in memory that the GPU copies to at full speed.
+/// Host memory that the GPU copies from and to at full speed.
 pub(super) struct Pinned {
-    numbers: PinnedHostSlice<f32>,
+    bytes: PinnedHostSlice<u8>,
 }
 
 impl Pinned {
-    /// Errors: `Driver`.
+    /// Room for `len` bytes. Errors: `Driver`.
     pub fn new(gpu: &Gpu, len: usize) -> Result<Self, CudaError> {
+        let context = gpu.stream().context();
+        context.bind_to_thread().context("its context")?;
         // SAFETY: whoever reads the memory has written it first.
-        let numbers = unsafe {
-            gpu.stream()
-                .context()
-                .alloc_pinned_with_flags(len.max(1), 0)
-        };
-        let numbers = numbers.context("allocating memory that it copies to")?;
-        Ok(Self { numbers })
+        let bytes = unsafe { context.alloc_pinned_with_flags(len.max(1), 0) };
+        let bytes = bytes.context("allocating memory that it copies to")?;
+        Ok(Self { bytes })
     }
 
-    pub fn len(&self) -> usize {
-        self.numbers.len()
+    /// The one in `place`, with room for `len` numbers: grown where it is too small.
+    /// Errors: `Driver`.
+    pub fn with_room<'a, T>(
+        place: &'a mut Option<Self>,
+        gpu: &Gpu,
+        len: usize,
+    ) -> Result<&'a mut Self, CudaError> {
+        let needed = len * size_of::<T>();
+        if place
+            .as_ref()
+            .is_none_or(|pinned| pinned.bytes.len() < needed)
+        {
+            *place = None;
+            *place = Some(Self::new(gpu, needed.next_power_of_two())?);
+        }
+        Ok(place.as_mut().expect("made above where it was not there"))
     }
 
     /// The first `len` numbers.
     /// Errors: `Driver`.
-    pub fn numbers(&mut self, len: usize) -> Result<&mut [f32], CudaError> {
-        let numbers = self.numbers.as_mut_slice().context("copying from it")?;
-        Ok(&mut numbers[..len])
+    pub fn numbers<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(
+        &mut self,
+        len: usize,
+    ) -> Result<&mut [T], CudaError> {
+        let bytes = self.bytes.as_mut_slice().context("copying from it")?;
+        Ok(bytemuck::cast_slice_mut(&mut bytes[..len * size_of::<T>()]))
     }
+}
+
+/// Numbers that [`download_large`] has on their way at a time.
+const PIECE: usize = 4 << 20;
+
+/// What [`download_large`] copies through.
+/// Errors: `Driver`.
+pub(super) fn staging(gpu: &Gpu) -> Result<Pinned, CudaError> {
+    Pinned::new(gpu, 2 * PIECE * size_of::<f32>())
+}
+
+/// As [`download`], at full speed, through what [`staging`] made.
+/// Errors: `Driver`.
+pub(super) fn download_large(
+    gpu: &Gpu,
+    from: u64,
+    to: &mut [f32],
+    staging: &mut Pinned,
+) -> Result<(), CudaError> {
+    let halves = staging.numbers::<f32>(2 * PIECE)?.split_at_mut(PIECE);
+    let (mut arriving, mut arrived) = halves;
+    let stream = gpu.stream();
+    let mut pieces = to.chunks_mut(PIECE).enumerate();
+    let mut last: Option<&mut [f32]> = None;
+    loop {
+        let next = pieces.next();
+        if let Some((i, piece)) = &next {
+            let at = from + (i * PIECE * size_of::<f32>()) as u64;
+            let to: &mut [u8] = bytemuck::cast_slice_mut(&mut arriving[..piece.len()]);
+            // SAFETY: the caller planned `from` with as many numbers; the stream is waited for before they are read.
+            unsafe { result::memcpy_dtoh_async(to, at, stream.cu_stream()) }
+                .context("copying from it")?;
+        }
+        // Meanwhile the piece before goes where it belongs.
+        if let Some(piece) = last.take() {
+            copy_on_threads(&arrived[..piece.len()], piece);
+        }
+        let Some((_, piece)) = next else {
+            return Ok(());
+        };
+        gpu.synchronize()?;
+        (arriving, arrived) = (arrived, arriving);
+        last = Some(piece);
+    }
+}
+
+/// Pages that nobody touched before come one by one: several threads ask for them.
+fn copy_on_threads(from: &[f32], to: &mut [f32]) {
+    const OF_ONE: usize = PIECE / 8;
+    std::thread::scope(|scope| {
+        for (to, from) in to.chunks_mut(OF_ONE).zip(from.chunks(OF_ONE)) {
+            scope.spawn(|| to.copy_from_slice(from));
+        }
+    });
 }
 
 /// Copies numbers to the GPU; `from` may change once this returns.

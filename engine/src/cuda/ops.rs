@@ -349,6 +349,7 @@ fn glu_launch(n_rows: usize, inner: usize) -> Launch {
         ),
         block: threads,
         shared: 0,
+        cluster: 1,
     }
 }
 
@@ -482,6 +483,7 @@ pub(super) fn attention_forward(
         grid: (tables.tiles.forward.1 as u32, heads.n_heads as u32, 1),
         block: threads,
         shared,
+        cluster: 1,
     };
     launch!(
         gpu, FORWARD[variant], how;
@@ -509,6 +511,7 @@ pub(super) fn attention_backward(
         grid: (qkv.rows.div_ceil(64) as u32, heads.n_heads as u32, 1),
         block: 256,
         shared: 0,
+        cluster: 1,
     };
     launch!(
         gpu, "attention_backward_delta", how;
@@ -549,6 +552,7 @@ pub(super) fn attention_backward(
             grid: (n_tiles as u32, n_heads as u32, 1),
             block: threads,
             shared,
+            cluster: 1,
         };
         launch!(
             gpu, name, how;

@@ -14,6 +14,7 @@ use crate::model::MemoryLevel;
 
 /// A pass of a training.
 pub(super) struct Pass<'a> {
+    pub gpu: &'a Gpu,
     pub base: &'a Base,
     pub room: &'a Room,
     pub tables: Tables,
@@ -36,7 +37,7 @@ pub(super) struct Into<'a> {
 
 impl Pass<'_> {
     pub(super) fn gpu(&self) -> &Gpu {
-        &self.base.gpu
+        self.gpu
     }
 
     /// A matrix without the rows that this pass does not have.

@@ -2,12 +2,12 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::base::Base;
 use super::gpu::{CudaError, Gpu};
 use super::matmul::cublaslt_version;
-use super::memory::{Memory, Plan, clear, download, upload};
+use super::memory::{Memory, Pinned, Plan, clear, download, download_large, staging, upload};
 use super::ops::{ADAM_CHUNK, Adam, AdamStep, AdamTensor, tiles};
 use super::passes::{Into, Pass};
 use super::room::{Gradients, ROW_STEP, Room, Tables, Tiles, parts, ranks};
@@ -31,6 +31,7 @@ const MOST_ROWS: usize = 16384;
 
 /// An adapter on a GPU.
 pub(crate) struct Run {
+    gpu: Gpu,
     base: Arc<Base>,
     layout: Arc<Layout>,
     ranks: Vec<[usize; 4]>,
@@ -42,6 +43,8 @@ pub(crate) struct Run {
     room: Option<(Memory, Room)>,
     /// What the passes of a step are over; grown to the largest so far.
     tables: Option<Memory>,
+    /// Through which the adapter comes to the host.
+    staging: Mutex<Pinned>,
 }
 
 /// The adapter's part of the memory.
@@ -58,9 +61,10 @@ struct OnGpu {
 }
 
 impl Run {
-    /// A run with the values of `adapter`.
+    /// A run with the values of `adapter` on the stream of `gpu`, the GPU that has `base`.
     /// Errors: `Unsupported`, `OutOfMemory`, `Driver`.
     pub fn new(
+        gpu: &Gpu,
         base: Arc<Base>,
         adapter: &Adapter,
         groups: &[Group],
@@ -69,8 +73,9 @@ impl Run {
         let layout = Arc::clone(adapter.layout());
         check(&base, adapter, config)?;
         let ranks = ranks(&layout);
-        let state = OnGpu::new(&base, &layout, &ranks, adapter.values(), groups)?;
+        let state = OnGpu::new(gpu, &base, &layout, &ranks, adapter.values(), groups)?;
         Ok(Self {
+            gpu: gpu.clone(),
             base,
             layout,
             ranks,
@@ -80,11 +85,12 @@ impl Run {
             state,
             room: None,
             tables: None,
+            staging: Mutex::new(staging(gpu)?),
         })
     }
 
     fn gpu(&self) -> &Gpu {
-        &self.base.gpu
+        &self.gpu
     }
 
     /// Room for passes of `n_rows` rows with `n_labels` labels.
@@ -102,7 +108,7 @@ impl Run {
             |plan: &mut Plan| Room::new(plan, &self.base, &self.ranks, rows, labels, self.memory);
         let mut plan = Plan::measure();
         divide(&mut plan);
-        let memory = Memory::new(&self.base.gpu, plan.used())?;
+        let memory = Memory::new(&self.gpu, plan.used())?;
         let room = divide(&mut Plan::over(&memory));
         self.room = Some((memory, room));
         Ok(())
@@ -140,7 +146,8 @@ impl Run {
     /// As many numbers as the adapter has values.
     fn read(&self, at: u64) -> Result<Vec<f32>, CudaError> {
         let mut numbers = vec![0.0; self.layout.n_values()];
-        download(self.gpu(), at, &mut numbers)?;
+        let mut staging = self.staging.lock().expect("no holder panics — a bug here");
+        download_large(self.gpu(), at, &mut numbers, &mut staging)?;
         Ok(numbers)
     }
 
@@ -150,6 +157,7 @@ impl Run {
             .as_ref()
             .expect("`prepare` made room — a bug here");
         Pass {
+            gpu: &self.gpu,
             base: &self.base,
             room,
             tables,
@@ -199,6 +207,7 @@ fn check(base: &Base, adapter: &Adapter, config: &TrainConfig) -> Result<(), Cud
 
 impl OnGpu {
     fn new(
+        gpu: &Gpu,
         base: &Base,
         layout: &Layout,
         ranks: &[[usize; 4]],
@@ -207,7 +216,7 @@ impl OnGpu {
     ) -> Result<Self, CudaError> {
         let mut plan = Plan::measure();
         Held::plan(&mut plan, base, layout, ranks);
-        let memory = Memory::new(&base.gpu, plan.used())?;
+        let memory = Memory::new(gpu, plan.used())?;
         let Held {
             values: at,
             exp_avg,
@@ -216,9 +225,8 @@ impl OnGpu {
             adam,
             sums,
         } = Held::plan(&mut Plan::over(&memory), base, layout, ranks);
-        let gpu = &base.gpu;
         clear(gpu, memory.at(), memory.len())?;
-        clear_changes(base)?;
+        clear_changes(gpu, base)?;
         let mut on_gpu = Self {
             values: at,
             exp_avg,
@@ -229,18 +237,24 @@ impl OnGpu {
             _memory: memory,
         };
         upload(gpu, at, values)?;
-        on_gpu.publish(base, layout, groups)?;
+        on_gpu.publish(gpu, base, layout, groups)?;
         Ok(on_gpu)
     }
 
     /// Lets the passes read the values as they are. What is not trained is read by them all the same: it is published here alone,
     /// then only the rest is updated.
-    fn publish(&mut self, base: &Base, layout: &Layout, groups: &[Group]) -> Result<(), CudaError> {
+    fn publish(
+        &mut self,
+        gpu: &Gpu,
+        base: &Base,
+        layout: &Layout,
+        groups: &[Group],
+    ) -> Result<(), CudaError> {
         let all = self.tensors(base, layout, None);
-        self.set_tensors(&base.gpu, &all)?;
-        self.adam.publish(&base.gpu)?;
+        self.set_tensors(gpu, &all)?;
+        self.adam.publish(gpu)?;
         let trained = self.tensors(base, layout, Some(groups));
-        self.set_tensors(&base.gpu, &trained)
+        self.set_tensors(gpu, &trained)
     }
 
     /// A and B of every slot, or with `groups` of those that are trained.
@@ -359,10 +373,10 @@ fn rule(groups: &[Group], place: &Range<usize>) -> Option<(f32, f32)> {
 }
 
 /// What an adapter before has left around the weights.
-fn clear_changes(base: &Base) -> Result<(), CudaError> {
+fn clear_changes(gpu: &Gpu, base: &Base) -> Result<(), CudaError> {
     for linear in base.layers.iter().flat_map(|layer| &layer.linears) {
-        super::ops::clear_matrix(&base.gpu, linear.a)?;
-        super::ops::clear_matrix(&base.gpu, linear.b)?;
+        super::ops::clear_matrix(gpu, linear.a)?;
+        super::ops::clear_matrix(gpu, linear.b)?;
     }
     Ok(())
 }
@@ -580,7 +594,9 @@ impl train::Run for Run {
         upload(self.gpu(), values, &state.values)?;
         upload(self.gpu(), exp_avg, &state.exp_avg)?;
         upload(self.gpu(), exp_avg_sq, &state.exp_avg_sq)?;
-        Ok(self.state.publish(&self.base, &self.layout, &self.groups)?)
+        Ok(self
+            .state
+            .publish(&self.gpu, &self.base, &self.layout, &self.groups)?)
     }
 }
 
@@ -594,6 +610,7 @@ fn rows_per_pass(config: &ModelConfig) -> usize {
 /// in tokens. It is counted from above, as if every row of a pass had a label.
 /// Errors: `OutOfMemory` with what the leanest level needs; `Unsupported`; `Driver`.
 pub fn memory_level(
+    gpu: &Gpu,
     base: &Base,
     adapter: &Adapter,
     config: &TrainConfig,
@@ -604,8 +621,8 @@ pub fn memory_level(
     let budget = config.pass_tokens.unwrap_or(rows_per_pass(&base.config));
     let n_rows = budget.max(longest).next_multiple_of(ROW_STEP);
     // Memory that was freed is given back to the card only now.
-    base.gpu.synchronize()?;
-    let (free, total) = base.gpu.memory()?;
+    gpu.synchronize()?;
+    let (free, total) = gpu.memory()?;
     let available = free.saturating_sub(total / 20);
     let mut needed = 0;
     for level in [

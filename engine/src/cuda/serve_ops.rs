@@ -8,6 +8,32 @@ use crate::config::ModelConfig;
 /// Rows that `skinny_linear` takes at most.
 const MOST_ROWS: usize = 64;
 
+/// `linear_ROWS`, its rows and its dynamic shared memory in bytes.
+static CLUSTER_LINEARS: [(&str, usize, u32); 5] = [
+    ("linear_8", 8, 104_448),
+    ("linear_16", 16, 110_592),
+    ("linear_32", 32, 102_400),
+    ("linear_64", 64, 98_304),
+    ("linear_128", 128, 196_608),
+];
+
+/// Rows of W that a cluster of `linear_*` has.
+const CLUSTER_ROWS: usize = 128;
+
+/// How many blocks share the columns of a W of so many tiles. Two of them fit a multiprocessor of a Hopper card, which has 132, in groups that large
+/// clusters do not fill; one that has nearly a block for each place is divided once more, so that none ends much later. No card's own
+/// number: all are to give the same bits.
+fn blocks_of_cluster(n_tiles: usize) -> usize {
+    match n_tiles {
+        0..192 => (192 / n_tiles.max(1)).clamp(1, 6),
+        192..512 => 2,
+        _ => 1,
+    }
+}
+
+/// Numbers of W from which `linear_*` is faster than `skinny_linear`.
+const CLUSTER_NUMBERS: usize = 1 << 22;
+
 /// Dynamic shared memory of `skinny_linear`. Bytes.
 const LINEAR_SHARED: u32 = 98304;
 
@@ -51,12 +77,19 @@ fn attention_shared(variant: usize, is_wide: bool) -> u32 {
 /// Every kernel here that takes more than 48 KiB of dynamic shared memory, which has to be asked for.
 pub(super) fn large() -> Vec<(&'static str, u32)> {
     let linears = LINEARS.iter().flatten().map(|name| (*name, LINEAR_SHARED));
+    let clusters = CLUSTER_LINEARS
+        .iter()
+        .map(|&(name, _, shared)| (name, shared));
     let attentions = ATTENTIONS.iter().enumerate().flat_map(|(variant, names)| {
         let shared = [false, true].map(|is_wide| attention_shared(variant, is_wide));
         names.iter().copied().zip(shared)
     });
     let shrink = [("grouped_lora_shrink", SHRINK_SHARED)];
-    linears.chain(attentions).chain(shrink).collect()
+    linears
+        .chain(clusters)
+        .chain(attentions)
+        .chain(shrink)
+        .collect()
 }
 
 /// Where a product goes.
@@ -81,6 +114,10 @@ pub(super) fn linear(
         (Format::F32, To::Become) => 1,
         (Format::F32, To::Add) => 2,
     };
+    // Chosen by the shape of W alone: row i of y has the same bits whatever rows are beside it.
+    if gpu.capability() == (9, 0) && w.rows * w.columns >= CLUSTER_NUMBERS {
+        return cluster_linear(gpu, x, w, bias, y, mode);
+    }
     let is_tall = w.rows >= 4096;
     let of_block = if is_tall { 32 } else { 16 };
     for first in (0..x.rows).step_by(MOST_ROWS) {
@@ -92,6 +129,7 @@ pub(super) fn linear(
             grid: (w.rows.div_ceil(of_block) as u32, 1, 1),
             block: 256,
             shared: LINEAR_SHARED,
+            cluster: 1,
         };
         launch!(
             gpu, LINEARS[size][usize::from(is_tall)], how;
@@ -99,6 +137,31 @@ pub(super) fn linear(
         )?;
     }
     Ok(())
+}
+
+/// The same by clusters of blocks that share the columns of W.
+fn cluster_linear(
+    gpu: &Gpu,
+    x: Matrix,
+    w: Matrix,
+    bias: u64,
+    y: Matrix,
+    mode: i32,
+) -> Result<(), CudaError> {
+    let fits = CLUSTER_LINEARS.iter().find(|(_, rows, _)| x.rows <= *rows);
+    let &(name, rows, shared) = fits.unwrap_or(&CLUSTER_LINEARS[CLUSTER_LINEARS.len() - 1]);
+    let n_tiles = w.rows.div_ceil(CLUSTER_ROWS);
+    let cluster = blocks_of_cluster(n_tiles);
+    let how = Launch {
+        grid: (x.rows.div_ceil(rows) as u32, (n_tiles * cluster) as u32, 1),
+        block: 256,
+        shared,
+        cluster: cluster as u32,
+    };
+    launch!(
+        gpu, name, how;
+        x.at, int(x.pitch), w.at, int(w.pitch), bias, y.at, int(y.pitch), mode, int(x.rows), int(w.rows), int(w.columns)
+    )
 }
 
 /// Where the rows of a step belong.
@@ -174,6 +237,7 @@ pub(super) fn attention(
             grid: (n_splits as u32, n_parts as u32, (end - first) as u32),
             block: 128,
             shared: attention_shared(variant, is_wide),
+            cluster: 1,
         };
         launch!(
             gpu, ATTENTIONS[variant][usize::from(is_wide)], how;
@@ -185,6 +249,7 @@ pub(super) fn attention(
             grid: (n_heads as u32, (end - first) as u32, 1),
             block: 256,
             shared: 0,
+            cluster: 1,
         };
         launch!(
             gpu, "decode_attention_combine", how;
@@ -193,6 +258,22 @@ pub(super) fn attention(
         )?;
     }
     Ok(())
+}
+
+/// A token of each row of `logits` (rows, V), and its log p: i32, −1 where the logits are no numbers, and f32. `draws`: inverse temperatures in f32, 0
+/// for the likeliest, and random numbers of [0, 1) in f64.
+pub(super) fn draw(
+    gpu: &Gpu,
+    logits: Matrix,
+    vocab: usize,
+    softcap: f32,
+    (inverse, random): (u64, u64),
+    (tokens, logprobs): (u64, u64),
+) -> Result<(), CudaError> {
+    launch!(
+        gpu, "draw_token", Launch::blocks(logits.rows, 1024);
+        logits.at, int(logits.pitch), int(vocab), softcap, inverse, random, tokens, logprobs
+    )
 }
 
 /// A part of an adapter's change of a fused linear: the layout of the kernels' `Part`.
@@ -249,6 +330,7 @@ pub(super) fn grouped_lora(
         grid: (segments.most_ranks.div_ceil(8) as u32, segments.n as u32, 1),
         block: 256,
         shared: SHRINK_SHARED,
+        cluster: 1,
     };
     launch!(
         gpu, "grouped_lora_shrink", how;
@@ -263,6 +345,7 @@ pub(super) fn grouped_lora(
         grid: (segments.most_blocks as u32, segments.n as u32, 1),
         block: 128,
         shared: 0,
+        cluster: 1,
     };
     launch!(
         gpu, name, how;

@@ -13,16 +13,18 @@ use crate::config::ModelConfig;
 use crate::cpu::buffer::OutOfMemory;
 use crate::cpu::element::Precision;
 use crate::cpu::pool::Pool;
-use crate::generate::{GenerateError, Step};
+use crate::generate::{Drawn, GenerateError, Last, Step, Stepped};
 use crate::kv::PageShape;
 use crate::lora::{Adapter, Fused, PackedLora};
 use crate::nn::softcap;
+use crate::sampling::Draw;
 
 /// Rows that a chunk of a document has when it is scored.
 const SCORED_ROWS: usize = 512;
 
 /// A base on a GPU with all that is generated from it.
 pub(crate) struct Generator {
+    gpu: Gpu,
     base: Arc<Base>,
     adapters: Adapters,
     pages: Pages,
@@ -39,10 +41,10 @@ struct Pages {
 }
 
 impl Pages {
-    fn new(base: &Base, n_tokens: usize) -> Result<Self, CudaError> {
+    fn new(gpu: &Gpu, base: &Base, n_tokens: usize) -> Result<Self, CudaError> {
         let n_pages = n_tokens.div_ceil(PAGE).max(1);
         let of_layer = 2 * n_pages * page_bytes(&base.config);
-        let memory = Memory::new(&base.gpu, of_layer * base.layers.len())?;
+        let memory = Memory::new(gpu, of_layer * base.layers.len())?;
         Ok(Self { memory, n_pages })
     }
 
@@ -156,6 +158,8 @@ struct Plain<'a> {
     adapters: Vec<Option<&'a Adapter>>,
     last: Vec<usize>,
     targets: Vec<u32>,
+    /// Of the last of `last`.
+    draws: Vec<Draw>,
 }
 
 /// The rows of a step on the GPU.
@@ -166,28 +170,33 @@ struct Tables {
     last: u64,
     n_last: usize,
     targets: u64,
+    /// Inverse temperatures, and random numbers.
+    draws: (u64, u64),
 }
 
 impl Generator {
+    /// Generates on the stream of `gpu`, the GPU that has `base`.
     /// Errors: `OutOfMemory`; `Unsupported` for a base in few bits.
-    pub fn new(base: Arc<Base>, n_sequences: usize, n_tokens: usize) -> Result<Self, CudaError> {
+    pub fn new(
+        gpu: &Gpu,
+        base: Arc<Base>,
+        n_sequences: usize,
+        n_tokens: usize,
+    ) -> Result<Self, CudaError> {
         if !base.codes.is_empty() {
             return Err(CudaError::Unsupported(
                 "generation from a base in few bits".to_owned(),
             ));
         }
         Ok(Self {
-            adapters: Adapters::new(&base.gpu, base.layers.len(), n_sequences.max(1))?,
-            pages: Pages::new(&base, n_tokens)?,
+            adapters: Adapters::new(gpu, base.layers.len(), n_sequences.max(1))?,
+            pages: Pages::new(gpu, &base, n_tokens)?,
             room: None,
             tables: None,
             logits: None,
+            gpu: gpu.clone(),
             base,
         })
-    }
-
-    fn gpu(&self) -> &Gpu {
-        &self.base.gpu
     }
 
     fn ensure_room(&mut self, size: Size) -> Result<(), CudaError> {
@@ -227,18 +236,18 @@ impl Generator {
         self.room = None;
         let mut plan = Plan::measure();
         Room::new(&mut plan, &self.base, size);
-        let memory = Memory::new(&self.base.gpu, plan.used())?;
+        let memory = Memory::new(&self.gpu, plan.used())?;
         let room = Room::new(&mut Plan::over(&memory), &self.base, size);
         self.room = Some((memory, room));
         Ok(())
     }
 
     /// Brings adapters and rows to the GPU.
-    fn prepare(&mut self, plain: &Plain<'_>) -> Result<Tables, CudaError> {
+    fn prepare(&mut self, pool: &Pool, plain: &Plain<'_>) -> Result<Tables, CudaError> {
         self.adapters.begin_step();
         let mut slots: Vec<Option<Slot>> = Vec::new();
         for adapter in &plain.adapters {
-            let slot = adapter.map(|adapter| self.adapters.slot(adapter));
+            let slot = adapter.map(|adapter| self.adapters.slot(pool, adapter));
             slots.push(slot.transpose()?);
         }
         let n = plain.rows.len();
@@ -290,6 +299,16 @@ impl Generator {
         let changed_rows = put(&mut changed.iter().map(|(i, _)| *i));
         let n_segments = put(&mut std::iter::once(segments.len()));
         let segments_at = put(&mut segments.iter().flatten().copied());
+        let inverse = numbers.len();
+        let temperatures = plain.draws.iter().map(|draw| draw.inverse_temperature);
+        numbers.extend(temperatures.map(|inverse| inverse.to_bits() as i32));
+        // Numbers of eight bytes.
+        numbers.resize(numbers.len().next_multiple_of(2), 0);
+        let random = numbers.len();
+        for draw in &plain.draws {
+            let bits = draw.random.to_bits();
+            numbers.extend([bits as i32, (bits >> 32) as i32]);
+        }
 
         let bytes = 4 * numbers.len();
         if self
@@ -298,10 +317,10 @@ impl Generator {
             .is_none_or(|tables| tables.len() < bytes)
         {
             self.tables = None;
-            self.tables = Some(Memory::new(&self.base.gpu, bytes.next_power_of_two())?);
+            self.tables = Some(Memory::new(&self.gpu, bytes.next_power_of_two())?);
         }
         let base = self.tables.as_ref().map_or(0, Memory::at);
-        upload(&self.base.gpu, base, &numbers)?;
+        upload(&self.gpu, base, &numbers)?;
         let at = |place: usize| base + 4 * place as u64;
         Ok(Tables {
             rows: Rows {
@@ -324,19 +343,68 @@ impl Generator {
             last: at(last),
             n_last: plain.last.len(),
             targets: at(targets),
+            draws: (at(inverse), at(random)),
         })
     }
 
-    /// Runs the rows of a step through every block, and makes logits of the last ones.
-    fn run(&self, tables: &Tables, pages: &Pages) -> Result<(), CudaError> {
+    /// The tokens of the last rows from `first` on.
+    fn draw(&self, tables: &Tables, first: usize) -> Result<Vec<Drawn>, CudaError> {
+        let n = tables.n_last - first;
+        if n == 0 {
+            return Ok(Vec::new());
+        }
+        let room = self.room();
+        let logits = room.logits.rows(first, tables.n_last);
+        let config = &self.base.config;
+        let cap = config.final_logit_softcapping.unwrap_or(0.0);
+        let out = (room.logprobs.0, room.logprobs.1);
+        serve_ops::draw(&self.gpu, logits, config.vocab_size, cap, tables.draws, out)?;
+        let (mut tokens, mut logprobs) = (vec![0i32; n], vec![0.0f32; n]);
+        download(&self.gpu, out.0, &mut tokens)?;
+        download(&self.gpu, out.1, &mut logprobs)?;
+        let both = tokens.into_iter().zip(logprobs);
+        Ok(both
+            .map(|(token, logprob)| match u32::try_from(token) {
+                Ok(token) => Drawn::Token { token, logprob },
+                Err(_) => Drawn::NotFinite,
+            })
+            .collect())
+    }
+
+    /// The logits of the first `n` of the last rows, (n, V), on the host.
+    fn logits(&mut self, n: usize) -> Result<&mut [f32], CudaError> {
+        let from = self.room().logits;
+        let (vocab, pitch) = (self.base.config.vocab_size, from.pitch);
+        let pinned = Pinned::with_room::<f32>(&mut self.logits, &self.gpu, n * pitch)?;
+        let logits = pinned.numbers::<f32>(n * pitch)?;
+        download(&self.gpu, from.at, logits)?;
+        if pitch > vocab {
+            for row in 1..n {
+                logits.copy_within(row * pitch..row * pitch + vocab, row * vocab);
+            }
+        }
+        let logits = &mut logits[..n * vocab];
+        if let Some(cap) = self.base.config.final_logit_softcapping {
+            softcap::cap(logits, 1.0, cap);
+        }
+        Ok(logits)
+    }
+
+    fn room(&self) -> &Room {
         let (_, room) = self
             .room
             .as_ref()
             .expect("`prepare` made room — a bug here");
+        room
+    }
+
+    /// Runs the rows of a step through every block, and makes logits of the last ones.
+    fn run(&self, tables: &Tables, pages: &Pages) -> Result<(), CudaError> {
         let forward = Forward {
+            gpu: &self.gpu,
             base: &self.base,
             adapters: &self.adapters,
-            room,
+            room: self.room(),
             tables,
         };
         forward.run(pages)
@@ -345,6 +413,7 @@ impl Generator {
 
 /// One step over all layers.
 struct Forward<'a> {
+    gpu: &'a Gpu,
     base: &'a Base,
     adapters: &'a Adapters,
     room: &'a Room,
@@ -352,10 +421,6 @@ struct Forward<'a> {
 }
 
 impl Forward<'_> {
-    fn gpu(&self) -> &Gpu {
-        &self.base.gpu
-    }
-
     fn cut(&self, matrix: Matrix) -> Matrix {
         matrix.rows(0, self.tables.rows.n)
     }
@@ -365,7 +430,7 @@ impl Forward<'_> {
     }
 
     fn run(&self, pages: &Pages) -> Result<(), CudaError> {
-        let (gpu, base, room) = (self.gpu(), self.base, self.room);
+        let (gpu, base, room) = (self.gpu, self.base, self.room);
         let (config, rows) = (&base.config, self.tables.rows);
         let stream = self.cut(room.stream);
         ops::embed(
@@ -398,7 +463,7 @@ impl Forward<'_> {
     }
 
     fn attention(&self, layer: usize, pages: LayerPages) -> Result<(), CudaError> {
-        let (gpu, base, room) = (self.gpu(), self.base, self.room);
+        let (gpu, base, room) = (self.gpu, self.base, self.room);
         let (config, weights, rows) = (&base.config, &base.layers[layer], self.tables.rows);
         self.norm(weights.before_attention)?;
         let qkv = self.cut(room.qkv);
@@ -425,7 +490,7 @@ impl Forward<'_> {
         let gate_up = self.cut(room.gate_up);
         self.apply(layer, Fused::GateUp, room.normed, gate_up)?;
         let act = self.base.activation();
-        ops::glu_forward(self.gpu(), gate_up, self.cut(room.inner), inner, act)?;
+        ops::glu_forward(self.gpu, gate_up, self.cut(room.inner), inner, act)?;
         self.leave(layer, Fused::Down, room.inner, weights.after_mlp)
     }
 
@@ -434,7 +499,7 @@ impl Forward<'_> {
         let (room, eps) = (self.room, self.base.config.rms_norm_eps);
         let (stream, normed) = (self.cut(room.stream), self.cut(room.normed));
         ops::norm_forward(
-            self.gpu(),
+            self.gpu,
             stream,
             ops::Rows::All,
             weight,
@@ -453,11 +518,11 @@ impl Forward<'_> {
             Format::Bf16 => To::Become,
             Format::F32 => To::Add,
         };
-        serve_ops::linear(self.gpu(), x, weight, linear.bias, y, to)?;
+        serve_ops::linear(self.gpu, x, weight, linear.bias, y, to)?;
         match self.tables.segments {
             Some(segments) => {
                 let adapters = self.adapters.of_linear(layer, fused);
-                serve_ops::grouped_lora(self.gpu(), segments, adapters, x, self.room.h, y)
+                serve_ops::grouped_lora(self.gpu, segments, adapters, x, self.room.h, y)
             }
             None => Ok(()),
         }
@@ -465,7 +530,7 @@ impl Forward<'_> {
 
     /// Adds a branch to the stream, through the norm after it if there is one.
     fn leave(&self, layer: usize, fused: Fused, x: Matrix, norm: u64) -> Result<(), CudaError> {
-        let (gpu, room) = (self.gpu(), self.room);
+        let (gpu, room) = (self.gpu, self.room);
         let stream = self.cut(room.stream);
         if self.base.gives_f32(fused) {
             return self.apply(layer, fused, x, stream);
@@ -500,10 +565,10 @@ impl crate::generate::Model for Generator {
 
     fn step(
         &mut self,
-        _: &Pool,
+        pool: &Pool,
         step: &mut Step<'_>,
-        last: &[usize],
-    ) -> Result<&mut [f32], GenerateError> {
+        last: &[Last],
+    ) -> Result<Stepped<'_>, GenerateError> {
         let mut rows = Vec::with_capacity(step.tokens.len());
         for (sequence, span) in step.spans.iter().enumerate() {
             rows.extend(span.rows.clone().enumerate().map(|(i, row)| Row {
@@ -512,6 +577,11 @@ impl crate::generate::Model for Generator {
                 position: span.cache.n_cached + i,
             }));
         }
+        // Rows whose logits are wanted come first, so that they are copied as one.
+        let mut order: Vec<usize> = (0..last.len()).collect();
+        order.sort_by_key(|&i| last[i].draw.is_some());
+        let n_logits = last.iter().filter(|last| last.draw.is_none()).count();
+        let draws = order[n_logits..].iter().filter_map(|&i| last[i].draw);
         let pages = step.spans.iter();
         let plain = Plain {
             rows,
@@ -519,46 +589,29 @@ impl crate::generate::Model for Generator {
                 .map(|span| span.cache.pages.iter().map(|page| page.number()).collect())
                 .collect(),
             adapters: step.adapters.clone(),
-            last: last.to_vec(),
+            last: order.iter().map(|&i| last[i].row).collect(),
             targets: Vec::new(),
+            draws: draws.collect(),
         };
-        let tables = self.prepare(&plain)?;
+        let tables = self.prepare(pool, &plain)?;
         self.run(&tables, &self.pages)?;
-        let (_, room) = self
-            .room
-            .as_ref()
-            .expect("`prepare` made room — a bug here");
-        let (vocab, pitch) = (self.base.config.vocab_size, room.logits.pitch);
-        let n = last.len() * pitch;
-        if self.logits.as_ref().is_none_or(|logits| logits.len() < n) {
-            self.logits = None;
-            self.logits = Some(Pinned::new(&self.base.gpu, n.next_power_of_two())?);
+        let tokens = self.draw(&tables, n_logits)?;
+        let mut drawn = vec![None; last.len()];
+        for (&i, token) in order[n_logits..].iter().zip(tokens) {
+            drawn[i] = Some(token);
         }
-        let pinned = self.logits.as_mut();
-        let logits = pinned
-            .expect("made above where it was not there")
-            .numbers(n)?;
-        download(&self.base.gpu, room.logits.at, logits)?;
-        if pitch > vocab {
-            for row in 1..last.len() {
-                logits.copy_within(row * pitch..row * pitch + vocab, row * vocab);
-            }
-        }
-        let logits = &mut logits[..last.len() * vocab];
-        if let Some(cap) = self.base.config.final_logit_softcapping {
-            softcap::cap(logits, 1.0, cap);
-        }
-        Ok(logits)
+        let logits = self.logits(n_logits)?;
+        Ok(Stepped { logits, drawn })
     }
 
     fn score(
         &mut self,
-        _: &Pool,
+        pool: &Pool,
         tokens: &[u32],
         adapter: Option<&Adapter>,
     ) -> Result<Vec<f32>, GenerateError> {
         // Pages of its own, so that it runs whatever room sequences have left.
-        let pages = Pages::new(&self.base, tokens.len())?;
+        let pages = Pages::new(&self.gpu, &self.base, tokens.len())?;
         let inputs = &tokens[..tokens.len().saturating_sub(1)];
         let mut logprobs = Vec::with_capacity(inputs.len());
         for (i, chunk) in inputs.chunks(SCORED_ROWS).enumerate() {
@@ -574,18 +627,16 @@ impl crate::generate::Model for Generator {
                 adapters: vec![adapter],
                 last: (0..chunk.len()).collect(),
                 targets: tokens[first + 1..first + 1 + chunk.len()].to_vec(),
+                draws: Vec::new(),
             };
-            let tables = self.prepare(&plain)?;
+            let tables = self.prepare(pool, &plain)?;
             self.run(&tables, &pages)?;
-            let (_, room) = self
-                .room
-                .as_ref()
-                .expect("`prepare` made room — a bug here");
+            let room = self.room();
             let logits = room.logits.rows(0, chunk.len());
             let cap = self.base.config.final_logit_softcapping.unwrap_or(0.0);
             let vocab = self.base.config.vocab_size;
             ops::cross_entropy(
-                self.gpu(),
+                &self.gpu,
                 logits,
                 tables.targets,
                 cap,
@@ -594,7 +645,7 @@ impl crate::generate::Model for Generator {
                 vocab,
             )?;
             let mut of_chunk = vec![0.0f32; chunk.len()];
-            download(self.gpu(), room.logprobs.0, &mut of_chunk)?;
+            download(&self.gpu, room.logprobs.0, &mut of_chunk)?;
             logprobs.extend(of_chunk);
         }
         Ok(logprobs)

@@ -22,7 +22,7 @@ use crate::weights::BaseModel;
 pub(crate) use grammar::is_allowed;
 pub use grammar::{Grammar, Walk};
 use model::OnCpu;
-pub(crate) use model::{Model, Step};
+pub(crate) use model::{Drawn, Last, Model, Step, Stepped};
 use sequence::{Sequence, check_request, check_tokens};
 
 /// Tokens that one step runs at most, unless there are more sequences than that: a long prompt must not hold up those beside it.
@@ -166,14 +166,16 @@ impl Batcher {
         }
     }
 
-    /// The same on a GPU, in bf16; tokens are chosen on the pool.
+    /// The same in bf16 on the GPU that has `base`, on the stream of `gpu`; tokens are chosen on the pool.
     /// Errors: `OutOfMemory` where keys and values of `max_cached_tokens` do not fit; `Unsupported`.
     pub fn on_gpu(
+        gpu: &cuda::Gpu,
         base: Arc<cuda::Base>,
         pool: Pool,
         limits: Limits,
     ) -> Result<Self, cuda::CudaError> {
-        let model = cuda::Generator::new(base, limits.max_sequences, limits.max_cached_tokens)?;
+        let model =
+            cuda::Generator::new(gpu, base, limits.max_sequences, limits.max_cached_tokens)?;
         Ok(Self::with(Box::new(model), pool, limits))
     }
 
@@ -186,6 +188,11 @@ impl Batcher {
             live: Vec::new(),
             next_id: 0,
         }
+    }
+
+    /// Whether it can serve an adapter of the base's shape: a GPU leaves those that replace parts of the base to the CPU.
+    pub fn takes(&self, adapter: &Adapter) -> bool {
+        self.model.takes(adapter)
     }
 
     /// What it computes in.
@@ -278,6 +285,7 @@ impl Batcher {
                 spans: Vec::new(),
                 adapters: Vec::new(),
             };
+            let vocab = self.model.config().vocab_size;
             let mut last_rows = Vec::new();
             let mut row = 0;
             let mut planned = plan.iter().peekable();
@@ -287,7 +295,9 @@ impl Batcher {
                     continue;
                 };
                 if is_whole {
-                    last_rows.push((i, row + n - 1));
+                    let row = row + n - 1;
+                    let draw = sequence.draw(vocab);
+                    last_rows.push((i, Last { row, draw }));
                 }
                 step.spans.push(Span {
                     rows: row..row + n,
@@ -296,11 +306,10 @@ impl Batcher {
                 step.adapters.push(adapters[i].as_deref());
                 row += n;
             }
-            let vocab = self.model.config().vocab_size;
-            let rows: Vec<usize> = last_rows.iter().map(|&(_, row)| row).collect();
-            let logits = self.model.step(pool, &mut step, &rows)?;
-            let last = last_rows.iter().map(|&(i, _)| i);
-            choose_all(pool, &mut self.live, last, logits, vocab)
+            let last: Vec<Last> = last_rows.iter().map(|(_, last)| *last).collect();
+            let Stepped { logits, drawn } = self.model.step(pool, &mut step, &last)?;
+            let which = last_rows.iter().map(|&(i, _)| i).zip(drawn);
+            choose_all(pool, &mut self.live, which, logits, vocab)
         };
         for &(i, n, _) in &plan {
             self.live[i].advance(n, &mut self.pages);
@@ -399,34 +408,46 @@ impl Batcher {
     }
 }
 
-/// The next token of each sequence that `which` names, in ascending order, out of its row of `logits` (rows, V).
+/// The next token of each sequence that `which` names, in ascending order: what was drawn for it, or one out of its row of `logits` (rows, V).
 fn choose_all(
     pool: &Pool,
     live: &mut [Sequence],
-    which: impl Iterator<Item = usize>,
+    which: impl Iterator<Item = (usize, Option<Drawn>)>,
     logits: &mut [f32],
     vocab: usize,
 ) -> Vec<(usize, Result<Choice, Failed>)> {
     let mut all = live.iter_mut().enumerate();
-    let sequences = which.map(|i| {
-        let mut rest = all.by_ref().skip_while(|(k, _)| *k < i);
-        rest.next()
-            .expect("a sequence that lives — a bug in the plan")
-    });
-    let tasks: Vec<_> = sequences
-        .zip(logits.chunks_exact_mut(vocab))
-        .map(|((i, sequence), logits)| Mutex::new((i, sequence, logits, None)))
+    let mut rows = logits.chunks_exact_mut(vocab);
+    let tasks: Vec<_> = which
+        .map(|(i, drawn)| {
+            let mut rest = all.by_ref().skip_while(|(k, _)| *k < i);
+            let (i, sequence) = rest
+                .next()
+                .expect("a sequence that lives — a bug in the plan");
+            match drawn {
+                Some(drawn) => {
+                    let taken = sequence.take(drawn);
+                    Mutex::new((i, sequence, None, Some(taken)))
+                }
+                None => Mutex::new((i, sequence, rows.next(), None)),
+            }
+        })
         .collect();
     pool.run(tasks.len(), |at| {
         let mut task = tasks[at].lock();
         let task = task.as_mut().expect("one task has it — a bug in the pool");
         let (_, sequence, logits, choice) = &mut **task;
-        *choice = Some(sequence.choose(logits));
+        if let Some(logits) = logits {
+            *choice = Some(sequence.choose(logits));
+        }
     });
     let chosen = tasks.into_iter().map(|task| {
         let task = task.into_inner().expect("no task panicked, or `run` had");
         let (i, _, _, choice) = task;
-        (i, choice.expect("every task ran — a bug in the pool"))
+        (
+            i,
+            choice.expect("every task ran, or had its token — a bug in the pool"),
+        )
     });
     chosen.collect()
 }

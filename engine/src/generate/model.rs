@@ -12,6 +12,7 @@ use crate::lora::{Adapter, Generated};
 use crate::model::{Changed, Decoder, Keep, Loras};
 use crate::nn::attention::Heads;
 use crate::nn::rope::Position;
+use crate::sampling::Draw;
 use crate::weights::BaseModel;
 
 /// A base model where its weights lie: in memory, or on a GPU.
@@ -30,15 +31,15 @@ pub(crate) trait Model: Send {
     /// Whether this model can be changed by an adapter.
     fn takes(&self, adapter: &Adapter) -> bool;
 
-    /// Runs new rows of sequences through every block; their caches take the keys and values, but do not count them yet. Then the
-    /// logits of `last`, rows of those, (rows, V); the caller may change them.
+    /// Runs new rows of sequences through every block; their caches take the keys and values, but do not count them yet. Then what comes
+    /// of `last`, rows of those.
     /// Errors: `OutOfMemory`, `Gpu`.
     fn step(
         &mut self,
         pool: &Pool,
         step: &mut Step<'_>,
-        last: &[usize],
-    ) -> Result<&mut [f32], GenerateError>;
+        last: &[Last],
+    ) -> Result<Stepped<'_>, GenerateError>;
 
     /// log p(token i | those before) for i ≥ 1 of one document, computed as a prompt is.
     /// Errors: `OutOfMemory`, `Gpu`.
@@ -56,6 +57,33 @@ pub(crate) struct Step<'a> {
     pub spans: Vec<Span<'a>>,
     /// Of each span.
     pub adapters: Vec<Option<&'a Adapter>>,
+}
+
+/// A row after which its sequence goes on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Last {
+    pub row: usize,
+    /// All that its token needs; `None`: it is chosen out of the logits.
+    pub draw: Option<Draw>,
+}
+
+/// What comes of a step.
+pub(crate) struct Stepped<'a> {
+    /// (rows, V) of those without a token, in their order; the caller may change them.
+    pub logits: &'a mut [f32],
+    /// Of each row.
+    pub drawn: Vec<Option<Drawn>>,
+}
+
+/// A token that the model drew by itself.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Drawn {
+    Token {
+        token: u32,
+        logprob: f32,
+    },
+    /// The logits are no numbers.
+    NotFinite,
 }
 
 /// A model in memory that computes in `E`.
@@ -98,8 +126,8 @@ impl<E: Generated> Model for OnCpu<E> {
         &mut self,
         pool: &Pool,
         step: &mut Step<'_>,
-        last: &[usize],
-    ) -> Result<&mut [f32], GenerateError> {
+        last: &[Last],
+    ) -> Result<Stepped<'_>, GenerateError> {
         let base = &*self.base;
         let loras = group(pool, base, step)?;
         run(
@@ -110,7 +138,11 @@ impl<E: Generated> Model for OnCpu<E> {
             step.tokens,
             &mut step.spans,
         )?;
-        Ok(self.decoder.logits_mut(pool, base, &loras, last)?)
+        let rows: Vec<usize> = last.iter().map(|last| last.row).collect();
+        Ok(Stepped {
+            logits: self.decoder.logits_mut(pool, base, &loras, &rows)?,
+            drawn: vec![None; last.len()],
+        })
     }
 
     fn score(

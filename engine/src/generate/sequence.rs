@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 
 use super::{
-    AdmitError, FailReason, Failed, FinishReason, GenerateRequest, Limits, SequenceId, StepOutput,
-    Walk,
+    AdmitError, Drawn, FailReason, Failed, FinishReason, GenerateRequest, Limits, SequenceId,
+    StepOutput, Walk,
 };
 use crate::config::ModelConfig;
 use crate::kv::{Beginning, KvCache, PAGE, Pages};
-use crate::sampling::{Choice, Nothing, choose};
+use crate::sampling::{Choice, Draw, Nothing, choose};
 
 /// A sequence that is taken in and not finished.
 pub(super) struct Sequence {
@@ -91,6 +91,30 @@ impl Sequence {
         pages.give_back(self.cache.pages.drain(..));
         self.cache.n_cached = 0;
         self.beginning = self.nothing.clone();
+    }
+
+    /// All that its next token needs, if that is a draw from the softmax as it is.
+    pub fn draw(&self, vocab: usize) -> Option<Draw> {
+        let request = &self.request;
+        let is_plain = self.walk.is_none() && request.top_logprobs.unwrap_or(0) == 0;
+        let n_generated = (self.tokens.len() - request.prompt.len()) as u64;
+        let draw = || request.sampling.plain_draw(vocab, n_generated);
+        is_plain.then(draw).flatten()
+    }
+
+    /// What the model drew for it.
+    pub fn take(&self, drawn: Drawn) -> Result<Choice, Failed> {
+        match drawn {
+            Drawn::Token { token, logprob } => Ok(Choice {
+                token,
+                logprob,
+                top: Vec::new(),
+            }),
+            Drawn::NotFinite => Err(Failed {
+                id: self.id,
+                reason: FailReason::NotFinite,
+            }),
+        }
     }
 
     /// The next token out of its logits.

@@ -162,15 +162,16 @@ impl Trainer {
         Self::with(Box::new(run), &adapter, config)
     }
 
-    /// The same on a GPU, in bf16.
+    /// The same in bf16 on the GPU that has `base`, on the stream of `gpu`; one at a time, as its change lies in the base's room.
     /// Errors: `Gpu`, with what of the adapter or of the configuration cannot be computed there.
     pub fn on_gpu(
+        gpu: &cuda::Gpu,
         base: Arc<cuda::Base>,
         adapter: Adapter,
         config: TrainConfig,
     ) -> Result<Self, TrainError> {
         let groups = groups(adapter.layout(), &config);
-        let run = cuda::Run::new(base, &adapter, &groups, &config)?;
+        let run = cuda::Run::new(gpu, base, &adapter, &groups, &config)?;
         Ok(Self::with(Box::new(run), &adapter, config))
     }
 

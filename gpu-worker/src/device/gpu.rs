@@ -1,5 +1,4 @@
-//! The GPU that trainings run on, where there is one: which it is, the base that lies there, and whether a training can be
-//! computed there at all.
+//! The GPU, where there is one: which it is, the bases that lie there, and whether a training can be computed there at all.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,7 +18,7 @@ pub(crate) fn choose(asked: WorkerDevice) -> Result<Option<Gpu>, String> {
         WorkerDevice::Auto if Gpu::count() == 0 => {
             if Gpu::has_driver() {
                 tracing::warn!(
-                    "an NVIDIA driver is installed and sees no GPU, jobs train on the CPU; `nvidia-smi` says why, and worker.device = \"cpu\" \
+                    "an NVIDIA driver is installed and sees no GPU, everything is computed on the CPU; `nvidia-smi` says why, and worker.device = \"cpu\" \
                      ends this warning"
                 );
             }
@@ -27,7 +26,7 @@ pub(crate) fn choose(asked: WorkerDevice) -> Result<Option<Gpu>, String> {
         }
         WorkerDevice::Auto => {
             let unusable =
-                |error: &CudaError| tracing::warn!(%error, "the GPU cannot be used, jobs train on the CPU");
+                |error: &CudaError| tracing::warn!(%error, "the GPU cannot be used, everything is computed on the CPU");
             Ok(Gpu::open(0).inspect_err(unusable).ok())
         }
         WorkerDevice::Cuda { ordinal } => Gpu::open(ordinal).map(Some).map_err(|error| {
@@ -40,92 +39,89 @@ pub(crate) fn choose(asked: WorkerDevice) -> Result<Option<Gpu>, String> {
     }
 }
 
-/// Why a training does not begin on the GPU.
+/// Why the GPU is not used for something.
 pub(super) enum Declined {
     /// It can be computed on the CPU: what the GPU lacks.
     ForTheCpu(String),
     Failed(DeviceError),
 }
 
-/// The GPU, and the one base that lies there from job to job.
-pub(super) struct GpuTraining {
-    gpu: Gpu,
-    kept: Option<Kept>,
-}
+/// The rank that every base has room for at least: jobs of most ranks find it as chats left it.
+const LEAST_RANK: usize = 32;
 
-struct Kept {
-    folder: BaseFolder,
+/// A base model on the GPU: one copy for what is generated from it and for a training.
+pub(super) struct GpuBase {
+    pub base: Arc<Base>,
     /// The largest rank there is room for: the room around a weight decides how products are computed, so one of another rank would
     /// give other bits than the same job has elsewhere.
-    r: usize,
-    base: Arc<Base>,
+    pub rank: usize,
 }
 
-impl GpuTraining {
-    pub(super) fn new(gpu: Gpu) -> Self {
-        Self { gpu, kept: None }
-    }
-
-    /// Makes a trainer; no other one may live.
-    pub(super) fn begin(
-        &mut self,
-        folder: &BaseFolder,
-        adapter: &Adapter,
-        run: &TrainingRun,
-    ) -> Result<Trainer, Declined> {
-        let mut config = TrainConfig {
-            precision: run.precision_on_gpu,
-            ..run.config.clone()
-        };
-        // Told before a base is brought there for nothing.
-        cuda::supports(adapter, &config)?;
-        let base = self.base(folder, largest_rank(adapter.config()))?;
-        let fastest = cuda::memory_level(&base, adapter, &config, run.longest)?;
-        config.memory = run.memory.unwrap_or(fastest);
-        if config.memory < fastest {
-            return Err(Declined::ForTheCpu(format!(
-                "{:?}, as gradient_checkpointing asks for, does not fit its memory; {fastest:?} would",
-                config.memory
-            )));
-        }
-        tracing::info!(level = ?config.memory, gpu = self.gpu.name(), "a training begins on the GPU");
-        let mut trainer = Trainer::on_gpu(base, adapter.clone(), config)?;
-        if let Some(state) = &run.state {
-            trainer.load_state(state)?;
-        }
-        Ok(trainer)
-    }
-
-    /// The base with room for rank `r` alone, brought there in place of another where it is not there.
-    fn base(&mut self, folder: &BaseFolder, r: usize) -> Result<Arc<Base>, Declined> {
-        if let Some(kept) = &self.kept
-            && kept.folder == *folder
-            && kept.r == r
-        {
-            return Ok(Arc::clone(&kept.base));
-        }
-        self.kept = None;
+impl GpuBase {
+    /// Brings a base to `gpu` with room for `rank` alone, or for [`LEAST_RANK`].
+    pub(super) fn load(gpu: &Gpu, folder: &BaseFolder, rank: usize) -> Result<Self, Declined> {
         let began = Instant::now();
-        let room = RankRoom::of_rank(r);
-        let base = Arc::new(Base::load_as(&self.gpu, &folder.dir, folder.weights, room)?);
+        let rank = rank.max(LEAST_RANK);
+        let room = RankRoom::of_rank(rank);
+        let base = Base::load_as(gpu, &folder.dir, folder.weights, room)?;
         tracing::info!(
             sha256 = folder.sha256,
             weights = ?folder.weights,
+            rank,
             size_bytes = base.size_bytes(),
             seconds = began.elapsed().as_secs_f64(),
             "base model brought to the GPU"
         );
-        self.kept = Some(Kept {
-            folder: folder.clone(),
-            r,
-            base: Arc::clone(&base),
-        });
-        Ok(base)
+        Ok(Self {
+            base: Arc::new(base),
+            rank,
+        })
+    }
+
+    /// Whether a training whose adapter has at most `rank` computes on it what it computes anywhere.
+    pub(super) fn has_room_for(&self, rank: usize) -> bool {
+        self.rank == rank.max(LEAST_RANK)
+    }
+}
+
+/// Makes a trainer on `base`; no other one may live.
+pub(super) fn begin(
+    gpu: &Gpu,
+    base: Arc<Base>,
+    adapter: &Adapter,
+    run: &TrainingRun,
+) -> Result<Trainer, Declined> {
+    let mut config = config(run);
+    let fastest = cuda::memory_level(gpu, &base, adapter, &config, run.longest)?;
+    config.memory = run.memory.unwrap_or(fastest);
+    if config.memory < fastest {
+        return Err(Declined::ForTheCpu(format!(
+            "{:?}, as gradient_checkpointing asks for, does not fit its memory; {fastest:?} would",
+            config.memory
+        )));
+    }
+    tracing::info!(level = ?config.memory, gpu = gpu.name(), "a training begins on the GPU");
+    let mut trainer = Trainer::on_gpu(gpu, base, adapter.clone(), config)?;
+    if let Some(state) = &run.state {
+        trainer.load_state(state)?;
+    }
+    Ok(trainer)
+}
+
+/// Whether a GPU can compute such a training, whatever the base.
+pub(super) fn supports(adapter: &Adapter, run: &TrainingRun) -> Result<(), Declined> {
+    Ok(cuda::supports(adapter, &config(run))?)
+}
+
+fn config(run: &TrainingRun) -> TrainConfig {
+    TrainConfig {
+        precision: run.precision_on_gpu,
+        ..run.config.clone()
     }
 }
 
 /// The rank that every linear gets room for; within a fused one, ranks begin at multiples of four.
-fn largest_rank(config: &LoraConfig) -> usize {
+pub(super) fn largest_rank(config: &LoraConfig) -> usize {
     let patterns = config.rank_pattern.iter().map(|(_, r)| *r);
     let largest = patterns.fold(config.r, usize::max).next_multiple_of(4);
     match config.init_lora_weights {
@@ -156,7 +152,7 @@ impl From<BaseError> for Declined {
     fn from(error: BaseError) -> Self {
         match error {
             BaseError::Cuda(error) => error.into(),
-            // The CPU has read the same folder.
+            // The CPU says what is wrong with the folder, or can read it.
             BaseError::Load(error) => Declined::ForTheCpu(error.to_string()),
         }
     }

@@ -4,6 +4,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
+use engine::Precision;
+use engine::cuda::{Base, CudaError, Gpu};
 use engine::generate::{
     AdmitError, Batcher, Failed, GenerateError, GenerateRequest, Limits, SequenceId,
 };
@@ -12,15 +14,39 @@ use engine::pool::Pool;
 use engine::weights::BaseModel;
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::gpu::{Declined, GpuBase};
 use super::{Ask, BaseFolder, DeviceError, Output};
 
 /// A base model on the device, with everything generated from it.
 pub(super) struct LoadedBase {
     pub folder: BaseFolder,
-    pub model: Arc<BaseModel>,
-    batcher: Batcher,
-    live: HashMap<SequenceId, Live>,
+    pool: Pool,
+    limits: Limits,
+    on_gpu: Option<OnGpu>,
+    /// Without a GPU, or for what a GPU lacks.
+    on_cpu: Option<OnCpu>,
+    live: HashMap<(Place, SequenceId), Live>,
     waiting: VecDeque<Waiting>,
+    /// Nothing is admitted to the GPU: another copy of the base is to take this one's place.
+    leaves_gpu: bool,
+}
+
+struct OnGpu {
+    lies: GpuBase,
+    /// `None`: generation cannot read these weights there.
+    batcher: Option<Batcher>,
+}
+
+struct OnCpu {
+    model: Arc<BaseModel>,
+    batcher: Batcher,
+}
+
+/// Where a sequence is generated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Place {
+    Gpu,
+    Cpu,
 }
 
 /// A sequence being generated.
@@ -58,33 +84,145 @@ impl Waiting {
 }
 
 impl LoadedBase {
+    /// Brings a base to the GPU, where there is one that can generate from it, and else to the CPU.
     pub(super) fn load(
         folder: &BaseFolder,
+        gpu: Option<&Gpu>,
         pool: &Pool,
         limits: &Limits,
     ) -> Result<Self, DeviceError> {
-        let began = Instant::now();
-        let model = BaseModel::load_as(&folder.dir, folder.weights, pool)
-            .map_err(|error| DeviceError::BadInput(error.to_string()))?;
-        let model = Arc::new(model);
-        let precision = model.generation_precision();
-        let batcher = Batcher::in_precision(Arc::clone(&model), pool.clone(), *limits, precision);
-        let seconds = began.elapsed().as_secs_f64();
-        tracing::info!(
-            sha256 = folder.sha256,
-            weights = ?folder.weights,
-            generates_in = precision.name(),
-            n_parameters = model.n_parameters(),
-            seconds,
-            "base model loaded"
-        );
-        Ok(Self {
+        let mut loaded = Self::nowhere(folder, pool, limits);
+        if let Some(gpu) = gpu {
+            match loaded.bring_to_gpu(gpu, 0) {
+                Ok(()) => {}
+                Err(Declined::Failed(error)) => return Err(error),
+                Err(Declined::ForTheCpu(reason)) => {
+                    tracing::warn!(reason, "the GPU is not used, answers come from the CPU");
+                }
+            }
+        }
+        if loaded.gpu_batcher().is_none() {
+            loaded.on_cpu()?;
+        }
+        Ok(loaded)
+    }
+
+    /// A base that nobody has asked for answers.
+    pub(super) fn nowhere(folder: &BaseFolder, pool: &Pool, limits: &Limits) -> Self {
+        Self {
             folder: folder.clone(),
-            model,
-            batcher,
+            pool: pool.clone(),
+            limits: *limits,
+            on_gpu: None,
+            on_cpu: None,
             live: HashMap::new(),
             waiting: VecDeque::new(),
-        })
+            leaves_gpu: false,
+        }
+    }
+
+    fn bring_to_gpu(&mut self, gpu: &Gpu, rank: usize) -> Result<(), Declined> {
+        self.on_gpu = None;
+        let lies = GpuBase::load(gpu, &self.folder, rank)?;
+        let batcher = Batcher::on_gpu(gpu, Arc::clone(&lies.base), self.pool.clone(), self.limits);
+        let batcher = match batcher {
+            Ok(batcher) => Some(batcher),
+            Err(CudaError::Unsupported(what)) => {
+                tracing::info!(what, "answers come from the CPU");
+                None
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.on_gpu = Some(OnGpu { lies, batcher });
+        Ok(())
+    }
+
+    /// The copy on the GPU, for a training whose adapter has at most `rank`. `None`: not before what is being generated there has
+    /// ended, as another copy takes its place.
+    pub(super) fn lend_on_gpu(
+        &mut self,
+        gpu: &Gpu,
+        rank: usize,
+    ) -> Option<Result<Arc<Base>, Declined>> {
+        let lies = self.on_gpu.as_ref().map(|on_gpu| &on_gpu.lies);
+        if let Some(lies) = lies.filter(|lies| lies.has_room_for(rank)) {
+            return Some(Ok(Arc::clone(&lies.base)));
+        }
+        self.leaves_gpu = self.live.keys().any(|(place, _)| *place == Place::Gpu);
+        if self.leaves_gpu {
+            return None;
+        }
+        let brought = self.bring_to_gpu(gpu, rank);
+        Some(brought.map(|()| {
+            let on_gpu = self.on_gpu.as_ref();
+            Arc::clone(&on_gpu.expect("just brought there — a bug here").lies.base)
+        }))
+    }
+
+    fn gpu_batcher(&self) -> Option<&Batcher> {
+        self.on_gpu.as_ref()?.batcher.as_ref()
+    }
+
+    /// The base on the CPU, brought there where it is not.
+    fn on_cpu(&mut self) -> Result<&mut OnCpu, DeviceError> {
+        if self.on_cpu.is_none() {
+            let began = Instant::now();
+            let folder = &self.folder;
+            let model = BaseModel::load_as(&folder.dir, folder.weights, &self.pool)
+                .map_err(|error| DeviceError::BadInput(error.to_string()))?;
+            let model = Arc::new(model);
+            let precision = model.generation_precision();
+            let batcher = Batcher::in_precision(
+                Arc::clone(&model),
+                self.pool.clone(),
+                self.limits,
+                precision,
+            );
+            tracing::info!(
+                sha256 = folder.sha256,
+                weights = ?folder.weights,
+                generates_in = precision.name(),
+                n_parameters = model.n_parameters(),
+                seconds = began.elapsed().as_secs_f64(),
+                "base model loaded"
+            );
+            self.on_cpu = Some(OnCpu { model, batcher });
+        }
+        Ok(self
+            .on_cpu
+            .as_mut()
+            .expect("loaded above — a bug in the device"))
+    }
+
+    /// The weights on the CPU, for a training there.
+    pub(super) fn model(&mut self) -> Result<Arc<BaseModel>, DeviceError> {
+        Ok(Arc::clone(&self.on_cpu()?.model))
+    }
+
+    /// Where what an adapter says is generated.
+    fn place(&self, adapter: Option<&Adapter>) -> Place {
+        let on_gpu = self.gpu_batcher();
+        match on_gpu.is_some_and(|batcher| adapter.is_none_or(|adapter| batcher.takes(adapter))) {
+            true => Place::Gpu,
+            false => Place::Cpu,
+        }
+    }
+
+    fn batcher(&mut self, place: Place) -> Result<&mut Batcher, DeviceError> {
+        match place {
+            Place::Gpu => {
+                let on_gpu = self.on_gpu.as_mut();
+                let batcher = on_gpu.and_then(|on_gpu| on_gpu.batcher.as_mut());
+                Ok(batcher.expect("`place` found it there — a bug in the device"))
+            }
+            Place::Cpu => Ok(&mut self.on_cpu()?.batcher),
+        }
+    }
+
+    /// What an adapter's answers are computed in.
+    pub(super) fn generates_in(&mut self, adapter: &Adapter) -> Result<Precision, DeviceError> {
+        let place = self.place(Some(adapter));
+        Ok(self.batcher(place)?.precision())
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -101,9 +239,12 @@ impl LoadedBase {
         self.waiting.len()
     }
 
-    /// Tokens there is room for beside the live sequences.
+    /// Tokens there is room for beside the live sequences, where answers come from.
     pub(super) fn n_free_tokens(&self) -> usize {
-        self.batcher.n_free_tokens()
+        let on_cpu = || self.on_cpu.as_ref().map(|on_cpu| &on_cpu.batcher);
+        self.gpu_batcher()
+            .or_else(on_cpu)
+            .map_or(0, Batcher::n_free_tokens)
     }
 
     pub(super) fn enqueue(&mut self, waiting: Waiting) {
@@ -116,18 +257,19 @@ impl LoadedBase {
         tokens: &[u32],
         adapter: &Adapter,
     ) -> Result<Vec<f32>, DeviceError> {
-        Ok(self.batcher.score(tokens, Some(adapter))?)
+        let place = self.place(Some(adapter));
+        Ok(self.batcher(place)?.score(tokens, Some(adapter))?)
     }
 
     /// Frees what nobody reads any more, then admits in order of arrival.
     pub(super) fn make_room(&mut self) {
-        let left: Vec<SequenceId> = self
+        let left: Vec<(Place, SequenceId)> = self
             .live
             .iter()
             .filter(|(_, live)| live.outputs.is_closed())
-            .map(|(id, _)| *id)
+            .map(|(at, _)| *at)
             .collect();
-        left.into_iter().for_each(|sequence| self.cancel(sequence));
+        left.into_iter().for_each(|at| self.cancel(at));
         self.waiting.retain(|waiting| !waiting.outputs.is_closed());
         while let Some(waiting) = self.waiting.front_mut() {
             if waiting.next >= waiting.ask.n {
@@ -139,89 +281,125 @@ impl LoadedBase {
                 waiting.next += 1;
                 continue;
             }
-            match self.batcher.admit(waiting.ask.request(index)) {
-                Ok(sequence) => {
-                    waiting.next += 1;
-                    let live = Live {
-                        id: waiting.id,
-                        index,
-                        outputs: waiting.outputs.clone(),
-                    };
-                    self.live.insert(sequence, live);
-                }
-                Err(AdmitError::Full) if !self.live.is_empty() => return,
+            let live = Live {
+                id: waiting.id,
+                index,
+                outputs: waiting.outputs.clone(),
+            };
+            let request = waiting.ask.request(index);
+            let place = self.place(request.adapter.as_deref());
+            if place == Place::Gpu && self.leaves_gpu {
+                return;
+            }
+            let admitted = match self.batcher(place) {
+                Ok(batcher) => batcher.admit(request).map_err(Some),
                 Err(error) => {
-                    let _ = waiting
-                        .outputs
-                        .send(Output::Failed(DeviceError::BadInput(error.to_string())));
+                    // A reader that left needs no error.
+                    let _ = live.outputs.send(Output::Failed(error));
+                    Err(None)
+                }
+            };
+            match admitted {
+                Ok(sequence) => {
+                    self.live.insert((place, sequence), live);
+                    if let Some(waiting) = self.waiting.front_mut() {
+                        waiting.next += 1;
+                    }
+                }
+                Err(Some(AdmitError::Full)) if !self.live.is_empty() => return,
+                Err(error) => {
+                    if let Some(error) = error {
+                        let error = DeviceError::BadInput(error.to_string());
+                        let _ = live.outputs.send(Output::Failed(error));
+                    }
                     self.waiting.pop_front();
                 }
             }
         }
     }
 
-    /// Whether half of the threads compute the next step nearly as fast as all.
-    pub(super) fn can_generate_beside(&self) -> bool {
-        self.batcher.can_step_beside()
+    /// Whether there is something to generate on the CPU.
+    pub(super) fn is_live_on_cpu(&self) -> bool {
+        self.live.keys().any(|(place, _)| *place == Place::Cpu)
     }
 
-    /// One forward for all live sequences, `beside` a training or while it waits.
-    pub(super) fn generate(&mut self, beside: bool) -> Result<(), DeviceError> {
-        if self.live.is_empty() {
+    /// Whether half of the threads compute the next step on the CPU nearly as fast as all.
+    pub(super) fn can_generate_beside(&self) -> bool {
+        let on_cpu = self.on_cpu.as_ref();
+        on_cpu.is_some_and(|on_cpu| on_cpu.batcher.can_step_beside())
+    }
+
+    /// One forward for all live sequences of the GPU; what the pool does of it, it does `beside` a training that computes there.
+    pub(super) fn generate_on_gpu(&mut self, beside: bool) -> Result<(), DeviceError> {
+        self.generate(Place::Gpu, beside)
+    }
+
+    /// One forward for all live sequences of the CPU, `beside` a training or while it waits.
+    pub(super) fn generate_on_cpu(&mut self, beside: bool) -> Result<(), DeviceError> {
+        self.generate(Place::Cpu, beside)
+    }
+
+    fn generate(&mut self, place: Place, beside: bool) -> Result<(), DeviceError> {
+        if self.live.keys().all(|(of, _)| *of != place) {
             return Ok(());
         }
+        let batcher = self.batcher(place)?;
         let stepped = match beside {
-            true => self.batcher.step_beside(),
-            false => self.batcher.step(),
+            true => batcher.step_beside(),
+            false => batcher.step(),
         };
         let outputs = match stepped {
             Ok(outputs) => outputs,
-            Err(error) => return self.fail_all(error.into()),
+            Err(error) => return self.fail_all(place, error.into()),
         };
         for output in outputs {
             let output = match output {
                 Ok(output) => output,
                 Err(failed) => {
-                    self.fail(&failed);
+                    self.fail(place, &failed);
                     continue;
                 }
             };
-            let sequence = output.id;
+            let at = (place, output.id);
             let finished = output.finished.is_some();
-            let Some(live) = self.live.get(&sequence) else {
+            let Some(live) = self.live.get(&at) else {
                 continue;
             };
             let read = live.outputs.send(Output::of(live.index, output)).is_ok();
             if finished {
-                self.live.remove(&sequence);
+                self.live.remove(&at);
             } else if !read {
-                self.cancel(sequence);
+                self.cancel(at);
             }
         }
         Ok(())
     }
 
     /// One sequence computed nonsense (an adapter with damaged values) or left its grammar; the others go on.
-    fn fail(&mut self, failed: &Failed) {
-        if let Some(live) = self.live.remove(&failed.id) {
+    fn fail(&mut self, place: Place, failed: &Failed) {
+        if let Some(live) = self.live.remove(&(place, failed.id)) {
             let error = DeviceError::BadInput(failed.to_string());
             // A reader that left needs no error.
             let _ = live.outputs.send(Output::Failed(error));
         }
     }
 
-    fn fail_all(&mut self, error: DeviceError) -> Result<(), DeviceError> {
-        for (sequence, live) in std::mem::take(&mut self.live) {
-            self.batcher.cancel(sequence);
+    fn fail_all(&mut self, place: Place, error: DeviceError) -> Result<(), DeviceError> {
+        let here: Vec<_> = self.live.extract_if(|(of, _), _| *of == place).collect();
+        for ((_, sequence), live) in here {
+            self.batcher(place)?.cancel(sequence);
             // A reader that left needs no error.
             let _ = live.outputs.send(Output::Failed(error.clone()));
         }
         if error.is_fatal() { Err(error) } else { Ok(()) }
     }
 
-    fn cancel(&mut self, sequence: SequenceId) {
-        self.batcher.cancel(sequence);
-        self.live.remove(&sequence);
+    fn cancel(&mut self, at: (Place, SequenceId)) {
+        let (place, sequence) = at;
+        self.live.remove(&at);
+        if let Ok(batcher) = self.batcher(place) {
+            batcher.cancel(sequence);
+        }
     }
 
     pub(super) fn stop(&mut self, id: u64, index: u32) {
@@ -229,8 +407,8 @@ impl LoadedBase {
             .live
             .iter()
             .find(|(_, live)| live.id == id && live.index == index);
-        if let Some(sequence) = found.map(|(sequence, _)| *sequence) {
-            self.cancel(sequence);
+        if let Some(at) = found.map(|(at, _)| *at) {
+            self.cancel(at);
         } else if let Some(waiting) = self.waiting.iter_mut().find(|waiting| waiting.id == id) {
             waiting.stopped.push(index);
         }

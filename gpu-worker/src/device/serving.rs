@@ -6,12 +6,16 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
+use engine::Precision;
+use engine::cuda::{self, Gpu};
 use engine::generate::Limits;
 use engine::lora::Adapter;
 use engine::pool::Pool;
 use engine::weights::BaseModel;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
 
+use super::gpu::Declined;
 use super::loaded_base::{LoadedBase, Waiting};
 use super::{Ask, BaseFolder, DeviceError, Load, Output, Reply, answer};
 
@@ -36,12 +40,24 @@ pub(super) enum Command {
         id: u64,
         index: u32,
     },
-    /// A training wants the base, which stays loaded until the next such command or `Return`.
+    /// A training wants the base on the CPU; it stays loaded until the next such command or `Return`.
     Lend {
         base: BaseFolder,
         reply: Reply<Arc<BaseModel>>,
     },
+    /// A training whose adapter has at most `rank` wants the base on the GPU, and the same.
+    LendOnGpu {
+        base: BaseFolder,
+        rank: usize,
+        reply: oneshot::Sender<Result<Arc<cuda::Base>, Declined>>,
+    },
     Return,
+    /// What an adapter's answers are computed in.
+    GeneratesIn {
+        base: BaseFolder,
+        adapter: Arc<Adapter>,
+        reply: Reply<Precision>,
+    },
     Score {
         base: BaseFolder,
         tokens: Vec<u32>,
@@ -51,22 +67,34 @@ pub(super) enum Command {
 }
 
 pub(super) struct Serving {
+    gpu: Option<Gpu>,
     pool: Pool,
     limits: Limits,
     bases: Vec<LoadedBase>,
     /// The base that a training uses.
     lent: Option<BaseFolder>,
+    /// A training that waits until what is generated from its base on the GPU has ended.
+    borrower: Option<Borrower>,
     owed: Owed,
     load: Arc<Load>,
 }
 
+/// Who wants a base on the GPU.
+struct Borrower {
+    base: BaseFolder,
+    rank: usize,
+    reply: oneshot::Sender<Result<Arc<cuda::Base>, Declined>>,
+}
+
 impl Serving {
-    pub(super) fn new(pool: Pool, limits: Limits, load: Arc<Load>) -> Self {
+    pub(super) fn new(gpu: Option<Gpu>, pool: Pool, limits: Limits, load: Arc<Load>) -> Self {
         Self {
+            gpu,
             pool,
             limits,
             bases: Vec::new(),
             lent: None,
+            borrower: None,
             owed: Owed::default(),
             load,
         }
@@ -88,6 +116,7 @@ impl Serving {
                     Err(TryRecvError::Disconnected) => return Ok(()),
                 }
             }
+            self.lend_on_gpu()?;
             self.bases.iter_mut().for_each(LoadedBase::make_room);
             self.publish_load();
             if let Some(wait) = self.owed.wait(Instant::now(), self.load.is_training()) {
@@ -106,9 +135,13 @@ impl Serving {
     /// One step of every base.
     fn generate(&mut self) -> Result<(), DeviceError> {
         for base in &mut self.bases {
+            base.generate_on_gpu(self.load.is_training())?;
+            if !base.is_live_on_cpu() {
+                continue;
+            }
             let began = Instant::now();
             let beside = self.load.is_training() && base.can_generate_beside();
-            base.generate(beside)?;
+            base.generate_on_cpu(beside)?;
             let left = match (self.load.is_training(), beside) {
                 (false, _) => 1.0,
                 (true, true) => 0.5,
@@ -149,13 +182,26 @@ impl Serving {
             }
             Command::Lend { base, reply } => {
                 self.lent = None;
-                let model = self.loaded(&base).map(|loaded| Arc::clone(&loaded.model));
+                let model = self.known(&base).and_then(LoadedBase::model);
                 self.lent = model.is_ok().then_some(base);
                 answer(reply, model)
+            }
+            Command::LendOnGpu { base, rank, reply } => {
+                self.lent = None;
+                self.borrower = Some(Borrower { base, rank, reply });
+                self.lend_on_gpu()
             }
             Command::Return => {
                 self.lent = None;
                 Ok(())
+            }
+            Command::GeneratesIn {
+                base,
+                adapter,
+                reply,
+            } => {
+                let found = self.loaded(&base);
+                answer(reply, found.and_then(|base| base.generates_in(&adapter)))
             }
             Command::Score {
                 base,
@@ -174,11 +220,58 @@ impl Serving {
         Ok(())
     }
 
-    /// The base `folder` names, brought here where it is not.
+    /// Hands the base on the GPU to the training that waits for it, if that can be now.
+    fn lend_on_gpu(&mut self) -> Result<(), DeviceError> {
+        let Some(Borrower { base, rank, reply }) = self.borrower.take() else {
+            return Ok(());
+        };
+        let lent = match (self.gpu.clone(), self.known(&base)) {
+            (Some(gpu), Ok(known)) => known.lend_on_gpu(&gpu, rank),
+            (None, _) => Some(Err(Declined::ForTheCpu("there is none".to_owned()))),
+            (_, Err(error)) => Some(Err(Declined::Failed(error))),
+        };
+        let Some(lent) = lent else {
+            self.borrower = Some(Borrower { base, rank, reply });
+            return Ok(());
+        };
+        self.lent = lent.is_ok().then_some(base);
+        let broken = match &lent {
+            Err(Declined::Failed(error)) if error.is_fatal() => Some(error.clone()),
+            _ => None,
+        };
+        // A job that was cancelled meanwhile needs no base.
+        let _ = reply.send(lent);
+        broken.map_or(Ok(()), Err)
+    }
+
+    /// The base `folder` names, brought to where answers come from if it is nowhere.
     fn loaded(&mut self, folder: &BaseFolder) -> Result<&mut LoadedBase, DeviceError> {
+        let is_here = self.bases.iter().any(|base| base.folder == *folder);
+        if !is_here {
+            self.make_place()?;
+            let gpu = self.gpu.as_ref();
+            let base = LoadedBase::load(folder, gpu, &self.pool, &self.limits)?;
+            self.bases.push(base);
+        }
+        self.known(folder)
+    }
+
+    /// The base `folder` names, loaded or not.
+    fn known(&mut self, folder: &BaseFolder) -> Result<&mut LoadedBase, DeviceError> {
         if let Some(at) = self.bases.iter().position(|base| base.folder == *folder) {
             return Ok(&mut self.bases[at]);
         }
+        self.make_place()?;
+        let base = LoadedBase::nowhere(folder, &self.pool, &self.limits);
+        self.bases.push(base);
+        Ok(self
+            .bases
+            .last_mut()
+            .expect("just pushed — a bug in the device"))
+    }
+
+    /// Drops bases that nobody uses where one more is to come. Errors: `Busy`.
+    fn make_place(&mut self) -> Result<(), DeviceError> {
         let lent = self.lent.as_ref();
         self.bases
             .retain(|base| !base.is_idle() || Some(&base.folder) == lent);
@@ -186,12 +279,7 @@ impl Serving {
         if self.bases.len() > 1 {
             return Err(DeviceError::Busy);
         }
-        let base = LoadedBase::load(folder, &self.pool, &self.limits)?;
-        self.bases.push(base);
-        Ok(self
-            .bases
-            .last_mut()
-            .expect("just pushed — a bug in the device"))
+        Ok(())
     }
 }
 

@@ -7,8 +7,9 @@ use std::sync::{Arc, mpsc};
 
 use engine::Precision;
 use engine::batch::Example;
+use engine::config::ModelConfig;
 use engine::cuda::{CudaError, Gpu};
-use engine::lora::Adapter;
+use engine::lora::{Adapter, AdapterError, LoraConfig};
 use engine::pool::Pool;
 use engine::train::{
     EvalReport, Pair, PairLogprobs, PairReport, PairStepReport, RunShape, StepReport, TrainError,
@@ -17,7 +18,7 @@ use engine::train::{
 use engine::weights::BaseModel;
 use tokio::sync::oneshot;
 
-use super::gpu::{Declined, GpuTraining};
+use super::gpu::{self, Declined};
 use super::{
     BaseFolder, DeviceError, FirstAdapter, Load, PairBatch, Reply, Snapshot, TrainedOn,
     TrainingRun, TrainingStart, answer, memory, serving,
@@ -27,7 +28,7 @@ pub(super) enum Command {
     Begin {
         id: u64,
         start: Box<TrainingStart>,
-        reply: Reply<(TrainedOn, Precision)>,
+        reply: Reply<TrainedOn>,
     },
     End {
         id: u64,
@@ -69,6 +70,10 @@ pub(super) enum Work {
         adapter: Arc<Adapter>,
         reply: Reply<Vec<f32>>,
     },
+    GeneratesIn {
+        adapter: Arc<Adapter>,
+        reply: Reply<Precision>,
+    },
 }
 
 struct Running {
@@ -80,7 +85,7 @@ struct Running {
 
 pub(super) struct Training {
     pool: Pool,
-    gpu: Option<GpuTraining>,
+    gpu: Option<Gpu>,
     running: Option<Running>,
     /// The thread that has the bases.
     serving: Sender<serving::Command>,
@@ -96,7 +101,7 @@ impl Training {
     ) -> Self {
         Self {
             pool,
-            gpu: gpu.map(GpuTraining::new),
+            gpu,
             running: None,
             serving,
             load,
@@ -139,30 +144,21 @@ impl Training {
         }
     }
 
-    /// What it is computed on, and what its base generates in.
-    fn begin(
-        &mut self,
-        id: u64,
-        start: TrainingStart,
-    ) -> Result<(TrainedOn, Precision), DeviceError> {
+    fn begin(&mut self, id: u64, start: TrainingStart) -> Result<TrainedOn, DeviceError> {
         self.running = None;
         let TrainingStart { base, adapter, run } = start;
-        let model = self.borrow(&base)?;
-        let generates_in = model.generation_precision();
         let adapter = match adapter {
             FirstAdapter::Given(adapter) => *adapter,
-            FirstAdapter::Fresh { config, seed } => {
-                Adapter::init_from(&model, &config, seed, &self.pool)
-                    .map_err(|error| DeviceError::BadAdapter(error.to_string()))?
-            }
+            FirstAdapter::Fresh { config, seed } => self.fresh(&base, &config, seed)?,
         };
-        let gpu = self.gpu.as_mut();
-        let (trainer, on) = match gpu.map(|gpu| gpu.begin(&base, &adapter, &run)) {
+        let gpu = self.gpu.as_ref();
+        let on_gpu = gpu.map(|gpu| self.begin_on_gpu(gpu, &base, &adapter, &run));
+        let (trainer, on) = match on_gpu {
             Some(Ok(trainer)) => (trainer, TrainedOn::Gpu),
             Some(Err(Declined::Failed(error))) => return Err(error),
             Some(Err(Declined::ForTheCpu(reason))) => {
                 tracing::warn!(reason, "the GPU is not used, the job trains on the CPU");
-                let begun = self.begin_on_cpu(model, adapter, run);
+                let begun = self.begin_on_cpu(&base, adapter, run);
                 let trainer = begun.map_err(|error| match error {
                     DeviceError::OtherArithmetic(other) => {
                         DeviceError::OtherArithmetic(format!("{other}; on the GPU: {reason}"))
@@ -171,7 +167,7 @@ impl Training {
                 });
                 (trainer?, TrainedOn::Cpu)
             }
-            None => (self.begin_on_cpu(model, adapter, run)?, TrainedOn::Cpu),
+            None => (self.begin_on_cpu(&base, adapter, run)?, TrainedOn::Cpu),
         };
         self.running = Some(Running {
             id,
@@ -179,15 +175,56 @@ impl Training {
             trainer,
             on,
         });
-        Ok((on, generates_in))
+        Ok(on)
+    }
+
+    /// An adapter as the first step finds it.
+    fn fresh(
+        &self,
+        base: &BaseFolder,
+        config: &LoraConfig,
+        seed: u64,
+    ) -> Result<Adapter, DeviceError> {
+        let shape = ModelConfig::from_dir(&base.dir);
+        let shape = shape.map_err(|error| DeviceError::BadInput(error.to_string()))?;
+        let fresh = match Adapter::init(&shape, config, seed) {
+            Err(AdapterError::NeedsBase { .. }) => {
+                Adapter::init_from(&*self.borrow(base)?, config, seed, &self.pool)
+            }
+            fresh => fresh,
+        };
+        fresh.map_err(|error| DeviceError::BadAdapter(error.to_string()))
+    }
+
+    fn begin_on_gpu(
+        &self,
+        gpu: &Gpu,
+        base: &BaseFolder,
+        adapter: &Adapter,
+        run: &TrainingRun,
+    ) -> Result<Trainer, Declined> {
+        // Told before a base is brought there for nothing.
+        gpu::supports(adapter, run)?;
+        let rank = gpu::largest_rank(adapter.config());
+        let (reply, answer) = oneshot::channel();
+        let lend = serving::Command::LendOnGpu {
+            base: base.clone(),
+            rank,
+            reply,
+        };
+        let ended = |()| Declined::Failed(DeviceError::ended());
+        self.serving.send(lend).map_err(|_| ended(()))?;
+        let lies = answer.blocking_recv().map_err(|_| ended(()))??;
+        gpu::begin(gpu, lies, adapter, run)
     }
 
     fn begin_on_cpu(
         &self,
-        model: Arc<BaseModel>,
+        base: &BaseFolder,
         adapter: Adapter,
         run: TrainingRun,
     ) -> Result<Trainer, DeviceError> {
+        let model = self.borrow(base)?;
         let mut config = run.config;
         let shape = RunShape {
             precision: config.precision,
@@ -203,7 +240,7 @@ impl Training {
         Ok(trainer)
     }
 
-    /// The base model, brought to the device where it is not there.
+    /// The base model on the CPU, brought there where it is not.
     fn borrow(&self, base: &BaseFolder) -> Result<Arc<BaseModel>, DeviceError> {
         let (reply, answer) = oneshot::channel();
         let base = base.clone();
@@ -257,6 +294,15 @@ impl Training {
                 };
                 // Who asked hears of a thread that has ended by the reply that is dropped.
                 let _ = self.serving.send(score);
+                Ok(())
+            }
+            Work::GeneratesIn { adapter, reply } => {
+                let asked = serving::Command::GeneratesIn {
+                    base: base.clone(),
+                    adapter,
+                    reply,
+                };
+                let _ = self.serving.send(asked);
                 Ok(())
             }
         }

@@ -82,7 +82,8 @@ pub(super) async fn check(
     adapter: &Arc<Adapter>,
 ) -> Result<(), Failure> {
     let mut difference = Difference::default();
-    for example in shortest(rows, training.scored_in()) {
+    let scored_in = training.scored_in(adapter).await?;
+    for example in shortest(rows, scored_in) {
         let trained = training.label_logprobs(example.clone()).await?;
         let served = training
             .score(example.tokens.clone(), Arc::clone(adapter))
@@ -93,11 +94,11 @@ pub(super) async fn check(
             .collect();
         difference.add(&trained, &served);
     }
-    let tolerance = Tolerance::of(training.scored_in());
+    let tolerance = Tolerance::of(scored_in);
     let (mean, worst) = (difference.mean(), difference.worst);
     tracing::info!(
         trained_on = ?training.on,
-        scored_in = training.scored_in().name(),
+        scored_in = scored_in.name(),
         n_labels = difference.n_labels,
         mean,
         worst,

@@ -1,14 +1,14 @@
-//! What a worker trains on: the choice on every machine, and a job on a GPU where there is one.
+//! What a worker computes on: the choice on every machine, and jobs and answers on a GPU where there is one.
 
 use domain::error::FailureClass;
 use domain::hyperparameters::Auto;
-use domain::message::{Assignment, FinishRequest};
+use domain::message::{Assignment, FinishRequest, GenerateEvent, GenerateRequest};
 use domain::x_training::{AskedAdapter, AskedTraining, Compute, Training};
 use engine::cuda::Gpu;
-use platform::config::WorkerDevice;
+use platform::config::{WorkerConfig, WorkerDevice};
 use platform::shutdown::Shutdown;
 
-use crate::house::House;
+use crate::house::{House, ask, with_adapter};
 use crate::tiny_model::CONTEXT;
 
 fn has_gpu() -> bool {
@@ -152,7 +152,7 @@ async fn a_job_trains_on_the_gpu_and_resumes_there_to_the_same_bytes() {
     let house = House::for_gpu().await;
     let whole = house.assignment(4).await;
     let gpu = WorkerDevice::Cuda { ordinal: 0 };
-    // It ends only where serving, on the CPU, scores rows as the trainer does.
+    // It ends only where serving scores rows as the trainer does.
     let (expected, announced) = run(&house, "a", gpu, &whole).await;
     assert!(announced.ends_with(", and cpu, 1 thread"), "{announced}");
     assert!(arithmetic(&house).await.starts_with("cuda-bf16"));
@@ -207,4 +207,113 @@ async fn what_the_gpu_cannot_compute_trains_on_the_cpu_beside_it() {
     house.door.with(|script| script.current_attempt = 2);
     let (finish, _) = run(&house, "resumed", gpu, &resumed).await;
     assert_eq!(finish.adapter.sha256, expected.adapter.sha256);
+}
+
+/// The log-probabilities of an answer's tokens.
+fn logprobs_of(events: &[GenerateEvent]) -> Vec<f32> {
+    let all = events.iter().filter_map(|event| match event {
+        GenerateEvent::Delta { logprobs, .. } => Some(logprobs),
+        _ => None,
+    });
+    all.flatten().map(|token| token.logprob).collect()
+}
+
+fn asked() -> GenerateRequest {
+    GenerateRequest {
+        top_logprobs: Some(1),
+        ..ask("What do you write?", 24)
+    }
+}
+
+#[tokio::test]
+async fn answers_come_from_the_gpu_and_a_training_there_changes_none_of_them() {
+    if !has_gpu() {
+        return;
+    }
+    let gpu = WorkerDevice::Cuda { ordinal: 0 };
+    let on = |device| move |config: &mut WorkerConfig| config.device = device;
+    // Where no job is ever given.
+    let calm = House::for_gpu().await;
+    let mut answers = Vec::new();
+    for (name, device) in [("cpu", WorkerDevice::Cpu), ("gpu", gpu)] {
+        let worker = calm.worker(name, on(device)).await;
+        answers.push(calm.generate(&worker, &asked()).await);
+        worker.stop().await.unwrap();
+    }
+    let (exact, before) = (logprobs_of(&answers[0]), &answers[1]);
+    // bf16 there, f32 on the CPU: near, and not the same.
+    let rounded = logprobs_of(before);
+    assert_ne!(rounded[0], exact[0]);
+    assert!((rounded[0] - exact[0]).abs() < 0.1, "{rounded:?} {exact:?}");
+    // Its adapter has ranks that the copy for chats has no room for: another takes its place.
+    let wide = AskedTraining {
+        adapter: AskedAdapter {
+            r: Some(64),
+            ..AskedAdapter::default()
+        },
+        ..AskedTraining::default()
+    };
+    let house = House::for_gpu().await;
+    let assignment = Assignment {
+        training: resolved(wide),
+        ..house.long_assignment().await
+    };
+    let worker = house.worker("trains", on(gpu)).await;
+    house.give(&assignment);
+    house
+        .door
+        .until("a step", |script| !script.metrics.is_empty())
+        .await;
+    for _ in 0..5 {
+        assert_eq!(house.generate(&worker, &asked()).await, *before);
+    }
+    house.door.with(|script| {
+        assert!(
+            script.finish.is_none() && script.fail.is_none(),
+            "it trains still"
+        );
+    });
+    worker.kill().await;
+}
+
+#[tokio::test]
+async fn a_tuned_model_is_served_on_the_gpu_and_one_that_replaces_parts_of_the_base_on_the_cpu() {
+    if !has_gpu() {
+        return;
+    }
+    let house = House::for_gpu().await;
+    let gpu = WorkerDevice::Cuda { ordinal: 0 };
+    let dora = AskedTraining {
+        adapter: AskedAdapter {
+            use_dora: Some(true),
+            ..AskedAdapter::default()
+        },
+        ..AskedTraining::default()
+    };
+    let mut adapters = Vec::new();
+    for (name, asked) in [("plain", AskedTraining::default()), ("dora", dora)] {
+        let assignment = Assignment {
+            training: resolved(asked),
+            object_prefix: format!("projects/p/jobs/{name}/attempts/1"),
+            ..house.assignment(4).await
+        };
+        adapters.push(run(&house, name, gpu, &assignment).await.0.adapter);
+    }
+    let worker = house.worker("serves", |config| config.device = gpu).await;
+    let base = house.generate(&worker, &asked()).await;
+    let both = adapters
+        .iter()
+        .map(|adapter| with_adapter(asked(), adapter))
+        .collect::<Vec<_>>();
+    let [plain, dora] = [&both[0], &both[1]];
+    let (plain, dora) = tokio::join!(
+        house.generate(&worker, plain),
+        house.generate(&worker, dora)
+    );
+    for tuned in [&plain, &dora] {
+        assert_ne!(logprobs_of(tuned)[0], logprobs_of(&base)[0]);
+    }
+    assert_eq!(house.generate(&worker, &both[0]).await, plain);
+    assert_eq!(house.generate(&worker, &both[1]).await, dora);
+    worker.stop().await.unwrap();
 }

@@ -11,6 +11,11 @@ TRL_8B, TOKENS_8B = 2.0, 17_000
 ALPACA = 3.0
 QLORA, QLORA_GIB = 1.2, 8.0
 DECODE_BATCHES = [1, 64]
+# Of 4.3 TB/s, as a copy within an H200 moves them.
+BANDWIDTH_GB_S, OF_BANDWIDTH = 4300, 0.8
+# Adapters in a batch, and what they are to keep of the base's speed.
+ADAPTERS_KEEP = {4: 0.95, 32: 0.8}
+FIRST_TOKEN_S = 0.1
 DECODE_PEERS = {"transformers+graph": "transformers in a CUDA graph", "vllm": "vLLM"}
 LEAST = ["base=nf4", "memory=layer-inputs", "pass=2048"]
 
@@ -33,7 +38,10 @@ class Data:
         self.decode = {}
         for line in self.lines("ours_decode.jsonl"):
             model, batch = model_of(line), next(o for o in line["options"] if o.startswith("batch="))
-            self.decode["ours", model, int(batch.removeprefix("batch="))] = line
+            adapters = next((o.removeprefix("adapters=") for o in line["options"] if o.startswith("adapters=")), None)
+            who = f"ours, {adapters} adapters" if adapters else "ours"
+            self.decode[who, model, int(batch.removeprefix("batch="))] = line
+        self.both = {model_of(line): line for line in self.lines("both.jsonl")}
         for line in self.lines("peers_decode.jsonl"):
             self.decode[line["peer"], line["model"], line["batch"]] = line
 
@@ -113,8 +121,16 @@ def rows(data):
     for batch in DECODE_BATCHES:
         for peer, title in DECODE_PEERS.items():
             ours, theirs = (data.decode.get((who, "8b", batch), {}).get(speed) for who in ("ours", peer))
-            yield row(f"8B decode, batch {batch}, {title}", "tok/s", ours, theirs, None)
-    yield row("first token after the last step", "s", None, None, None)
+            yield row(f"8B decode, batch {batch}, {title}", "tok/s", ours, theirs, 0.95 if peer == "vllm" else None)
+        read = data.decode.get(("ours", "8b", batch), {}).get("read_gb_per_s")
+        yield row(f"8B decode, batch {batch}: what it must read, of 4.3 TB/s", "GB/s", read, BANDWIDTH_GB_S if read else None, OF_BANDWIDTH)
+    most = DECODE_BATCHES[-1]
+    for adapters, kept in ADAPTERS_KEEP.items():
+        ours, base = (data.decode.get((who, "8b", most), {}).get(speed) for who in (f"ours, {adapters} adapters", "ours"))
+        yield row(f"8B decode, batch {most}, {adapters} adapters, our own base", "tok/s", ours, base, kept)
+    both = data.both.get("8b", {})
+    first = (both.get("first_token_s") or {}).get("p99")
+    yield row("8B: first token after the last step, p99", "s", first, FIRST_TOKEN_S, 1.0, FIRST_TOKEN_S / first if first else None)
     runs = [how for name, how in data.tests().items() if re.search(r"twenty|20_runs", name)]
     same = None if not runs else float(all(how == "ok" for how in runs))
     yield row("same seed, 20 runs and 10 killed and resumed: same bytes", "", same, 1.0, 1.0)
@@ -174,6 +190,22 @@ def decode_table(data):
             f"{line['tokens_per_s']:,.0f}", number(line.get("prefill_tokens_per_s")), line.get("memory_gib", line.get("peak_allocated_gib", ""))]
         lines.append([who, model.upper(), batch, *speeds])
     return markdown(head, lines) if lines else ["not run"]
+
+
+def both_tables(data):
+    """Training and chats at once."""
+    for model, line in data.both.items():
+        head = [f"{model.upper()}, chats at once", "first token p50, ms", "p99", "between tokens p50, ms", "p99", "tok/s", "training, tok/s"]
+        lines = []
+        for title, key, trained in (("alone", "chats", "trained_tokens_per_s"), ("beside each other", "chats_beside", "trained_tokens_per_s_beside")):
+            chats = line[key]
+            times = [chats[of][at] for of in ("first_token_s", "between_tokens_s") for at in ("p50", "p99")]
+            lines.append([title, *(f"{1e3 * t:.1f}" for t in times), f"{chats['tokens_per_s']:,.0f}", f"{line[trained]:,.0f}"])
+        yield from markdown(head, lines)
+        if line["first_token_s"]:
+            first, adapter = line["first_token_s"], line["adapter_s"]
+            yield (f"\nFirst token after the last step, of {first['n']}: p50 {1e3 * first['p50']:.1f} ms, p99 {1e3 * first['p99']:.1f} ms; of these until the adapter is in "
+                   f"host memory: {1e3 * adapter['p50']:.1f} and {1e3 * adapter['p99']:.1f} ms.")
 
 
 def profiles(data):
@@ -247,5 +279,8 @@ def page(data, parts):
     yield from versions(data)
     yield "\n## Decoding of whole models\n"
     yield from decode_table(data)
+    if data.both:
+        yield "\n## Training and generation at once, one copy of the base\n"
+        yield from both_tables(data)
     yield "\n## Kernels against PyTorch in f64"
     yield from kernel_sections(data)

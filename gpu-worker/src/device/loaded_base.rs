@@ -27,6 +27,8 @@ pub(super) struct LoadedBase {
     on_cpu: Option<OnCpu>,
     live: HashMap<(Place, SequenceId), Live>,
     waiting: VecDeque<Waiting>,
+    /// Whether the GPU has been tried.
+    was_on_gpu: bool,
     /// Nothing is admitted to the GPU: another copy of the base is to take this one's place.
     leaves_gpu: bool,
 }
@@ -84,31 +86,8 @@ impl Waiting {
 }
 
 impl LoadedBase {
-    /// Brings a base to the GPU, where there is one that can generate from it, and else to the CPU.
-    pub(super) fn load(
-        folder: &BaseFolder,
-        gpu: Option<&Gpu>,
-        pool: &Pool,
-        limits: &Limits,
-    ) -> Result<Self, DeviceError> {
-        let mut loaded = Self::nowhere(folder, pool, limits);
-        if let Some(gpu) = gpu {
-            match loaded.bring_to_gpu(gpu, 0) {
-                Ok(()) => {}
-                Err(Declined::Failed(error)) => return Err(error),
-                Err(Declined::ForTheCpu(reason)) => {
-                    tracing::warn!(reason, "the GPU is not used, answers come from the CPU");
-                }
-            }
-        }
-        if loaded.gpu_batcher().is_none() {
-            loaded.on_cpu()?;
-        }
-        Ok(loaded)
-    }
-
-    /// A base that nobody has asked for answers.
-    pub(super) fn nowhere(folder: &BaseFolder, pool: &Pool, limits: &Limits) -> Self {
+    /// A base that is nowhere yet.
+    pub(super) fn new(folder: &BaseFolder, pool: &Pool, limits: &Limits) -> Self {
         Self {
             folder: folder.clone(),
             pool: pool.clone(),
@@ -117,8 +96,27 @@ impl LoadedBase {
             on_cpu: None,
             live: HashMap::new(),
             waiting: VecDeque::new(),
+            was_on_gpu: false,
             leaves_gpu: false,
         }
+    }
+
+    /// Brings it to where answers come from, if it is not there: the GPU, where there is one that can generate from it, and else the CPU.
+    pub(super) fn be_ready(&mut self, gpu: Option<&Gpu>) -> Result<(), DeviceError> {
+        if let Some(gpu) = gpu.filter(|_| !self.was_on_gpu) {
+            self.was_on_gpu = true;
+            match self.bring_to_gpu(gpu, 0) {
+                Ok(()) => {}
+                Err(Declined::Failed(error)) => return Err(error),
+                Err(Declined::ForTheCpu(reason)) => {
+                    tracing::warn!(reason, "the GPU is not used, answers come from the CPU");
+                }
+            }
+        }
+        if self.gpu_batcher().is_none() {
+            self.on_cpu()?;
+        }
+        Ok(())
     }
 
     fn bring_to_gpu(&mut self, gpu: &Gpu, rank: usize) -> Result<(), Declined> {
@@ -153,6 +151,8 @@ impl LoadedBase {
             return None;
         }
         let brought = self.bring_to_gpu(gpu, rank);
+        // Where it did not fit with that room, it may without.
+        self.was_on_gpu = brought.is_ok();
         Some(brought.map(|()| {
             let on_gpu = self.on_gpu.as_ref();
             Arc::clone(&on_gpu.expect("just brought there — a bug here").lies.base)

@@ -244,30 +244,26 @@ impl Serving {
         broken.map_or(Ok(()), Err)
     }
 
-    /// The base `folder` names, brought to where answers come from if it is nowhere.
+    /// The base `folder` names, where answers come from.
     fn loaded(&mut self, folder: &BaseFolder) -> Result<&mut LoadedBase, DeviceError> {
-        let is_here = self.bases.iter().any(|base| base.folder == *folder);
-        if !is_here {
-            self.make_place()?;
-            let gpu = self.gpu.as_ref();
-            let base = LoadedBase::load(folder, gpu, &self.pool, &self.limits)?;
-            self.bases.push(base);
-        }
-        self.known(folder)
+        let gpu = self.gpu.clone();
+        let base = self.known(folder)?;
+        base.be_ready(gpu.as_ref())?;
+        Ok(base)
     }
 
     /// The base `folder` names, loaded or not.
     fn known(&mut self, folder: &BaseFolder) -> Result<&mut LoadedBase, DeviceError> {
-        if let Some(at) = self.bases.iter().position(|base| base.folder == *folder) {
-            return Ok(&mut self.bases[at]);
-        }
-        self.make_place()?;
-        let base = LoadedBase::nowhere(folder, &self.pool, &self.limits);
-        self.bases.push(base);
-        Ok(self
-            .bases
-            .last_mut()
-            .expect("just pushed — a bug in the device"))
+        let at = match self.bases.iter().position(|base| base.folder == *folder) {
+            Some(at) => at,
+            None => {
+                self.make_place()?;
+                let base = LoadedBase::new(folder, &self.pool, &self.limits);
+                self.bases.push(base);
+                self.bases.len() - 1
+            }
+        };
+        Ok(&mut self.bases[at])
     }
 
     /// Drops bases that nobody uses where one more is to come. Errors: `Busy`.

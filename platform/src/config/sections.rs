@@ -166,8 +166,8 @@ section! {
         /// How the API reaches this worker; unset: `http://` and `listen`.
         advertise_url: Option<String> = None,
         /// `auto`: an NVIDIA GPU where there is one, else the CPU; `cpu`; `cuda` or `cuda:N`: that GPU, or the worker does not
-        /// start. A job that a GPU cannot compute, or has no room for, trains on the CPU whatever stands here, and a warning says
-        /// why. Answers are always computed on the CPU.
+        /// start. What a GPU cannot compute, or has no room for, is trained or answered on the CPU whatever stands here, and a warning
+        /// says why.
         device: WorkerDevice = WorkerDevice::Auto,
         /// Threads that compute; 0: one per core.
         threads: usize = 0,

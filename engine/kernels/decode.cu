@@ -251,20 +251,26 @@ __device__ __forceinline__ void decode_attention(const bf16* __restrict__ qkv, i
                                                  const int* __restrict__ row_position, const int* __restrict__ page_table,
                                                  int max_pages, const bf16* __restrict__ k_pages, const bf16* __restrict__ v_pages,
                                                  float* __restrict__ partial, float2* __restrict__ stats, int max_splits, int chunk,
-                                                 float scale, float softcap, int window, int n_heads, int n_kv_heads) {
+                                                 float scale, float softcap, int window, int n_heads, int n_kv_heads,
+                                                 bf16* __restrict__ out, int ld_out) {
     using D = Decode<C, GROUPS>;
     using Keys = typename D::Keys;
     constexpr int STAGES = D::STAGES, PITCH = D::PITCH;
     __shared__ float2 of_warp[ATTENTION_WARPS][8 * GROUPS];
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4, row = blockIdx.z;
     const int sequence = row_sequence[row];
-    if (sequence < 0) return;
-    const Seen seen(row_position[row], window, chunk);
-    if (blockIdx.x >= seen.n_chunks) return;
-    page_table += size_t(sequence) * max_pages;
     const int group = n_heads / n_kv_heads, n_parts = (group + 8 * GROUPS - 1) / (8 * GROUPS);
     const int kv = blockIdx.y / n_parts, part = blockIdx.y % n_parts * 8 * GROUPS;
     const int head = kv * group + part, n_here = min(group - part, 8 * GROUPS);
+    out += size_t(row) * ld_out + head * C;
+    if (sequence < 0) {
+        if (max_splits > 1) return;
+        for (int i = threadIdx.x; i < n_here * (C / 4); i += ATTENTION_THREADS) reinterpret_cast<uint2*>(out)[i] = make_uint2(0, 0);
+        return;
+    }
+    const Seen seen(row_position[row], window, chunk);
+    if (blockIdx.x >= seen.n_chunks) return;
+    page_table += size_t(sequence) * max_pages;
     const u32 ring = shared_address(attention_shared) + warp * D::RING;
 
     // The queries as the right factor of keys · queriesᵀ.
@@ -407,23 +413,29 @@ __device__ __forceinline__ void decode_attention(const bf16* __restrict__ qkv, i
             float top = LOWEST, whole = 0.0f;
 #pragma unroll
             for (int j = 0; j < ATTENTION_WARPS; j++) top = fmaxf(top, of_warp[j][h].x);
-            float4 out = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            float4 found = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
             for (int j = 0; j < ATTENTION_WARPS; j++) {
                 const float share = exp2_fast(of_warp[j][h].x - top);
                 const float4 x = *reinterpret_cast<const float4*>(shared + (j * 8 * GROUPS + h) * PITCH + c);
                 whole += share * of_warp[j][h].y;
-                out.x += share * x.x, out.y += share * x.y, out.z += share * x.z, out.w += share * x.w;
+                found.x += share * x.x, found.y += share * x.y, found.z += share * x.z, found.w += share * x.w;
+            }
+            if (max_splits == 1) {
+                // What decode_attention_combine would make of it, to the bit.
+                *reinterpret_cast<uint2*>(out + h * C + c) =
+                    make_uint2(to_bf16x2(found.x / whole, found.y / whole), to_bf16x2(found.z / whole, found.w / whole));
+                continue;
             }
             const size_t place = (size_t(row) * n_heads + head + h) * max_splits + split;
-            *reinterpret_cast<float4*>(partial + place * C + c) = out;
+            *reinterpret_cast<float4*>(partial + place * C + c) = found;
             if (c == 0) stats[place] = make_float2(top, whole);
         }
         __syncthreads();
     }
 }
 
-// What the query of each row finds in each of its chunks, for decode_attention_combine: `partial` (rows, H, max_splits, C) and
+// What the query of each row finds in each of its chunks, for decode_attention_combine, or where `max_splits` is 1 what that would write to `out`: `partial` (rows, H, max_splits, C) and
 // `stats` (rows, H, max_splits) of (largest score in log2, Σ 2^(score − largest)). `chunk`: keys of a chunk, a multiple of 64 up to
 // 2048. Scores q·k·`scale` become cap·tanh(score/cap) where `softcap` is not 0; `window`: keys that a query sees at most, 0: all.
 // Grid (at least 1, at most max_splits; K·⌈H/K/8⌉; rows), 128 threads. `_wide` is for more than 8 query heads of a key-value head:
@@ -435,10 +447,10 @@ __device__ __forceinline__ void decode_attention(const bf16* __restrict__ qkv, i
         NAME(const bf16* __restrict__ qkv, int ld, const int* __restrict__ row_sequence, const int* __restrict__ row_position,     \
              const int* __restrict__ page_table, int max_pages, const bf16* __restrict__ k_pages,                                  \
              const bf16* __restrict__ v_pages, float* __restrict__ partial, float2* __restrict__ stats, int max_splits, int chunk, \
-             float scale, float softcap, int window, int n_heads, int n_kv_heads) {                                                \
+             float scale, float softcap, int window, int n_heads, int n_kv_heads, bf16* __restrict__ out, int ld_out) {            \
         wait_for_kernels_before();                                                                                                 \
         decode_attention<C, GROUPS>(qkv, ld, row_sequence, row_position, page_table, max_pages, k_pages, v_pages, partial, stats,  \
-                                    max_splits, chunk, scale, softcap, window, n_heads, n_kv_heads);                               \
+                                    max_splits, chunk, scale, softcap, window, n_heads, n_kv_heads, out, ld_out);                  \
     }
 
 DECODE_ATTENTION(64, decode_attention_64, 1, 3)

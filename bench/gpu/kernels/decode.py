@@ -372,9 +372,11 @@ def attention(t, C, H, K, chunk, scale, cap, window, grid_x=None, rows=None):
     blocks = K * -(-G // (16 if wide else 8))
     run(f"decode_attention_{C}{'_wide' if wide else ''}", (min(grid_x or splits, splits), blocks, n), 128, qkv, t["qkv"].shape[1],
         sequences, positions, t["table"], t["table"].shape[1], t["k"], t["v"], t["partial"], t["stats"], splits, chunk, scale, cap,
-        window, H, K, shared=attention_shared(C, wide))
-    run("decode_attention_combine", (H, n), 256, t["partial"], t["stats"], splits, chunk, window, sequences, positions, out,
-        t["out"].shape[1], H, C)
+        window, H, K, out, t["out"].shape[1], shared=attention_shared(C, wide))
+    # With one chunk the first kernel has written all.
+    if splits > 1:
+        run("decode_attention_combine", (H, n), 256, t["partial"], t["stats"], splits, chunk, window, sequences, positions, out,
+            t["out"].shape[1], H, C)
 
 
 def attention_check(C, H, K, cap, window, chunk, lengths, pad_rows=1):

@@ -243,8 +243,12 @@ pub(super) fn attention(
             gpu, ATTENTIONS[variant][usize::from(is_wide)], how;
             qkv.at, int(qkv.pitch), sequences, positions, rows.page_table, int(rows.max_pages), pages.keys, pages.values,
             partial, stats, int(n_splits), int(CHUNK), config.attention_scale, softcap, window, int(n_heads),
-            int(n_kv_heads)
+            int(n_kv_heads), out.at, int(out.pitch)
         )?;
+        // One chunk is all of it.
+        if n_splits == 1 {
+            continue;
+        }
         let how = Launch {
             grid: (n_heads as u32, (end - first) as u32, 1),
             block: 256,
@@ -317,14 +321,13 @@ pub(super) struct Segments {
 /// Columns that a block of `grouped_lora_expand` has.
 pub(super) const EXPAND_COLUMNS: usize = 256;
 
-/// y += (x·s·Aᵀ)·Bᵀ for the rows of the segments, with `adapters` those of one fused linear. `h` has room for (rows, ranks) in f32.
-pub(super) fn grouped_lora(
+/// h = x·s·Aᵀ for the rows of the segments, (rows, ranks) in f32, with `adapters` those of one fused linear.
+pub(super) fn grouped_lora_shrink(
     gpu: &Gpu,
     segments: Segments,
     adapters: u64,
     x: Matrix,
     h: Matrix,
-    y: Matrix,
 ) -> Result<(), CudaError> {
     let how = Launch {
         grid: (segments.most_ranks.div_ceil(8) as u32, segments.n as u32, 1),
@@ -336,7 +339,17 @@ pub(super) fn grouped_lora(
         gpu, "grouped_lora_shrink", how;
         x.at, int(x.pitch), adapters, segments.segments, segments.n_segments, segments.rows, h.at, int(h.pitch),
         int(x.columns)
-    )?;
+    )
+}
+
+/// y += h·Bᵀ for the rows of the segments.
+pub(super) fn grouped_lora_expand(
+    gpu: &Gpu,
+    segments: Segments,
+    adapters: u64,
+    h: Matrix,
+    y: Matrix,
+) -> Result<(), CudaError> {
     let name = match y.format {
         Format::Bf16 => "grouped_lora_expand",
         Format::F32 => "grouped_lora_expand_f32",

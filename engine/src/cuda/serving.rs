@@ -518,14 +518,16 @@ impl Forward<'_> {
             Format::Bf16 => To::Become,
             Format::F32 => To::Add,
         };
-        serve_ops::linear(self.gpu, x, weight, linear.bias, y, to)?;
-        match self.tables.segments {
-            Some(segments) => {
-                let adapters = self.adapters.of_linear(layer, fused);
-                serve_ops::grouped_lora(self.gpu, segments, adapters, x, self.room.h, y)
-            }
-            None => Ok(()),
+        let (adapters, h) = (self.adapters.of_linear(layer, fused), self.room.h);
+        // It keeps few multiprocessors busy: the large product begins to read its weights meanwhile.
+        if let Some(segments) = self.tables.segments {
+            serve_ops::grouped_lora_shrink(self.gpu, segments, adapters, x, h)?;
         }
+        serve_ops::linear(self.gpu, x, weight, linear.bias, y, to)?;
+        if let Some(segments) = self.tables.segments {
+            serve_ops::grouped_lora_expand(self.gpu, segments, adapters, h, y)?;
+        }
+        Ok(())
     }
 
     /// Adds a branch to the stream, through the norm after it if there is one.

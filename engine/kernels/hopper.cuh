@@ -168,6 +168,36 @@ template <int TURNED> __device__ __forceinline__ void multiply_group(float (&d)[
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(adds)), "n"(TURNED));
 }
 
+// ---- Clusters of blocks, along y.
+
+__device__ __forceinline__ u32 cluster_size() {
+    u32 n;
+    asm volatile("mov.u32 %0, %%cluster_nctaid.y;" : "=r"(n));
+    return n;
+}
+
+__device__ __forceinline__ void wait_for_cluster() {
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
+// Four numbers, or one, in the shared memory of block `rank`, at this block's address `at`.
+__device__ __forceinline__ float4 load_of_block(u32 at, u32 rank) {
+    u32 there;
+    float4 x;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "r"(there) : "memory");
+    return x;
+}
+
+__device__ __forceinline__ float load_one_of_block(u32 at, u32 rank) {
+    u32 there;
+    float x;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
+    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(x) : "r"(there) : "memory");
+    return x;
+}
+
 // ---- Tiles as wgmma reads them: panels of 64 columns, permuted over 128 bytes.
 
 // A row of the tile is a row of the left factor or a column of the right one; 16 channels on are `channels_on`.

@@ -16,26 +16,6 @@
 
 #if HOPPER
 
-__device__ __forceinline__ u32 cluster_size() {
-    u32 n;
-    asm volatile("mov.u32 %0, %%cluster_nctaid.y;" : "=r"(n));
-    return n;
-}
-
-__device__ __forceinline__ void wait_for_cluster() {
-    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-}
-
-// Four numbers in the shared memory of block `rank`, at this block's address `at`.
-__device__ __forceinline__ float4 load_of_block(u32 at, u32 rank) {
-    u32 there;
-    float4 x;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
-    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "r"(there) : "memory");
-    return x;
-}
-
 // How many steps of W and of ROWS rows of x lie in a block's ring.
 template <int ROWS> struct LinearShape {
     static constexpr int W = LINEAR_TILE * 2 * LINEAR_STEP, X = ROWS * 2 * LINEAR_STEP, STAGE = W + X;

@@ -106,7 +106,7 @@ def run_clusters(name, grid, threads, cluster, *args, shared=0):
     attributes[0].value[:3] = [1, cluster, 1]
     attributes[1].value[0] = 1
     stream = torch.cuda.current_stream().cuda_stream
-    config = Config((ctypes.c_uint * 3)(*grid, 1), (ctypes.c_uint * 3)(threads, 1, 1), shared, stream, attributes, 2)
+    config = Config((ctypes.c_uint * 3)(*grid, 1), (ctypes.c_uint * 3)(threads, 1, 1), shared, stream, attributes, 2 if has_clusters() else 0)
     values = [(ctypes.c_char * a.itemsize).from_buffer_copy(a.tobytes()) for a in map(argument, args)]
     pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
     kernel = ctypes.c_void_p(KERNELS[name].kernel.ptr)
@@ -543,9 +543,13 @@ def lora_grids(adapters):
     return ranks // 8, blocks
 
 
+def shrink(grid_x, most_segments, *args):
+    cluster = 4 if has_clusters() else 1
+    run_clusters("grouped_lora_shrink", (grid_x, most_segments * cluster), 256, cluster, *args, shared=SHRINK_SHARED)
+
+
 def lora(x, ld_x, table, segments, n_segments, rows, h, y, K, grids, most_segments):
-    run("grouped_lora_shrink", (grids[0], most_segments), 256, x, ld_x, table, segments, n_segments, rows, h, h.shape[1], K,
-        shared=SHRINK_SHARED)
+    shrink(grids[0], most_segments, x, ld_x, table, segments, n_segments, rows, h, h.shape[1], K)
     name = "grouped_lora_expand" + ("" if y.dtype == BF16 else "_f32")
     run(name, (grids[1], most_segments), 128, y, y.shape[1], h, h.shape[1], table, segments, n_segments, rows)
 
@@ -634,11 +638,11 @@ def lora_timing(label, K, widths, r, dtype, pool, n_adapters, n_rows):
         data, n_segments, rows, most = sets[i]
         lora(x, K, table, data, n_segments, rows, h, y, K, grids, most)
 
-    def shrink(i):
+    def shrink_alone(i):
         data, n_segments, rows, most = sets[i]
-        run("grouped_lora_shrink", (grids[0], most), 256, x, K, table, data, n_segments, rows, h, R, K, shared=SHRINK_SHARED)
+        shrink(grids[0], most, x, K, table, data, n_segments, rows, h, R, K)
 
-    both, one = seconds(launch, n_sets), seconds(shrink, n_sets)
+    both, one = seconds(launch, n_sets), seconds(shrink_alone, n_sets)
     row("| grouped LoRA | rank | adapters | rows | shrink, µs | expand, µs | both, of copy | floor, µs |", label, r, n_adapters, n_rows,
         f"{one * 1e6:.1f}", f"{(both - one) * 1e6:.1f}", f"{n_bytes / both / COPY[0]:.2f}", f"{n_bytes / COPY[0] * 1e6:.1f}")
 

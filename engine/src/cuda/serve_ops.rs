@@ -51,6 +51,9 @@ pub(super) const SEGMENT_ROWS: usize = 16;
 
 const SHRINK_SHARED: u32 = 65536;
 
+/// Blocks that share the columns of an A, where blocks can.
+const SHRINK_BLOCKS: u32 = 4;
+
 static LINEARS: [[&str; 2]; 4] = [
     ["skinny_linear_8_16", "skinny_linear_8_32"],
     ["skinny_linear_16_16", "skinny_linear_16_32"],
@@ -329,11 +332,19 @@ pub(super) fn grouped_lora_shrink(
     x: Matrix,
     h: Matrix,
 ) -> Result<(), CudaError> {
+    let cluster = match gpu.capability() {
+        (9, 0) => SHRINK_BLOCKS,
+        _ => 1,
+    };
     let how = Launch {
-        grid: (segments.most_ranks.div_ceil(8) as u32, segments.n as u32, 1),
+        grid: (
+            segments.most_ranks.div_ceil(8) as u32,
+            segments.n as u32 * cluster,
+            1,
+        ),
         block: 256,
         shared: SHRINK_SHARED,
-        cluster: 1,
+        cluster,
     };
     launch!(
         gpu, "grouped_lora_shrink", how;

@@ -103,7 +103,7 @@ impl Serving {
     /// Serves commands until every sender is gone. Errors: `Broken` when the engine broke a promise.
     pub(super) fn serve(&mut self, inbox: &Receiver<Command>) -> Result<(), DeviceError> {
         loop {
-            if self.bases.iter().all(LoadedBase::is_idle) {
+            if self.borrower.is_none() && self.bases.iter().all(LoadedBase::is_idle) {
                 match inbox.recv() {
                     Ok(command) => self.take(command)?,
                     Err(_) => return Ok(()),

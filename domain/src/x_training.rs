@@ -118,6 +118,7 @@ impl Precision {
             BaseWeights::Stored => FrozenWeights::Stored,
             BaseWeights::Bf16 => FrozenWeights::Bf16,
             BaseWeights::Int8 => FrozenWeights::Int8,
+            BaseWeights::Fp8 => FrozenWeights::Fp8,
             BaseWeights::Nf4 if self.double_quant => FrozenWeights::Nf4DoubleQuant,
             BaseWeights::Nf4 => FrozenWeights::Nf4,
         }

@@ -6,7 +6,7 @@
 //!              document lengths for each step, a third of each without labels
 //!   steps=8    timed, after three to warm up
 //!   memory=keep-all | drop-gate-up | layer-inputs
-//!   base=bf16 | nf4 | int8
+//!   base=bf16 | nf4 | int8 | fp8
 //!   pass=N     the most tokens that share a pass
 //!   profile=1  also what the kernels of one step take, each waited for
 
@@ -52,6 +52,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "bf16" => BaseWeights::Bf16,
         "nf4" => BaseWeights::Quantized(Kind::Nf4DoubleQuant),
         "int8" => BaseWeights::Quantized(Kind::Int8),
+        "fp8" => BaseWeights::Quantized(Kind::Fp8),
         other => return Err(format!("no base {other}").into()),
     };
     let pass_tokens = option("pass").map(str::parse).transpose()?;

@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let tensor = Tensor::from_slice(&weights, (ROWS, COLUMNS), &Device::Cpu)?;
     println!("| kind | bits per weight | error | f32 | bf16 |");
     println!("|---|---|---|---|---|");
-    for kind in [Kind::Nf4, Kind::Nf4DoubleQuant, Kind::Int8] {
+    for kind in [Kind::Nf4, Kind::Nf4DoubleQuant, Kind::Int8, Kind::Fp8] {
         report(
             &Quantized::quantize(kind, ROWS, COLUMNS, &weights)?,
             &weights,

@@ -272,7 +272,8 @@ fn is_near(on_gpu: f64, on_cpu: f64) -> bool {
 fn logits_and_gradients_are_as_near_to_f32_as_the_cpus_in_bf16() {
     let Some(gpu) = gpu() else { return };
     let mut bad = Vec::new();
-    let quantized = [Kind::Nf4, Kind::Nf4DoubleQuant, Kind::Int8].map(BaseWeights::Quantized);
+    let quantized = [Kind::Nf4, Kind::Nf4DoubleQuant, Kind::Int8, Kind::Fp8];
+    let quantized = quantized.map(BaseWeights::Quantized);
     let cases = shapes()
         .into_iter()
         .map(|shape| (shape, BaseWeights::AsStored));

@@ -66,6 +66,7 @@ fn a_quantised_base_trains_as_the_values_it_stands_for() {
         (LLAMA, Kind::Nf4),
         (QWEN2, Kind::Nf4DoubleQuant),
         (QWEN2, Kind::Int8),
+        (LLAMA, Kind::Fp8),
         (EVEN, q8_0),
     ] {
         let pool = Pool::new(2);

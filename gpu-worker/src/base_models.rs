@@ -63,6 +63,7 @@ impl Base {
                 FrozenWeights::Stored => BaseWeights::AsStored,
                 FrozenWeights::Bf16 => BaseWeights::Bf16,
                 FrozenWeights::Int8 => BaseWeights::Quantized(Kind::Int8),
+                FrozenWeights::Fp8 => BaseWeights::Quantized(Kind::Fp8),
                 FrozenWeights::Nf4 => BaseWeights::Quantized(Kind::Nf4),
                 FrozenWeights::Nf4DoubleQuant => BaseWeights::Quantized(Kind::Nf4DoubleQuant),
             },

@@ -245,6 +245,7 @@ OPTIONS = [
     ({"precision": {"compute": "bf16"}}, {}),
     ({"precision": {"compute": "fp32", "base_weights": "auto"}}, SAME_LOSSES),
     ({"precision": {"base_weights": "int8"}}, {}),
+    ({"precision": {"base_weights": "fp8"}}, {}),
     ({"precision": {"base_weights": "nf4", "double_quant": False}, "adapter": {"use_dora": True}}, {"use_dora": True}),
     ({"memory": {"gradient_checkpointing": "none"}}, SAME_LOSSES),
     ({"memory": {"gradient_checkpointing": "selective"}}, SAME_LOSSES),

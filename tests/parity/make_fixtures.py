@@ -7,7 +7,7 @@ tiny     engine/tests/fixtures/tiny_*: tiny random models, adapters, logits, gra
 adapters engine/tests/fixtures/adapters: kinds of adapters on tiny models, which must be there
 preference engine/tests/fixtures/preference: what TRL computes on a tiny model, which must be there
 smollm2  engine/tests/fixtures/smollm2: slices of the same for the real SmolLM2-135M-Instruct
-quant    engine/tests/fixtures/quant: weights as bitsandbytes and gguf quantise them
+quant    engine/tests/fixtures/quant: weights as bitsandbytes, PyTorch and gguf quantise them
 
 Versions: tests/parity/requirements.txt. Random numbers come from fixed seeds; a re-run with the same versions on the
 same kind of processor gives the same files, other processors differ in the last bits.

@@ -1,4 +1,4 @@
-"""Writes engine/tests/fixtures/quant: weights as bitsandbytes (NF4, int8) and gguf (GGML blocks) quantise them."""
+"""Writes engine/tests/fixtures/quant: weights as bitsandbytes (NF4, int8), PyTorch (fp8) and gguf (GGML blocks) quantise them."""
 
 import os
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from engine_fixtures import hash_uniform
+from smollm2_fixtures import hash_uniform
 
 BLOCK_TYPES = ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 # Bytes at which a block holds numbers in f16.
@@ -93,6 +93,23 @@ def _make_int8(generator):
     return out
 
 
+def _make_fp8(generator):
+    weights = {"f32": _weights((12, 70), generator), "bf16": _weights((6, 64), generator).bfloat16()}
+    weights["f32"][3] = 0
+    # Every number there is, and those midway between each two, which go to the even one; the largest makes the scale 1.
+    numbers = torch.arange(0x7F, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    midway = (numbers[1:] + numbers[:-1]) / 2
+    weights["every"] = torch.cat([numbers, midway, -numbers, -midway])[None, :]
+    out = {}
+    for name, weight in weights.items():
+        values = weight.float()
+        scales = values.abs().amax(1) / 448
+        codes = (values / scales.where(scales > 0, 1.0)[:, None]).to(torch.float8_e4m3fn)
+        out[f"{name}.weight"], out[f"{name}.codes"], out[f"{name}.scales"] = weight, codes.view(torch.uint8), scales
+        out[f"{name}.values"] = codes.float() * scales[:, None]
+    return out
+
+
 def _random_blocks(name, rows, columns, rng):
     """Blocks of random bytes whose f16 numbers are finite, among them a negative and a subnormal one."""
     length, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
@@ -125,6 +142,6 @@ def make(folder):
     os.makedirs(folder, exist_ok=True)
     # One thread: with more, PyTorch sums 32768 scales or more in another order.
     torch.set_num_threads(1)
-    for k, (name, part) in enumerate([("nf4", _make_nf4), ("int8", _make_int8), ("ggml", _make_ggml)]):
+    for k, (name, part) in enumerate([("nf4", _make_nf4), ("int8", _make_int8), ("ggml", _make_ggml), ("fp8", _make_fp8)]):
         tensors = part(torch.Generator().manual_seed(100 + k))
         save_file({key: value.contiguous() for key, value in tensors.items()}, os.path.join(folder, f"{name}.safetensors"))

@@ -69,7 +69,7 @@ pub struct PrecisionRequest {
     pub compute: Option<String>,
     /// `bf16`, all that there is on a GPU: with it, `fp32` is for a CPU alone, as with `auto`.
     pub compute_on_gpu: Option<String>,
-    /// `auto` or `stored` (as the model's files hold them), `bf16`, `int8` or `nf4`.
+    /// `auto` or `stored` (as the model's files hold them), `bf16`, `int8`, `fp8` or `nf4`.
     pub base_weights: Option<String>,
     /// With `nf4` only.
     pub double_quant: Option<bool>,

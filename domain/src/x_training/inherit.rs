@@ -27,6 +27,7 @@ impl Inherited {
             FrozenWeights::Stored => (BaseWeights::Stored, false),
             FrozenWeights::Bf16 => (BaseWeights::Bf16, false),
             FrozenWeights::Int8 => (BaseWeights::Int8, false),
+            FrozenWeights::Fp8 => (BaseWeights::Fp8, false),
             FrozenWeights::Nf4 => (BaseWeights::Nf4, false),
             FrozenWeights::Nf4DoubleQuant => (BaseWeights::Nf4, true),
         }

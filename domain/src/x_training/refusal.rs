@@ -42,7 +42,10 @@ pub(super) fn check(training: &Training, context_length: u32) -> Result<(), Refu
         let reason = format!("the base model reads at most {context_length} tokens");
         return Err(Refusal::conflict("data.max_length", reason));
     }
-    let is_quantised = matches!(precision.base_weights, BaseWeights::Int8 | BaseWeights::Nf4);
+    let is_quantised = match precision.base_weights {
+        BaseWeights::Stored | BaseWeights::Bf16 => false,
+        BaseWeights::Int8 | BaseWeights::Fp8 | BaseWeights::Nf4 => true,
+    };
     if adapter.init == Init::Pissa {
         if adapter.use_dora {
             let reason = "'pissa' and use_dora both decompose the weight; ask for one of them";

@@ -65,6 +65,7 @@ words! {
         Stored = "stored",
         Bf16 = "bf16",
         Int8 = "int8",
+        Fp8 = "fp8",
         Nf4 = "nf4",
     }
 
@@ -73,6 +74,7 @@ words! {
         Stored = "stored",
         Bf16 = "bf16",
         Int8 = "int8",
+        Fp8 = "fp8",
         Nf4 = "nf4",
         Nf4DoubleQuant = "nf4_double_quant",
     }

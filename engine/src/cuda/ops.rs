@@ -99,6 +99,19 @@ pub(super) fn dequantize_int8(
     )
 }
 
+/// float8_e4m3fn with a scale for each row → bf16.
+pub(super) fn dequantize_fp8(
+    gpu: &Gpu,
+    codes: u64,
+    scales: u64,
+    to: Matrix,
+) -> Result<(), CudaError> {
+    launch!(
+        gpu, "dequantize_fp8", unpacking(gpu, to);
+        codes, scales, to.at, int(to.pitch), int(to.rows), int(to.columns)
+    )
+}
+
 /// A bf16 matrix becomes 0.
 pub(super) fn clear_matrix(gpu: &Gpu, out: Matrix) -> Result<(), CudaError> {
     fill_uniform(gpu, out, 0.0, 0)

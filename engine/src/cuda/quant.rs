@@ -2,7 +2,7 @@
 //! memory that all of them share. The codes are those of [`crate::quant`].
 
 use super::gpu::{CudaError, Gpu};
-use super::memory::{Matrix, Plan, upload};
+use super::memory::{Matrix, Plan, clear, upload};
 use super::ops;
 use crate::quant::{Codes, Kind, Quantized};
 
@@ -38,6 +38,10 @@ enum Place {
         codes: u64,
         scales: u64,
     },
+    Fp8 {
+        codes: u64,
+        scales: u64,
+    },
 }
 
 impl Part {
@@ -64,6 +68,10 @@ impl Part {
                 offset: 0.0,
             },
             Kind::Int8 => Place::Int8 {
+                codes: plan.bytes(n),
+                scales: plan.words(rows),
+            },
+            Kind::Fp8 => Place::Fp8 {
                 codes: plan.bytes(n),
                 scales: plan.words(rows),
             },
@@ -121,11 +129,21 @@ impl Part {
                 upload(gpu, *codes, from)?;
                 upload(gpu, *scales, of)
             }
+            (
+                Place::Fp8 { codes, scales },
+                Some(Codes::Fp8 {
+                    codes: from,
+                    scales: of,
+                }),
+            ) => {
+                upload(gpu, *codes, from)?;
+                upload(gpu, *scales, of)
+            }
             _ => unreachable!("a matrix of another kind than was planned — a bug in the loader"),
         }
     }
 
-    /// Random codes of about the given size, for measurements.
+    /// Random codes of about the given size, but zeros for fp8, for measurements.
     /// Errors: `Driver`.
     pub fn fill_random(&mut self, gpu: &Gpu, size: f32, seed: u32) -> Result<(), CudaError> {
         let (n, bytes) = (self.rows * self.columns, |at, n: usize| {
@@ -142,6 +160,11 @@ impl Part {
             }
             Place::Int8 { codes, scales } => {
                 bytes(*codes, n)?;
+                upload(gpu, *scales, &vec![size; self.rows])
+            }
+            // Some of random bits would be no numbers.
+            Place::Fp8 { codes, scales } => {
+                clear(gpu, *codes, n)?;
                 upload(gpu, *scales, &vec![size; self.rows])
             }
         }
@@ -164,6 +187,7 @@ impl Part {
                 offset,
             } => ops::dequantize_nf4(gpu, codes, 0, (differences, absmax, offset), to),
             Place::Int8 { codes, scales } => ops::dequantize_int8(gpu, codes, scales, to),
+            Place::Fp8 { codes, scales } => ops::dequantize_fp8(gpu, codes, scales, to),
         }
     }
 }

@@ -24,6 +24,7 @@
 
 mod coded;
 mod dynamic;
+mod fp8;
 mod ggml;
 mod ggml_k;
 mod int8;
@@ -36,6 +37,7 @@ use half::bf16;
 
 use crate::cpu::buffer::OutOfMemory;
 pub(crate) use coded::Coded;
+use fp8::Fp8;
 use ggml::Blocks;
 pub use ggml::GgmlType;
 pub(crate) use ggml::encode_q8_0;
@@ -53,6 +55,8 @@ pub enum Kind {
     /// Differs: LLM.int8 quantises the activations too, except for columns with outliers, and multiplies in int8. Here only
     /// the weights are quantised; they are multiplied in the dtype of the activations, so no column needs an exception.
     Int8,
+    /// 8-bit floating point codes, float8_e4m3fn, and an f32 scale for each row. As with int8 only the weights are quantised.
+    Fp8,
     /// The blocks of a GGUF file.
     Ggml(GgmlType),
 }
@@ -63,6 +67,7 @@ impl fmt::Display for Kind {
             Kind::Nf4 => f.write_str("nf4"),
             Kind::Nf4DoubleQuant => f.write_str("nf4 with double quantisation"),
             Kind::Int8 => f.write_str("int8"),
+            Kind::Fp8 => f.write_str("fp8"),
             Kind::Ggml(kind) => write!(f, "{kind}"),
         }
     }
@@ -122,11 +127,14 @@ pub(crate) enum Codes<'a> {
     },
     /// A scale for each row.
     Int8 { codes: &'a [i8], scales: &'a [f32] },
+    /// A scale for each row.
+    Fp8 { codes: &'a [u8], scales: &'a [f32] },
 }
 
 enum Data {
     Nf4(Nf4),
     Int8(Int8),
+    Fp8(Fp8),
     Ggml(Blocks),
     /// Blocks of the commonest kinds.
     Coded(Coded),
@@ -156,6 +164,7 @@ impl Quantized {
             Kind::Nf4 => Data::Nf4(Nf4::quantize(values)?),
             Kind::Nf4DoubleQuant => Data::Nf4(Nf4::quantize(values)?.double_quantized()?),
             Kind::Int8 => Data::Int8(Int8::quantize(values, rows, columns)?),
+            Kind::Fp8 => Data::Fp8(Fp8::quantize(values, rows, columns)?),
             Kind::Ggml(kind) => {
                 check_blocks(kind, columns)?;
                 Data::of_blocks(Blocks::quantize(kind, values)?, rows, columns)?
@@ -193,6 +202,7 @@ impl Quantized {
             Data::Nf4(nf4) if nf4.is_double_quantized() => Kind::Nf4DoubleQuant,
             Data::Nf4(_) => Kind::Nf4,
             Data::Int8(_) => Kind::Int8,
+            Data::Fp8(_) => Kind::Fp8,
             Data::Ggml(blocks) => Kind::Ggml(blocks.kind),
             Data::Coded(coded) => Kind::Ggml(coded.kind),
         }
@@ -211,6 +221,7 @@ impl Quantized {
         match &self.data {
             Data::Nf4(nf4) => nf4.n_bytes(),
             Data::Int8(int8) => int8.n_bytes(),
+            Data::Fp8(fp8) => fp8.n_bytes(),
             Data::Ggml(blocks) => blocks.bytes.len(),
             Data::Coded(coded) => coded.n_bytes(),
         }
@@ -231,12 +242,12 @@ impl Quantized {
         match &self.data {
             Data::Nf4(nf4) => nf4.dequantize(start, out),
             Data::Int8(int8) => int8.dequantize(row, start, out),
+            Data::Fp8(fp8) => fp8.dequantize(row, start, out),
             Data::Ggml(blocks) => blocks.dequantize(start, out),
             Data::Coded(coded) => coded.dequantize(row, columns.start, out),
         }
     }
 
-    /// The matrix in the order that products read, if it is kept in that.
     /// Codes and scales; `None` for the kinds of GGML.
     pub(crate) fn codes(&self) -> Option<Codes<'_>> {
         match &self.data {
@@ -253,14 +264,16 @@ impl Quantized {
                 },
             }),
             Data::Int8(Int8 { codes, scales }) => Some(Codes::Int8 { codes, scales }),
+            Data::Fp8(Fp8 { codes, scales }) => Some(Codes::Fp8 { codes, scales }),
             Data::Ggml(_) | Data::Coded(_) => None,
         }
     }
 
+    /// The matrix in the order that products read, if it is kept in that.
     pub(crate) fn coded(&self) -> Option<&Coded> {
         match &self.data {
             Data::Coded(coded) => Some(coded),
-            Data::Nf4(_) | Data::Int8(_) | Data::Ggml(_) => None,
+            Data::Nf4(_) | Data::Int8(_) | Data::Fp8(_) | Data::Ggml(_) => None,
         }
     }
 

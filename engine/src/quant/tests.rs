@@ -188,6 +188,21 @@ fn int8_is_byte_for_byte_that_of_bitsandbytes() {
 }
 
 #[test]
+fn fp8_is_byte_for_byte_what_pytorch_rounds_to() {
+    let fixture = Fixture::read("fp8.safetensors");
+    for name in ["f32", "bf16", "every"] {
+        let matrix = fixture.quantize(Kind::Fp8, &format!("{name}.weight"));
+        let Data::Fp8(fp8) = &matrix.data else {
+            panic!("{name}: not fp8")
+        };
+        assert_eq!(fp8.codes, fixture.bytes(&format!("{name}.codes")), "{name}");
+        let of = |part: &str| fixture.f32(&format!("{name}.{part}"));
+        assert_eq!(bits(&fp8.scales), bits(&of("scales")), "{name}");
+        assert_eq!(bits(&dequantized(&matrix)), bits(&of("values")), "{name}");
+    }
+}
+
+#[test]
 fn ggml_blocks_have_the_values_that_gguf_reads() {
     let fixture = Fixture::read("ggml.safetensors");
     for kind in GgmlType::ALL {
@@ -244,7 +259,7 @@ fn every_kind() -> Vec<Quantized> {
         let bytes = noise.iter().map(|x| (x.to_bits() >> 9) as u8 & 0xbf);
         Quantized::from_ggml(kind, 3, 1280, bytes.collect()).unwrap()
     });
-    let codecs = [Kind::Nf4, Kind::Nf4DoubleQuant, Kind::Int8];
+    let codecs = [Kind::Nf4, Kind::Nf4DoubleQuant, Kind::Int8, Kind::Fp8];
     let codecs = codecs.map(|kind| Quantized::quantize(kind, 5, 701, &weights[..3505]).unwrap());
     codecs.into_iter().chain(blocks).collect()
 }
@@ -331,6 +346,7 @@ fn every_kind_says_what_it_is_and_what_memory_it_takes() {
         4.125 + 5.0 * 32.0 / 65_536.0
     );
     assert_eq!(bits_per_weight(Kind::Int8), 8.125);
+    assert_eq!(bits_per_weight(Kind::Fp8), 8.125);
     // In panels a scale is an f32.
     assert_eq!(bits_per_weight(Kind::Ggml(GgmlType::Q8_0)), 9.0);
     assert_eq!(bits_per_weight(Kind::Ggml(GgmlType::Q4_0)), 5.0);

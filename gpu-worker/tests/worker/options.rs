@@ -254,6 +254,7 @@ async fn an_adapter_answers_on_the_weights_it_was_trained_on() {
         (FrozenWeights::Stored, BaseWeights::Stored, None),
         (FrozenWeights::Bf16, BaseWeights::Bf16, None),
         (FrozenWeights::Int8, BaseWeights::Int8, None),
+        (FrozenWeights::Fp8, BaseWeights::Fp8, None),
         (FrozenWeights::Nf4, BaseWeights::Nf4, Some(false)),
         (FrozenWeights::Nf4DoubleQuant, BaseWeights::Nf4, None),
     ] {
@@ -295,5 +296,5 @@ async fn an_adapter_answers_on_the_weights_it_was_trained_on() {
     worker.stop().await.unwrap();
     losses.sort_by(f64::total_cmp);
     losses.dedup();
-    assert_eq!(losses.len(), 5, "{losses:?}");
+    assert_eq!(losses.len(), 6, "{losses:?}");
 }

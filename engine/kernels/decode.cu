@@ -1,4 +1,4 @@
-// What a step of generation runs, one row a sequence: products with few rows, attention to paged keys and values, the best token.
+// What a step of generation runs, one row a sequence: products with few rows, attention to paged keys and values, the next token.
 //
 // Keys and values of a layer lie in pages, (n_pages, K, 64, C) each; `page_table` (n_sequences, max_pages) says which page has a
 // sequence's tokens 64·i to 64·i + 63. Row i is the token of sequence `row_sequence[i]` at position `row_position[i]`; a row whose

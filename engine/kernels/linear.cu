@@ -1,5 +1,5 @@
 // Products of any number of rows in one order of summation, for generation on sm_90a: row i of y has the same bits whatever rows are
-// beside it. Other cards have `skinny_linear` (decode.cu).
+// beside it. Small weights, and other cards, have `skinny_linear` (decode.cu).
 //
 // A cluster of blocks has 128 rows of W and up to ROWS rows of x; each of its blocks sums a part of the columns, and the parts are added from first to
 // last. Which columns a block has depends on the shape of W alone.

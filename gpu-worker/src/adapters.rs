@@ -59,6 +59,8 @@ pub(crate) struct Adapters {
     memory: Mutex<Lru<Entry>>,
     disk: Disk,
     loading: Loading,
+    /// Whether the CPU multiplies with them.
+    for_cpu: bool,
 }
 
 struct Entry {
@@ -70,13 +72,14 @@ struct Entry {
 }
 
 impl Adapters {
-    /// `dir` is where the files are kept.
-    pub(crate) fn new(objects: Objects, dir: PathBuf, budgets: Budgets) -> Self {
+    /// `dir` is where the files are kept; `for_cpu`: they are made ready for it before their first step.
+    pub(crate) fn new(objects: Objects, dir: PathBuf, budgets: Budgets, for_cpu: bool) -> Self {
         Self {
             objects,
             memory: Mutex::new(Lru::new(budgets.memory_bytes)),
             disk: Disk::open(dir, budgets.disk_bytes),
             loading: Loading::default(),
+            for_cpu,
         }
     }
 
@@ -138,10 +141,20 @@ impl Adapters {
         Ok(self.keep(reference, base, adapter))
     }
 
+    /// The adapter of a folder.
+    async fn read_folder(&self, folder: PathBuf, base: &Base) -> Result<Adapter, AdapterError> {
+        let read = move |model: &ModelConfig| {
+            let config_json = std::fs::read_to_string(folder.join(CONFIG_FILE))?;
+            let weights = File::open(folder.join(WEIGHTS_FILE))?;
+            Adapter::from_peft_file(&config_json, &weights, model).map_err(unfit)
+        };
+        ready(base, self.for_cpu, read).await
+    }
+
     /// From the files on this host. Damaged ones are deleted.
     async fn on_disk(&self, reference: &AdapterRef, base: &Base) -> Option<Adapter> {
         let folder = self.disk.find(reference)?;
-        match read_folder(folder, base).await {
+        match self.read_folder(folder, base).await {
             Ok(adapter) => Some(adapter),
             Err(error) => {
                 tracing::warn!(prefix = reference.object_prefix, %error, "an adapter's files on this host are damaged and fetched again");
@@ -154,7 +167,7 @@ impl Adapters {
     /// From the bucket, by way of the disk; straight into memory where the disk cannot take it.
     async fn fetch(&self, reference: &AdapterRef, base: &Base) -> Result<Adapter, AdapterError> {
         let fetched = match self.disk.fetch(reference, &self.objects).await {
-            Ok(folder) => read_folder(folder, base).await,
+            Ok(folder) => self.read_folder(folder, base).await,
             Err(error) => Err(error.into()),
         };
         match fetched {
@@ -190,7 +203,8 @@ impl Adapters {
             });
         }
         let config_json = String::from_utf8_lossy(&config_json).into_owned();
-        ready(base, move |model| parsed(&config_json, &weights, model)).await
+        let read = move |model: &ModelConfig| parsed(&config_json, &weights, model);
+        ready(base, self.for_cpu, read).await
     }
 
     fn keep(&self, reference: &AdapterRef, base: &Base, adapter: Adapter) -> Arc<Adapter> {
@@ -261,27 +275,20 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// The adapter of a folder.
-async fn read_folder(folder: PathBuf, base: &Base) -> Result<Adapter, AdapterError> {
-    let read = move |model: &ModelConfig| {
-        let config_json = std::fs::read_to_string(folder.join(CONFIG_FILE))?;
-        let weights = File::open(folder.join(WEIGHTS_FILE))?;
-        Adapter::from_peft_file(&config_json, &weights, model).map_err(unfit)
-    };
-    ready(base, read).await
-}
-
-/// The adapter that `read` gives for a model, ready to multiply with: on a thread of its own, as neither other requests nor a step should
+/// The adapter that `read` gives for a model, ready to multiply with on the CPU where that is wanted: on a thread of its own, as neither other requests nor a step should
 /// wait.
 async fn ready(
     base: &Base,
+    for_cpu: bool,
     read: impl FnOnce(&ModelConfig) -> Result<Adapter, AdapterError> + Send + 'static,
 ) -> Result<Adapter, AdapterError> {
     let model = base.config.clone();
     let make = move || {
         let adapter = read(&model)?;
-        // Most bases are bf16. An adapter of another one is made ready by its first step.
-        adapter.prepare(Precision::of_bf16_weights())?;
+        // Most bases are bf16. An adapter of another one is made ready by its first step, as one is that a GPU leaves to the CPU.
+        if for_cpu {
+            adapter.prepare(Precision::of_bf16_weights())?;
+        }
         Ok(adapter)
     };
     let made = tokio::task::spawn_blocking(make).await;

@@ -214,6 +214,8 @@ pub(crate) struct Device {
     load: Arc<Load>,
     next_id: Arc<AtomicU64>,
     pub(crate) name: String,
+    /// Whether most is computed there.
+    pub(crate) has_gpu: bool,
     pub(crate) limits: Limits,
 }
 
@@ -228,6 +230,7 @@ impl Device {
         let broken = Arc::new(Mutex::new(Some(broken)));
         let pool = Pool::with_start(n_threads, priority::yield_to_others);
         let load = Arc::<Load>::default();
+        let has_gpu = gpu.is_some();
         let (serving, inbox) = mpsc::channel();
         let goes_first = gpu.as_ref().map(Gpu::going_first).transpose();
         let goes_first = goes_first.map_err(std::io::Error::other)?;
@@ -237,10 +240,9 @@ impl Device {
         let (training, inbox) = mpsc::channel();
         let on_gpu = gpu.as_ref().map(|gpu| format!("{}, and ", gpu.name()));
         // One that drives a GPU computes little and must not keep it waiting.
-        let computes = gpu.is_none();
         let mut trains = training::Training::new(pool, gpu, serving.clone(), Arc::clone(&load));
         spawn("training", &broken, move || {
-            if computes {
+            if !has_gpu {
                 priority::yield_to_others();
             }
             trains.serve(&inbox)
@@ -256,6 +258,7 @@ impl Device {
             load,
             next_id: Arc::default(),
             name,
+            has_gpu,
             limits,
         };
         Ok((device, ended))

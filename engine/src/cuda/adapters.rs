@@ -1,6 +1,6 @@
 //! Owns the adapters that generation has on a GPU: each in a slot, the one that was used longest ago makes room.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use half::bf16;
 
@@ -37,16 +37,20 @@ struct Loaded {
     used: u64,
     most_ranks: usize,
     most_blocks: usize,
+    /// Of each fused linear of each layer whether it is changed.
+    changes: Arc<[bool]>,
     memory: Memory,
 }
 
 /// Where an adapter of this step lies.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Slot {
     /// What the kernels count in: see [`Adapters::of_linear`].
     pub adapter: usize,
     pub most_ranks: usize,
     pub most_blocks: usize,
+    /// Of each fused linear of each layer whether it is changed.
+    pub changes: Arc<[bool]>,
 }
 
 impl Adapters {
@@ -97,6 +101,7 @@ impl Adapters {
             adapter: at * self.n_linears,
             most_ranks: loaded.most_ranks,
             most_blocks: loaded.most_blocks,
+            changes: Arc::clone(&loaded.changes),
         })
     }
 
@@ -115,7 +120,7 @@ impl Adapters {
         let _ = places(&mut plan, layout);
         self.make_room(plan.used() as u64);
         let at = self.free_slot();
-        let memory = Memory::new(&self.gpu, plan.used())?;
+        let memory = self.memory(plan.used())?;
         let places = places(&mut Plan::over(&memory), layout);
         self.bring(pool, adapter, &places, memory.at())?;
         let (mut table, mut most_ranks, mut most_blocks) = (Vec::new(), 0, 0);
@@ -153,9 +158,23 @@ impl Adapters {
             used: self.clock,
             most_ranks,
             most_blocks,
+            changes: places.iter().map(|place| place.a.rows > 0).collect(),
             memory,
         });
         Ok(at)
+    }
+
+    /// Memory for one more; where the card has none left, those that were used longest ago go.
+    fn memory(&mut self, bytes: usize) -> Result<Memory, CudaError> {
+        loop {
+            match Memory::new(&self.gpu, bytes) {
+                Err(CudaError::OutOfMemory { needed, free }) => match self.oldest() {
+                    Some(at) => self.slots[at] = None,
+                    None => return Err(CudaError::OutOfMemory { needed, free }),
+                },
+                made => return made,
+            }
+        }
     }
 
     /// Copies all As and Bs to where `places` has them, from `at` on.

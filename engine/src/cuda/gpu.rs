@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use cudarc::driver::{
     self, CudaContext, CudaFunction, CudaModule, CudaStream, DriverError, result, sys,
@@ -26,6 +26,8 @@ pub enum CudaError {
     NoCublasLt,
     #[error("the GPU has no room for {needed} bytes; {free} are free")]
     OutOfMemory { needed: u64, free: u64 },
+    #[error("the host has no room for {needed} bytes that the GPU can reach")]
+    OutOfHostMemory { needed: u64 },
     #[error("the GPU failed: {what}: {source}")]
     Driver {
         what: &'static str,
@@ -58,7 +60,8 @@ pub struct Gpu(Arc<Inner>);
 struct Inner {
     card: Arc<Card>,
     stream: Arc<CudaStream>,
-    matmuls: Matmuls,
+    /// Made when the first product asks for them: generation has products of its own.
+    matmuls: OnceLock<Matmuls>,
     profile: Mutex<Option<Profile>>,
 }
 
@@ -154,7 +157,7 @@ impl Gpu {
             return Err(CudaError::NoCublasLt);
         }
         let context = CudaContext::new(ordinal).context("opening it")?;
-        // SAFETY: one stream does everything in order, so no use of memory needs an event of its own.
+        // SAFETY: memory is used on one stream in order, or, a base's, after it was waited for; whoever frees that has waited for those who read it.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().context("making a stream")?;
         let capability = context.compute_capability().context("reading its kind")?;
@@ -206,26 +209,30 @@ impl Gpu {
             n_multiprocessors: n.context("reading its size")? as u32,
             capability,
         };
-        Self::with(Arc::new(card), stream)
+        let gpu = Self::with(Arc::new(card), stream);
+        // A library that cannot be used is told here.
+        gpu.matmuls()?;
+        Ok(gpu)
     }
 
     /// The same GPU with a stream of its own, whose kernels begin before those of other streams that wait.
-    /// Errors: `OutOfMemory`, `Driver`.
+    /// Errors: `Driver`.
     pub fn going_first(&self) -> Result<Self, CudaError> {
         let context = self.0.stream.context();
         context.bind_to_thread().context("its context")?;
         let (_, first) = result::stream::get_priority_range().context("asking for priorities")?;
         let stream = context.new_stream_with_priority(first);
-        Self::with(Arc::clone(&self.0.card), stream.context("making a stream")?)
+        let stream = stream.context("making a stream")?;
+        Ok(Self::with(Arc::clone(&self.0.card), stream))
     }
 
-    fn with(card: Arc<Card>, stream: Arc<CudaStream>) -> Result<Self, CudaError> {
-        Ok(Self(Arc::new(Inner {
+    fn with(card: Arc<Card>, stream: Arc<CudaStream>) -> Self {
+        Self(Arc::new(Inner {
             card,
-            matmuls: Matmuls::new(&stream)?,
+            matmuls: OnceLock::new(),
             profile: Mutex::default(),
             stream,
-        })))
+        }))
     }
 
     /// The name that the driver gives it.
@@ -270,8 +277,13 @@ impl Gpu {
         [shapes.forward, shapes.backward_kv, shapes.backward_q].map(|of| of[variant].tile)
     }
 
-    pub(super) fn matmuls(&self) -> &Matmuls {
-        &self.0.matmuls
+    /// Errors: `CublasLt`, `Driver`.
+    pub(super) fn matmuls(&self) -> Result<&Matmuls, CudaError> {
+        if let Some(made) = self.0.matmuls.get() {
+            return Ok(made);
+        }
+        let made = Matmuls::new(&self.0.stream)?;
+        Ok(self.0.matmuls.get_or_init(|| made))
     }
 
     /// From here on everything is waited for and timed by its name.

@@ -175,7 +175,7 @@ impl Gpu {
             adds: c.is_some(),
             has_bias: bias != 0,
         };
-        let all = self.matmuls();
+        let all = self.matmuls()?;
         let mut plans = all.plans.lock().expect("no holder panics — a bug here");
         if !plans.of.contains_key(&key) {
             let plan = all.plan(&key, &mut plans.chosen).map_err(failed(&key))?;

@@ -200,14 +200,22 @@ pub(super) struct Pinned {
 }
 
 impl Pinned {
-    /// Room for `len` bytes. Errors: `Driver`.
+    /// Room for `len` bytes. Errors: `OutOfHostMemory`, `Driver`.
     pub fn new(gpu: &Gpu, len: usize) -> Result<Self, CudaError> {
         let context = gpu.stream().context();
         context.bind_to_thread().context("its context")?;
         // SAFETY: whoever reads the memory has written it first.
         let bytes = unsafe { context.alloc_pinned_with_flags(len.max(1), 0) };
-        let bytes = bytes.context("allocating memory that it copies to")?;
-        Ok(Self { bytes })
+        match bytes {
+            Ok(bytes) => Ok(Self { bytes }),
+            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
+                Err(CudaError::OutOfHostMemory { needed: len as u64 })
+            }
+            Err(source) => Err(CudaError::Driver {
+                what: "allocating memory that it copies to",
+                source,
+            }),
+        }
     }
 
     /// The one in `place`, with room for `len` numbers: grown where it is too small.
@@ -293,7 +301,7 @@ fn copy_on_threads(from: &[f32], to: &mut [f32]) {
     });
 }
 
-/// Copies numbers to the GPU; `from` may change once this returns.
+/// Copies numbers to the GPU; `from` may change once this returns, or where it is pinned once the stream was waited for.
 /// Errors: `Driver`.
 pub(super) fn upload<T: bytemuck::NoUninit>(
     gpu: &Gpu,
@@ -306,7 +314,7 @@ pub(super) fn upload<T: bytemuck::NoUninit>(
     }
     let stream = gpu.stream();
     stream.context().bind_to_thread().context("its context")?;
-    // SAFETY: the caller planned `to` with room for `from`; pageable memory is read before the call returns.
+    // SAFETY: the caller planned `to` with room for `from`; pageable memory is read before the call returns, and who gives pinned memory waits.
     unsafe { result::memcpy_htod_async(to, bytes, stream.cu_stream()) }.context("copying to it")
 }
 

@@ -30,7 +30,7 @@ pub(crate) struct Generator {
     pages: Pages,
     room: Option<(Memory, Room)>,
     tables: Option<Memory>,
-    /// Of the last step, (rows, V).
+    /// Of the last step, (rows, V) of those that nothing was drawn for.
     logits: Option<Pinned>,
 }
 
@@ -167,6 +167,8 @@ struct Tables {
     rows: Rows,
     tokens: u64,
     segments: Option<Segments>,
+    /// Of each fused linear of each layer whether an adapter of the step changes it.
+    changed: Vec<bool>,
     last: u64,
     n_last: usize,
     targets: u64,
@@ -260,6 +262,11 @@ impl Generator {
         let most = |of: fn(&Slot) -> usize| slots.iter().flatten().map(of).max().unwrap_or(0);
         let (most_ranks, most_blocks) =
             (most(|slot| slot.most_ranks), most(|slot| slot.most_blocks));
+        let mut changed_linears = vec![false; self.base.layers.len() * Fused::ALL.len()];
+        for slot in slots.iter().flatten() {
+            let both = changed_linears.iter_mut().zip(slot.changes.iter());
+            both.for_each(|(any, one)| *any |= one);
+        }
         self.ensure_room(Size {
             n_rows: n,
             n_last: plain.last.len(),
@@ -283,16 +290,16 @@ impl Generator {
         }));
         let last = put(&mut plain.last.iter().copied());
         let targets = put(&mut plain.targets.iter().map(|&target| target as usize));
-        let changed: Vec<(usize, Slot)> = plain
+        let changed: Vec<(usize, usize)> = plain
             .rows
             .iter()
             .enumerate()
-            .filter_map(|(i, row)| slots[row.sequence].map(|slot| (i, slot)))
+            .filter_map(|(i, row)| Some((i, slots[row.sequence].as_ref()?.adapter)))
             .collect();
         let (mut segments, mut first) = (Vec::new(), 0);
-        for same in changed.chunk_by(|a, b| a.1.adapter == b.1.adapter) {
+        for same in changed.chunk_by(|a, b| a.1 == b.1) {
             for piece in same.chunks(SEGMENT_ROWS) {
-                segments.push([first, piece.len(), piece[0].1.adapter]);
+                segments.push([first, piece.len(), piece[0].1]);
                 first += piece.len();
             }
         }
@@ -340,6 +347,7 @@ impl Generator {
                 most_ranks,
                 most_blocks,
             }),
+            changed: changed_linears,
             last: at(last),
             n_last: plain.last.len(),
             targets: at(targets),
@@ -519,12 +527,15 @@ impl Forward<'_> {
             Format::F32 => To::Add,
         };
         let (adapters, h) = (self.adapters.of_linear(layer, fused), self.room.h);
+        // A kernel none of whose blocks has work would end without waiting for those before it.
+        let is_changed = self.tables.changed[layer * Fused::ALL.len() + fused as usize];
+        let segments = self.tables.segments.filter(|_| is_changed);
         // It keeps few multiprocessors busy: the large product begins to read its weights meanwhile.
-        if let Some(segments) = self.tables.segments {
+        if let Some(segments) = segments {
             serve_ops::grouped_lora_shrink(self.gpu, segments, adapters, x, h)?;
         }
         serve_ops::linear(self.gpu, x, weight, linear.bias, y, to)?;
-        if let Some(segments) = self.tables.segments {
+        if let Some(segments) = segments {
             serve_ops::grouped_lora_expand(self.gpu, segments, adapters, h, y)?;
         }
         Ok(())
@@ -559,6 +570,10 @@ impl crate::generate::Model for Generator {
 
     fn is_long(&self, n_tokens: usize) -> bool {
         self.base.ropes.is_long(n_tokens)
+    }
+
+    fn computes_on_pool(&self) -> bool {
+        false
     }
 
     fn takes(&self, adapter: &Adapter) -> bool {
@@ -657,9 +672,11 @@ impl crate::generate::Model for Generator {
 impl From<CudaError> for GenerateError {
     fn from(error: CudaError) -> Self {
         match error {
-            CudaError::OutOfMemory { needed, .. } => GenerateError::OutOfMemory(OutOfMemory {
-                size_bytes: needed as usize,
-            }),
+            CudaError::OutOfMemory { needed, .. } | CudaError::OutOfHostMemory { needed } => {
+                GenerateError::OutOfMemory(OutOfMemory {
+                    size_bytes: needed as usize,
+                })
+            }
             error => GenerateError::Gpu(error.to_string()),
         }
     }

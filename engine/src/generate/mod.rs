@@ -166,7 +166,8 @@ impl Batcher {
         }
     }
 
-    /// The same in bf16 on the GPU that has `base`, on the stream of `gpu`; tokens are chosen on the pool.
+    /// The same in bf16 on the GPU that has `base`, on the stream of `gpu`; a token that is no plain draw is chosen on the pool, and a training on
+    /// that is not held up.
     /// Errors: `OutOfMemory` where keys and values of `max_cached_tokens` do not fit; `Unsupported`.
     pub fn on_gpu(
         gpu: &cuda::Gpu,
@@ -238,7 +239,10 @@ impl Batcher {
     /// Errors: `OutOfMemory`, `Gpu`; no sequence is changed.
     pub fn step(&mut self) -> Result<Vec<Result<StepOutput, Failed>>, GenerateError> {
         let pool = self.pool.clone();
-        self.step_on(&pool.hold())
+        match self.model.computes_on_pool() {
+            true => self.step_on(&pool.hold()),
+            false => self.step_on(&pool),
+        }
     }
 
     /// Whether [`Self::step_beside`] computes the next step nearly as fast as [`Self::step`], and there are threads to share.

@@ -28,6 +28,9 @@ pub(crate) trait Model: Send {
     /// Whether a sequence that can come to `n_tokens` turns by the frequencies of long ones.
     fn is_long(&self, n_tokens: usize) -> bool;
 
+    /// Whether the pool computes its steps, and not another processor while the pool waits.
+    fn computes_on_pool(&self) -> bool;
+
     /// Whether this model can be changed by an adapter.
     fn takes(&self, adapter: &Adapter) -> bool;
 
@@ -116,6 +119,10 @@ impl<E: Generated> Model for OnCpu<E> {
 
     fn is_long(&self, n_tokens: usize) -> bool {
         self.base.ropes.is_long(n_tokens)
+    }
+
+    fn computes_on_pool(&self) -> bool {
+        true
     }
 
     fn takes(&self, _: &Adapter) -> bool {

@@ -140,7 +140,11 @@ impl From<CudaError> for Declined {
 impl From<TrainError> for Declined {
     fn from(error: TrainError) -> Self {
         match error {
-            TrainError::Gpu(CudaError::Unsupported(_) | CudaError::OutOfMemory { .. })
+            TrainError::Gpu(
+                CudaError::Unsupported(_)
+                | CudaError::OutOfMemory { .. }
+                | CudaError::OutOfHostMemory { .. },
+            )
             // It began on the CPU perhaps.
             | TrainError::OtherArithmetic { .. } => Declined::ForTheCpu(error.to_string()),
             error => Declined::Failed(error.into()),

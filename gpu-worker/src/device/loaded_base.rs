@@ -11,7 +11,7 @@ use engine::generate::{
 };
 use engine::lora::Adapter;
 use engine::pool::Pool;
-use engine::weights::BaseModel;
+use engine::weights::{BaseModel, BaseWeights};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::gpu::{Declined, GpuBase};
@@ -103,9 +103,12 @@ impl LoadedBase {
 
     /// Brings it to where answers come from, if it is not there: the GPU, where there is one that can generate from it, and else the CPU.
     pub(super) fn be_ready(&mut self, gpu: Option<&Gpu>) -> Result<(), DeviceError> {
-        if let Some(gpu) = gpu.filter(|_| !self.was_on_gpu) {
+        // Generation on a GPU reads no weights in few bits.
+        let can_be = self.folder.weights == BaseWeights::AsStored
+            || self.folder.weights == BaseWeights::Bf16;
+        if let Some(gpu) = gpu.filter(|_| can_be && !self.was_on_gpu) {
             self.was_on_gpu = true;
-            match self.bring_to_gpu(gpu, 0) {
+            match self.bring_to_gpu(gpu, None) {
                 Ok(()) => {}
                 Err(Declined::Failed(error)) => return Err(error),
                 Err(Declined::ForTheCpu(reason)) => {
@@ -119,14 +122,19 @@ impl LoadedBase {
         Ok(())
     }
 
-    fn bring_to_gpu(&mut self, gpu: &Gpu, rank: usize) -> Result<(), Declined> {
+    /// For answers, or for a training whose adapter has at most a rank: that needs no room for keys and values.
+    fn bring_to_gpu(&mut self, gpu: &Gpu, rank: Option<usize>) -> Result<(), Declined> {
         self.on_gpu = None;
-        let lies = GpuBase::load(gpu, &self.folder, rank)?;
+        let lies = GpuBase::load(gpu, &self.folder, rank.unwrap_or(0))?;
         let batcher = Batcher::on_gpu(gpu, Arc::clone(&lies.base), self.pool.clone(), self.limits);
         let batcher = match batcher {
             Ok(batcher) => Some(batcher),
             Err(CudaError::Unsupported(what)) => {
                 tracing::info!(what, "answers come from the CPU");
+                None
+            }
+            Err(error @ CudaError::OutOfMemory { .. }) if rank.is_some() => {
+                tracing::warn!(%error, "a training has the GPU alone, answers come from the CPU");
                 None
             }
             Err(error) => return Err(error.into()),
@@ -146,13 +154,18 @@ impl LoadedBase {
         if let Some(lies) = lies.filter(|lies| lies.has_room_for(rank)) {
             return Some(Ok(Arc::clone(&lies.base)));
         }
-        self.leaves_gpu = self.live.keys().any(|(place, _)| *place == Place::Gpu);
+        self.leaves_gpu = self.is_live_on_gpu();
         if self.leaves_gpu {
             return None;
         }
-        let brought = self.bring_to_gpu(gpu, rank);
+        let brought = self.bring_to_gpu(gpu, Some(rank));
+        self.was_on_gpu = true;
         // Where it did not fit with that room, it may without.
-        self.was_on_gpu = brought.is_ok();
+        if matches!(brought, Err(Declined::ForTheCpu(_)))
+            && let Err(Declined::ForTheCpu(reason)) = self.bring_to_gpu(gpu, None)
+        {
+            tracing::warn!(reason, "the GPU is not used, answers come from the CPU");
+        }
         Some(brought.map(|()| {
             let on_gpu = self.on_gpu.as_ref();
             Arc::clone(&on_gpu.expect("just brought there — a bug here").lies.base)
@@ -318,6 +331,16 @@ impl LoadedBase {
         }
     }
 
+    /// A training has given back what it used: there may be room on the GPU that was not there before.
+    pub(super) fn may_try_gpu(&mut self) {
+        self.was_on_gpu &= self.gpu_batcher().is_some();
+    }
+
+    /// Whether there is something to generate on the GPU.
+    pub(super) fn is_live_on_gpu(&self) -> bool {
+        self.live.keys().any(|(place, _)| *place == Place::Gpu)
+    }
+
     /// Whether there is something to generate on the CPU.
     pub(super) fn is_live_on_cpu(&self) -> bool {
         self.live.keys().any(|(place, _)| *place == Place::Cpu)
@@ -329,9 +352,9 @@ impl LoadedBase {
         on_cpu.is_some_and(|on_cpu| on_cpu.batcher.can_step_beside())
     }
 
-    /// One forward for all live sequences of the GPU; what the pool does of it, it does `beside` a training that computes there.
-    pub(super) fn generate_on_gpu(&mut self, beside: bool) -> Result<(), DeviceError> {
-        self.generate(Place::Gpu, beside)
+    /// One forward for all live sequences of the GPU.
+    pub(super) fn generate_on_gpu(&mut self) -> Result<(), DeviceError> {
+        self.generate(Place::Gpu, false)
     }
 
     /// One forward for all live sequences of the CPU, `beside` a training or while it waits.

@@ -19,7 +19,7 @@ use super::gpu::Declined;
 use super::loaded_base::{LoadedBase, Waiting};
 use super::{Ask, BaseFolder, DeviceError, Load, Output, Reply, answer};
 
-/// Of the time that generation and a training both want, what the training gets at least.
+/// Of the time that generation and a training both want of the pool, what the training gets at least.
 const TRAINING_SHARE: f64 = 0.25;
 /// How far a training may fall behind its share before generation waits for it: a conversation now and then is never
 /// slowed by it.
@@ -119,7 +119,9 @@ impl Serving {
             self.lend_on_gpu()?;
             self.bases.iter_mut().for_each(LoadedBase::make_room);
             self.publish_load();
-            if let Some(wait) = self.owed.wait(Instant::now(), self.load.is_training()) {
+            let wait = self.owed.wait(Instant::now(), self.load.is_training());
+            let is_live_on_gpu = self.bases.iter().any(LoadedBase::is_live_on_gpu);
+            if let Some(wait) = wait.filter(|_| !is_live_on_gpu) {
                 match inbox.recv_timeout(wait) {
                     Ok(command) => self.take(command)?,
                     Err(RecvTimeoutError::Timeout) => {}
@@ -127,16 +129,16 @@ impl Serving {
                 }
                 continue;
             }
-            self.generate()?;
+            self.generate(wait.is_none())?;
             self.publish_load();
         }
     }
 
-    /// One step of every base.
-    fn generate(&mut self) -> Result<(), DeviceError> {
+    /// One step of every base; those on the CPU only where it is generation's turn there.
+    fn generate(&mut self, on_cpu: bool) -> Result<(), DeviceError> {
         for base in &mut self.bases {
-            base.generate_on_gpu(self.load.is_training())?;
-            if !base.is_live_on_cpu() {
+            base.generate_on_gpu()?;
+            if !on_cpu || !base.is_live_on_cpu() {
                 continue;
             }
             let began = Instant::now();
@@ -193,6 +195,7 @@ impl Serving {
             }
             Command::Return => {
                 self.lent = None;
+                self.bases.iter_mut().for_each(LoadedBase::may_try_gpu);
                 Ok(())
             }
             Command::GeneratesIn {
@@ -247,9 +250,13 @@ impl Serving {
     /// The base `folder` names, where answers come from.
     fn loaded(&mut self, folder: &BaseFolder) -> Result<&mut LoadedBase, DeviceError> {
         let gpu = self.gpu.clone();
-        let base = self.known(folder)?;
-        base.be_ready(gpu.as_ref())?;
-        Ok(base)
+        if let Err(error) = self.known(folder)?.be_ready(gpu.as_ref()) {
+            // A folder that cannot be read may be mended.
+            self.bases
+                .retain(|base| base.folder != *folder || !base.is_idle());
+            return Err(error);
+        }
+        self.known(folder)
     }
 
     /// The base `folder` names, loaded or not.

@@ -323,7 +323,7 @@ impl From<TrainError> for DeviceError {
             TrainError::BadInput(_) => DeviceError::BadInput(error.to_string()),
             TrainError::OtherArithmetic { .. } => DeviceError::OtherArithmetic(error.to_string()),
             TrainError::NotFinite { .. } => DeviceError::Diverged(error.to_string()),
-            TrainError::Gpu(CudaError::OutOfMemory { .. }) => {
+            TrainError::Gpu(CudaError::OutOfMemory { .. } | CudaError::OutOfHostMemory { .. }) => {
                 DeviceError::OutOfMemory(error.to_string())
             }
             TrainError::Gpu(CudaError::Unsupported(_)) => DeviceError::BadInput(error.to_string()),

@@ -259,6 +259,7 @@ async fn answers_come_from_the_gpu_and_a_training_there_changes_none_of_them() {
         ..house.long_assignment().await
     };
     let worker = house.worker("trains", on(gpu)).await;
+    assert_eq!(house.generate(&worker, &asked()).await, *before);
     house.give(&assignment);
     house
         .door

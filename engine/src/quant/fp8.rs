@@ -1,8 +1,8 @@
 //! Owns row-wise float8_e4m3fn: four bits of exponent, three of fraction, no infinity. Source of the format: Micikevicius et al. 2022, "FP8 Formats for
 //! Deep Learning" (arXiv:2209.05433), table 1; codes are byte for byte those that PyTorch rounds to.
 
-use super::{absmax, with_room};
-use crate::cpu::buffer::OutOfMemory;
+use super::absmax;
+use super::row_wise::RowWise;
 use crate::cpu::simd::vectorized;
 
 /// The largest number that a code stands for.
@@ -14,42 +14,11 @@ const SMALLEST_NORMAL: f32 = 1.0 / 64.0;
 const STEPS_BELOW: f32 = 512.0;
 
 /// Codes, and for each row what they are multiplied with: the largest weight of a row has the largest code.
-pub(super) struct Fp8 {
-    pub codes: Vec<u8>,
-    pub scales: Vec<f32>,
-}
-
-impl Fp8 {
-    pub fn quantize<T: Copy + Into<f32>>(
-        values: &[T],
-        rows: usize,
-        columns: usize,
-    ) -> Result<Self, OutOfMemory> {
-        let mut codes = with_room(values.len())?;
-        codes.resize(values.len(), 0);
-        let mut scales = with_room(rows)?;
-        let mut row = with_room(columns)?;
-        for start in (0..rows).map(|row| row * columns) {
-            row.clear();
-            row.extend(values[start..][..columns].iter().map(|&x| x.into()));
-            scales.push(encode(&row, &mut codes[start..][..columns]));
-        }
-        Ok(Self { codes, scales })
-    }
-
-    pub fn n_bytes(&self) -> usize {
-        self.codes.len() + self.scales.len() * 4
-    }
-
-    /// The values of `row` from element `start` of the flattened matrix on.
-    pub fn dequantize(&self, row: usize, start: usize, out: &mut [f32]) {
-        decode(&self.codes[start..][..out.len()], self.scales[row], out);
-    }
-}
+pub(super) type Fp8 = RowWise<u8>;
 
 vectorized! {
     /// Writes the codes of a row and returns its scale.
-    fn encode(row: &[f32], codes: &mut [u8]) -> f32 {
+    pub(super) fn encode(row: &[f32], codes: &mut [u8]) -> f32 {
         let scale = absmax(row) / LARGEST;
         // A row of zeros, or of numbers too small for a scale.
         if scale == 0.0 {
@@ -71,7 +40,7 @@ vectorized! {
 }
 
 vectorized! {
-    fn decode(codes: &[u8], scale: f32, out: &mut [f32]) {
+    pub(super) fn decode(codes: &[u8], scale: f32, out: &mut [f32]) {
         // An f32 with the same fields is smaller by the difference of where exponents are counted from.
         let exponents = f32::from_bits((127 + 120) << 23);
         for (out, &code) in out.iter_mut().zip(codes) {

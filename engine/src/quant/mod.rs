@@ -31,6 +31,7 @@ mod ggml;
 mod ggml_k;
 mod int8;
 mod nf4;
+mod row_wise;
 
 use std::fmt;
 use std::ops::Range;
@@ -165,8 +166,8 @@ impl Quantized {
         let data = match kind {
             Kind::Nf4 => Data::Nf4(Nf4::quantize(values)?),
             Kind::Nf4DoubleQuant => Data::Nf4(Nf4::quantize(values)?.double_quantized()?),
-            Kind::Int8 => Data::Int8(Int8::quantize(values, rows, columns)?),
-            Kind::Fp8 => Data::Fp8(Fp8::quantize(values, rows, columns)?),
+            Kind::Int8 => Data::Int8(Int8::quantize(values, rows, columns, int8::encode)?),
+            Kind::Fp8 => Data::Fp8(Fp8::quantize(values, rows, columns, fp8::encode)?),
             Kind::Ggml(kind) => {
                 check_blocks(kind, columns)?;
                 Data::of_blocks(Blocks::quantize(kind, values)?, rows, columns)?
@@ -243,8 +244,8 @@ impl Quantized {
         let start = row * self.columns + columns.start;
         match &self.data {
             Data::Nf4(nf4) => nf4.dequantize(start, out),
-            Data::Int8(int8) => int8.dequantize(row, start, out),
-            Data::Fp8(fp8) => fp8.dequantize(row, start, out),
+            Data::Int8(codes) => codes.dequantize(row, start, out, int8::decode),
+            Data::Fp8(codes) => codes.dequantize(row, start, out, fp8::decode),
             Data::Ggml(blocks) => blocks.dequantize(start, out),
             Data::Coded(coded) => coded.dequantize(row, columns.start, out),
         }

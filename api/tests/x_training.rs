@@ -205,7 +205,7 @@ async fn every_bad_option_is_named_by_its_path() {
             "x_training.data.packing",
         ),
         (
-            json!({"precision": {"base_weights": "fp8"}}),
+            json!({"precision": {"base_weights": "int4"}}),
             "invalid_value",
             "x_training.precision.base_weights",
         ),

@@ -98,7 +98,7 @@ class XTraining(OneService):
             ({"adapter": {"dropout": 1.0}}, "x_training.adapter.dropout"),
             ({"optimizer": {"loraplus_lr_ratio": 0.5}}, "x_training.optimizer.loraplus_lr_ratio"),
             ({"precision": {"double_quant": True}}, "x_training.precision.double_quant"),
-            ({"precision": {"base_weights": "fp8"}}, "x_training.precision.base_weights"),
+            ({"precision": {"base_weights": "int4"}}, "x_training.precision.base_weights"),
             ({"adapter": {"init": "pissa"}, "precision": {"base_weights": "nf4"}}, "x_training.adapter.init"),
             ({"data": {"max_length": 1_000_000}}, "x_training.data.max_length"),
             ({"data": {"truncation": "middle"}}, "x_training.data.truncation"),

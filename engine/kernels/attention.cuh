@@ -21,6 +21,9 @@ __device__ __forceinline__ void copy_4(u32 to, const void* from, bool exists) {
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
+// All groups of copies but the last N are here.
+template <int N> __device__ __forceinline__ void wait_for_copies_but() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+
 // Four 8×8 matrices, whose rows the addresses of eight lanes each give.
 __device__ __forceinline__ void load_matrices(u32 (&out)[4], u32 at) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"

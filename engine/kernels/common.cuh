@@ -8,6 +8,11 @@ typedef unsigned long long u64;
 #define WARP 32
 #define ALL_LANES 0xffffffffu
 
+// Where a product goes: bf16 or f32 that is written, or f32 that is added to.
+#define TO_BF16 0
+#define TO_F32 1
+#define ADD_TO_F32 2
+
 __device__ __forceinline__ float to_float(bf16 x) { return __uint_as_float(u32(x) << 16); }
 
 // Rounds to nearest, ties to even.

@@ -7,10 +7,6 @@
 
 #define PAGE 64
 
-template <int N> __device__ __forceinline__ void wait_for_copies_but() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
-}
-
 // ---- Keys and values into their pages.
 
 // One block for a row. C is a multiple of 8.
@@ -43,13 +39,10 @@ __device__ __forceinline__ uint4 load_here(const void* from) {
     return x;
 }
 
-#define LINEAR_WARPS 8
-#define LINEAR_THREADS (LINEAR_WARPS * WARP)
-#define LINEAR_STEP 64        // columns of W that a warp takes at a time
-#define LINEAR_RING 12288     // bytes of a warp's ring
-#define TO_BF16 0
-#define TO_F32 1
-#define ADD_TO_F32 2
+#define SKINNY_WARPS 8
+#define SKINNY_THREADS (SKINNY_WARPS * WARP)
+#define SKINNY_STEP 64        // columns of W that a warp takes at a time
+#define SKINNY_RING 12288     // bytes of a warp's ring
 
 // y (M, N) = x (M, K) · W (N, K)ᵀ + bias, M ≤ 8·GROUPS, for the 16·TILES rows of W from 16·TILES·blockIdx.x on.
 // Warp i sums the steps i, i + 8, … of K, then the warps' sums are added from first to last: neither GROUPS nor TILES changes that.
@@ -57,22 +50,22 @@ __device__ __forceinline__ uint4 load_here(const void* from) {
 template <int GROUPS, int TILES>
 __device__ __forceinline__ void skinny_linear(const bf16* __restrict__ x, int ld_x, const bf16* __restrict__ w, int ld_w,
                                               const void* __restrict__ bias, void* y, int ld_y, int mode, int M, int N, int K) {
-    constexpr int ROWS = 16 * TILES, STAGE = ROWS * 2 * LINEAR_STEP, STAGES = LINEAR_RING / STAGE, PITCH = ROWS + 4;
+    constexpr int ROWS = 16 * TILES, STAGE = ROWS * 2 * SKINNY_STEP, STAGES = SKINNY_RING / STAGE, PITCH = ROWS + 4;
     constexpr int HALVES = GROUPS > 4 && TILES == 1 ? 1 : 2;  // of a step, whose rows of x are loaded together
-    static_assert(LINEAR_RING % STAGE == 0, "whole stages");
-    static_assert(LINEAR_WARPS * 8 * GROUPS * PITCH * 4 <= LINEAR_WARPS * LINEAR_RING, "sums fit the rings");
+    static_assert(SKINNY_RING % STAGE == 0, "whole stages");
+    static_assert(SKINNY_WARPS * 8 * GROUPS * PITCH * 4 <= SKINNY_WARPS * SKINNY_RING, "sums fit the rings");
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     const int first = blockIdx.x * ROWS;
     float* sums = reinterpret_cast<float*>(attention_shared);
-    const u32 ring = shared_address(attention_shared) + warp * LINEAR_RING;
+    const u32 ring = shared_address(attention_shared) + warp * SKINNY_RING;
 
     // Eight lanes copy 128 bytes of a row; odd rows have their halves exchanged.
-    const int row = lane / 8, piece = lane % 8, n_rows = N - first - row, n_columns = K - warp * LINEAR_STEP - piece * 8;
+    const int row = lane / 8, piece = lane % 8, n_rows = N - first - row, n_columns = K - warp * SKINNY_STEP - piece * 8;
     const u32 to = ring + row * 128 + ((piece ^ (row & 1) << 2) << 4);
-    const bf16* from = w + size_t(first + row) * ld_w + warp * LINEAR_STEP + piece * 8;
-    const int n = ((K + LINEAR_STEP - 1) / LINEAR_STEP + LINEAR_WARPS - 1 - warp) / LINEAR_WARPS;
+    const bf16* from = w + size_t(first + row) * ld_w + warp * SKINNY_STEP + piece * 8;
+    const int n = ((K + SKINNY_STEP - 1) / SKINNY_STEP + SKINNY_WARPS - 1 - warp) / SKINNY_WARPS;
     auto copy = [&](int step, u32 stage) {
-        const int column = step * LINEAR_WARPS * LINEAR_STEP;
+        const int column = step * SKINNY_WARPS * SKINNY_STEP;
         if (step < n) {
             const bf16* p = from + column;
             const int n_here = column < n_columns ? n_rows : 0;
@@ -98,8 +91,8 @@ __device__ __forceinline__ void skinny_linear(const bf16* __restrict__ x, int ld
 
     float sum[TILES][GROUPS][4];
     set_zero(sum);
-    u32 x_from = g * ld_x + warp * LINEAR_STEP + t * 8;
-    int x_columns = K - warp * LINEAR_STEP - t * 8;
+    u32 x_from = g * ld_x + warp * SKINNY_STEP + t * 8;
+    int x_columns = K - warp * SKINNY_STEP - t * 8;
     uint4 columns[HALVES][GROUPS];
     auto load_x = [&](int into, int half) {
         u32 from = x_from + 32 * half;
@@ -140,8 +133,8 @@ __device__ __forceinline__ void skinny_linear(const bf16* __restrict__ x, int ld
         }
         __syncwarp();
         copy(i + STAGES, stage);
-        x_from += LINEAR_WARPS * LINEAR_STEP;
-        x_columns -= LINEAR_WARPS * LINEAR_STEP;
+        x_from += SKINNY_WARPS * SKINNY_STEP;
+        x_columns -= SKINNY_WARPS * SKINNY_STEP;
         stage = stage == (STAGES - 1) * STAGE ? 0 : stage + STAGE;
     }
 
@@ -158,12 +151,12 @@ __device__ __forceinline__ void skinny_linear(const bf16* __restrict__ x, int ld
         }
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < M * ROWS; i += LINEAR_THREADS) {
+    for (int i = threadIdx.x; i < M * ROWS; i += SKINNY_THREADS) {
         const int m = i / ROWS, k = i % ROWS, column = first + k;
         if (column >= N) continue;
         float total = sums[m * PITCH + k];
 #pragma unroll
-        for (int j = 1; j < LINEAR_WARPS; j++) total += sums[(j * 8 * GROUPS + m) * PITCH + k];
+        for (int j = 1; j < SKINNY_WARPS; j++) total += sums[(j * 8 * GROUPS + m) * PITCH + k];
         if (bias) total += mode ? static_cast<const float*>(bias)[column] : to_float(static_cast<const bf16*>(bias)[column]);
         const size_t place = size_t(m) * ld_y + column;
         if (mode == TO_BF16) {
@@ -180,7 +173,7 @@ __device__ __forceinline__ void skinny_linear(const bf16* __restrict__ x, int ld
 // a block; each gives a row the same bits. K is a multiple of 8. `bias` may be null. `mode`: y is bf16 and written (0), f32 and
 // written (1), f32 and added to (2).
 #define SKINNY_LINEAR(M_MOST, GROUPS, ROWS, TILES, BLOCKS)                                                                         \
-    extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, BLOCKS)                                                           \
+    extern "C" __global__ void __launch_bounds__(SKINNY_THREADS, BLOCKS)                                                           \
         skinny_linear_##M_MOST##_##ROWS(const bf16* __restrict__ x, int ld_x, const bf16* __restrict__ w, int ld_w,                \
                                         const void* __restrict__ bias, void* y, int ld_y, int mode, int M, int N, int K) {         \
         skinny_linear<GROUPS, TILES>(x, ld_x, w, ld_w, bias, y, ld_y, mode, M, N, K);                                              \

@@ -28,9 +28,6 @@ struct Segment {
 };
 
 #if !HOPPER
-template <int N> __device__ __forceinline__ void wait_for_copies_but() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
-}
 __device__ __forceinline__ u32 cluster_size() { return 1; }
 __device__ __forceinline__ void wait_for_cluster() {}
 __device__ __forceinline__ float load_one_of_block(u32, u32) { return 0.0f; }

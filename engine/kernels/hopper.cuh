@@ -32,9 +32,6 @@ __device__ __forceinline__ void wait_barrier(u32 at, u32 parity) {
         "}" ::"r"(at), "r"(parity) : "memory");
 }
 
-// All groups of copies but the last N are here.
-template <int N> __device__ __forceinline__ void wait_for_copies_but() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
-
 // What was written to shared memory before is what wgmma reads after.
 __device__ __forceinline__ void fence_for_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

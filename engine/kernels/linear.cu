@@ -10,9 +10,6 @@
 #define LINEAR_THREADS (LINEAR_TILE / 64 * WARPGROUP)
 #define LINEAR_PITCH (LINEAR_TILE + 4)  // of sums
 #define MOST_BLOCKS 8    // of a cluster
-#define TO_BF16 0
-#define TO_F32 1
-#define ADD_TO_F32 2
 
 #if HOPPER
 

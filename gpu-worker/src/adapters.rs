@@ -275,8 +275,8 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// The adapter that `read` gives for a model, ready to multiply with on the CPU where that is wanted: on a thread of its own, as neither other requests nor a step should
-/// wait.
+/// The adapter that `read` gives for a model, `for_cpu` ready to multiply with there: on a thread of its own, as neither other
+/// requests nor a step should wait.
 async fn ready(
     base: &Base,
     for_cpu: bool,

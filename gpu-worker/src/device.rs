@@ -220,7 +220,8 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    /// Starts the threads; with a GPU, bases lie there, generation goes first and trainings run beside it. The receiver yields once, when they end: an error if the engine broke.
+    /// Starts the threads; with a GPU, bases lie there, generation goes first and trainings run beside it. The receiver yields once,
+    /// when they end: an error if the engine broke.
     pub(crate) fn start(
         n_threads: usize,
         gpu: Option<Gpu>,

@@ -93,6 +93,11 @@ static EARLY: [&str; 14] = [
     "skinny_linear",
 ];
 
+/// Whether a kernel waits by itself for those before it, so that it may begin before they have ended.
+fn may_begin_early(name: &str) -> bool {
+    EARLY.iter().any(|early| name.starts_with(early))
+}
+
 /// Milliseconds and calls of each kind of work.
 type Profile = HashMap<String, (f64, usize)>;
 
@@ -336,11 +341,6 @@ impl Gpu {
         self.0.stream.synchronize().context("what it was computing")
     }
 
-    /// Whether a kernel waits by itself for those before it, so that it may begin before they have ended.
-    fn may_begin_early(&self, name: &str) -> bool {
-        EARLY.iter().any(|early| name.starts_with(early))
-    }
-
     /// Starts a kernel.
     /// Safety: `args` point at values of the kernel's parameters, in order, and those at memory that is as large as the kernel
     /// takes it to be.
@@ -359,7 +359,7 @@ impl Gpu {
                 id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
                 pad: [0; 4],
                 value: sys::CUlaunchAttributeValue {
-                    programmaticStreamSerializationAllowed: i32::from(self.may_begin_early(name)),
+                    programmaticStreamSerializationAllowed: i32::from(may_begin_early(name)),
                 },
             },
             sys::CUlaunchAttribute {

@@ -86,28 +86,16 @@ pub(super) fn dequantize_nf4(
     )
 }
 
-/// int8 with a scale for each row → bf16.
-pub(super) fn dequantize_int8(
+/// Codes with a scale for each row → bf16, by the kernel of their kind: `dequantize_int8`, `dequantize_fp8`.
+pub(super) fn dequantize_row_wise(
     gpu: &Gpu,
+    kernel: &'static str,
     codes: u64,
     scales: u64,
     to: Matrix,
 ) -> Result<(), CudaError> {
     launch!(
-        gpu, "dequantize_int8", unpacking(gpu, to);
-        codes, scales, to.at, int(to.pitch), int(to.rows), int(to.columns)
-    )
-}
-
-/// float8_e4m3fn with a scale for each row → bf16.
-pub(super) fn dequantize_fp8(
-    gpu: &Gpu,
-    codes: u64,
-    scales: u64,
-    to: Matrix,
-) -> Result<(), CudaError> {
-    launch!(
-        gpu, "dequantize_fp8", unpacking(gpu, to);
+        gpu, kernel, unpacking(gpu, to);
         codes, scales, to.at, int(to.pitch), int(to.rows), int(to.columns)
     )
 }

@@ -186,8 +186,12 @@ impl Part {
                 absmax,
                 offset,
             } => ops::dequantize_nf4(gpu, codes, 0, (differences, absmax, offset), to),
-            Place::Int8 { codes, scales } => ops::dequantize_int8(gpu, codes, scales, to),
-            Place::Fp8 { codes, scales } => ops::dequantize_fp8(gpu, codes, scales, to),
+            Place::Int8 { codes, scales } => {
+                ops::dequantize_row_wise(gpu, "dequantize_int8", codes, scales, to)
+            }
+            Place::Fp8 { codes, scales } => {
+                ops::dequantize_row_wise(gpu, "dequantize_fp8", codes, scales, to)
+            }
         }
     }
 }

@@ -23,6 +23,17 @@ fn resolved(asked: AskedTraining) -> Option<Training> {
     Some(asked.resolve(CONTEXT as u32, None).unwrap())
 }
 
+/// What a GPU neither trains nor serves.
+fn dora() -> AskedTraining {
+    AskedTraining {
+        adapter: AskedAdapter {
+            use_dora: Some(true),
+            ..AskedAdapter::default()
+        },
+        ..AskedTraining::default()
+    }
+}
+
 /// Runs `assignment` to its end; the name of the worker's device beside it.
 async fn run(
     house: &House,
@@ -180,14 +191,7 @@ async fn what_the_gpu_cannot_compute_trains_on_the_cpu_beside_it() {
         compute: Auto::Given(Compute::Fp32),
         ..AskedTraining::default()
     };
-    let dora = AskedTraining {
-        adapter: AskedAdapter {
-            use_dora: Some(true),
-            ..AskedAdapter::default()
-        },
-        ..AskedTraining::default()
-    };
-    for (name, asked) in [("fp32", fp32), ("dora", dora)] {
+    for (name, asked) in [("fp32", fp32), ("dora", dora())] {
         let assignment = Assignment {
             training: resolved(asked),
             object_prefix: format!("projects/p/jobs/{name}/attempts/1"),
@@ -284,15 +288,8 @@ async fn a_tuned_model_is_served_on_the_gpu_and_one_that_replaces_parts_of_the_b
     }
     let house = House::for_gpu().await;
     let gpu = WorkerDevice::Cuda { ordinal: 0 };
-    let dora = AskedTraining {
-        adapter: AskedAdapter {
-            use_dora: Some(true),
-            ..AskedAdapter::default()
-        },
-        ..AskedTraining::default()
-    };
     let mut adapters = Vec::new();
-    for (name, asked) in [("plain", AskedTraining::default()), ("dora", dora)] {
+    for (name, asked) in [("plain", AskedTraining::default()), ("dora", dora())] {
         let assignment = Assignment {
             training: resolved(asked),
             object_prefix: format!("projects/p/jobs/{name}/attempts/1"),

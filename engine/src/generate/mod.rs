@@ -166,8 +166,8 @@ impl Batcher {
         }
     }
 
-    /// The same in bf16 on the GPU that has `base`, on the stream of `gpu`; a token that is no plain draw is chosen on the pool, and a training on
-    /// that is not held up.
+    /// The same in bf16 on the GPU that has `base`, on the stream of `gpu`. A token that is no plain draw is chosen on the pool; a
+    /// training there is not held up.
     /// Errors: `OutOfMemory` where keys and values of `max_cached_tokens` do not fit; `Unsupported`.
     pub fn on_gpu(
         gpu: &cuda::Gpu,
@@ -412,7 +412,8 @@ impl Batcher {
     }
 }
 
-/// The next token of each sequence that `which` names, in ascending order: what was drawn for it, or one out of its row of `logits` (rows, V).
+/// The next token of each sequence that `which` names, in ascending order: what was drawn for it, or one out of its row of `logits`
+/// (rows, V).
 fn choose_all(
     pool: &Pool,
     live: &mut [Sequence],

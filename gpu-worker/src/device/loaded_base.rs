@@ -28,7 +28,7 @@ pub(super) struct LoadedBase {
     live: HashMap<(Place, SequenceId), Live>,
     waiting: VecDeque<Waiting>,
     /// Whether the GPU has been tried.
-    was_on_gpu: bool,
+    tried_gpu: bool,
     /// Nothing is admitted to the GPU: another copy of the base is to take this one's place.
     leaves_gpu: bool,
 }
@@ -96,7 +96,7 @@ impl LoadedBase {
             on_cpu: None,
             live: HashMap::new(),
             waiting: VecDeque::new(),
-            was_on_gpu: false,
+            tried_gpu: false,
             leaves_gpu: false,
         }
     }
@@ -106,8 +106,8 @@ impl LoadedBase {
         // Generation on a GPU reads no weights in few bits.
         let can_be = self.folder.weights == BaseWeights::AsStored
             || self.folder.weights == BaseWeights::Bf16;
-        if let Some(gpu) = gpu.filter(|_| can_be && !self.was_on_gpu) {
-            self.was_on_gpu = true;
+        if let Some(gpu) = gpu.filter(|_| can_be && !self.tried_gpu) {
+            self.tried_gpu = true;
             match self.bring_to_gpu(gpu, None) {
                 Ok(()) => {}
                 Err(Declined::Failed(error)) => return Err(error),
@@ -159,12 +159,16 @@ impl LoadedBase {
             return None;
         }
         let brought = self.bring_to_gpu(gpu, Some(rank));
-        self.was_on_gpu = true;
+        self.tried_gpu = true;
         // Where it did not fit with that room, it may without.
-        if matches!(brought, Err(Declined::ForTheCpu(_)))
-            && let Err(Declined::ForTheCpu(reason)) = self.bring_to_gpu(gpu, None)
-        {
-            tracing::warn!(reason, "the GPU is not used, answers come from the CPU");
+        if matches!(brought, Err(Declined::ForTheCpu(_))) {
+            match self.bring_to_gpu(gpu, None) {
+                Ok(()) => {}
+                Err(Declined::ForTheCpu(reason)) => {
+                    tracing::warn!(reason, "the GPU is not used, answers come from the CPU");
+                }
+                Err(failed) => return Some(Err(failed)),
+            }
         }
         Some(brought.map(|()| {
             let on_gpu = self.on_gpu.as_ref();
@@ -333,7 +337,7 @@ impl LoadedBase {
 
     /// A training has given back what it used: there may be room on the GPU that was not there before.
     pub(super) fn may_try_gpu(&mut self) {
-        self.was_on_gpu &= self.gpu_batcher().is_some();
+        self.tried_gpu &= self.gpu_batcher().is_some();
     }
 
     /// Whether there is something to generate on the GPU.

@@ -1,28 +1,28 @@
-//! Who calls: a project, by its API key. Runs before anything else on `/v1`.
+//! Who calls: a project or an administrator, by its API key. Runs before anything else on `/v1`.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+mod cache;
+mod extract;
+mod look_up;
 
-use domain::api_key::redact;
+use std::sync::Arc;
+
+use domain::api_key::{KeyKind, redact};
 use domain::id::KeyId;
-use domain::project::Project;
+use domain::project::{Organization, Project};
+use domain::scope::Scopes;
+use domain::time::Timestamp;
+use domain::user::User;
 use hmac::{Hmac, KeyInit, Mac};
 use platform::config::Secret;
+use poem::Request;
 use poem::http::{HeaderMap, header};
-use poem::{Request, RequestBody};
-use poem_openapi::registry::{MetaSecurityScheme, Registry};
-use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions};
 use sha2::Sha256;
 
-use crate::app;
+use crate::access;
 use crate::error::{ApiError, Kind};
 use crate::state::State;
 
-/// How long a key that was found is taken at its word: a revoked one works at most so much longer.
-const CACHE_TTL: Duration = Duration::from_secs(15);
-/// Bound on the cache's memory; beyond it everything is looked up again.
-const CACHE_KEYS: usize = 10_000;
+pub use cache::KeyCache;
 
 /// The project that calls, and the key it calls with.
 #[derive(Debug, Clone)]
@@ -31,74 +31,79 @@ pub struct Caller {
     pub key_id: KeyId,
 }
 
-/// Keys that were found lately, by their HMAC.
-#[derive(Default)]
-pub struct KeyCache {
-    found: Mutex<HashMap<String, (Caller, Instant)>>,
+/// Who administers which organisation, by an admin key, and from where.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    pub organization: Arc<Organization>,
+    pub key_id: KeyId,
+    /// `None`: a key that was made on the command line for nobody.
+    pub user: Option<User>,
+    /// The address that the connection came from.
+    pub ip: String,
 }
 
-impl KeyCache {
-    fn get(&self, hmac: &str) -> Option<Caller> {
-        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        let (caller, since) = found.get(hmac)?;
-        (since.elapsed() < CACHE_TTL).then(|| caller.clone())
-    }
-
-    fn insert(&self, hmac: String, caller: Caller) {
-        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        if found.len() >= CACHE_KEYS {
-            found.clear();
-        }
-        found.insert(hmac, (caller, Instant::now()));
-    }
+/// Whom a key stands for.
+#[derive(Debug, Clone)]
+pub enum Principal {
+    Project(Caller),
+    Admin(Admin),
 }
 
-/// Finds the caller by the `Authorization` header. Errors: 401; 503 where the database cannot be asked.
-pub async fn authenticate(state: &State, headers: &HeaderMap) -> Result<Caller, ApiError> {
+/// A key that opens something.
+#[derive(Debug, Clone)]
+struct Known {
+    principal: Principal,
+    scopes: Scopes,
+    expires_at: Option<Timestamp>,
+}
+
+/// Finds the caller by the `Authorization` header, and judges whether its key opens this route.
+/// Errors: 401; 403; 503 where the database cannot be asked.
+pub async fn authenticate(state: &State, request: &Request) -> Result<Principal, ApiError> {
+    let headers = request.headers();
     let key = bearer(headers).ok_or_else(no_key)?;
+    // Before anything is looked up: a wrong key costs no query.
+    let kind = KeyKind::recognise(&key).ok_or_else(|| wrong_key(&key))?;
     let hmac = key_hmac(&state.key_pepper, &key);
-    let caller = match state.keys.get(&hmac) {
-        Some(caller) => caller,
+    let known = match state.keys.get(&hmac) {
+        Some(known) => known,
         None => {
-            let caller = look_up(state, &hmac)
-                .await?
-                .ok_or_else(|| wrong_key(&key))?;
-            state.keys.insert(hmac, caller.clone());
-            caller
+            let known = look_up::by_hmac(state, kind, &hmac).await?;
+            let known = known.ok_or_else(|| wrong_key(&key))?;
+            state.keys.insert(hmac, known.clone());
+            known
         }
     };
-    check_named(
-        headers,
-        "openai-organization",
-        "invalid_organization",
-        |named| {
-            named == caller.project.organization_id.as_str()
-                || named == caller.project.organization_slug
-        },
-    )?;
-    check_named(headers, "openai-project", "invalid_project", |named| {
-        named == caller.project.id.as_str()
-    })?;
-    Ok(caller)
+    if known.expires_at.is_some_and(|at| at <= state.now()) {
+        return Err(expired(&key));
+    }
+    check_tenant(headers, &known.principal)?;
+    let path = request.uri().path();
+    access::check(&known.principal, &known.scopes, request.method(), path)?;
+    Ok(match known.principal {
+        Principal::Admin(admin) => Principal::Admin(Admin {
+            ip: address(request),
+            ..admin
+        }),
+        project => project,
+    })
 }
 
-async fn look_up(state: &State, hmac: &str) -> Result<Option<Caller>, ApiError> {
-    let found = state
-        .store
-        .api_keys()
-        .find_by_hmac(hmac)
-        .await
-        .map_err(app::store_error)?;
-    let Some((key, project)) = found else {
-        return Ok(None);
-    };
-    if let Err(error) = state.store.api_keys().touch(&key.id, state.now()).await {
-        tracing::warn!(key = %key.id, %error, "the key's last use was not noted");
+impl Principal {
+    pub fn organization_slug(&self) -> &str {
+        match self {
+            Principal::Project(caller) => &caller.project.organization_slug,
+            Principal::Admin(admin) => &admin.organization.slug,
+        }
     }
-    Ok(Some(Caller {
-        project: Arc::new(project),
-        key_id: key.id,
-    }))
+
+    /// The project that calls; an administrator calls for none.
+    pub fn project(&self) -> Option<&Project> {
+        match self {
+            Principal::Project(caller) => Some(&caller.project),
+            Principal::Admin(_) => None,
+        }
+    }
 }
 
 /// The hexadecimal HMAC-SHA256 of a key under the installation's pepper: what the database keeps of it.
@@ -113,11 +118,48 @@ pub fn key_hmac(pepper: &Secret<String>, key: &str) -> String {
         .collect()
 }
 
+/// The key of the one `Authorization` header.
 fn bearer(headers: &HeaderMap) -> Option<String> {
-    let value = String::from_utf8_lossy(headers.get(header::AUTHORIZATION)?.as_bytes());
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return None;
+    };
+    let value = String::from_utf8_lossy(value.as_bytes());
     let (scheme, key) = value.split_once(' ')?;
     let key = key.trim();
     (scheme.eq_ignore_ascii_case("bearer") && !key.is_empty()).then(|| key.to_owned())
+}
+
+/// Never what a header claims: only a proxy in front could know better, and this service has none of its own.
+fn address(request: &Request) -> String {
+    let remote = request.remote_addr().as_socket_addr();
+    remote.map_or_else(String::new, |address| address.ip().to_string())
+}
+
+/// What the headers name must be what the key belongs to.
+fn check_tenant(headers: &HeaderMap, principal: &Principal) -> Result<(), ApiError> {
+    let (id, slug) = match principal {
+        Principal::Project(caller) => {
+            let project = &caller.project;
+            (&project.organization_id, &project.organization_slug)
+        }
+        Principal::Admin(admin) => (&admin.organization.id, &admin.organization.slug),
+    };
+    let is_organization = |named: &str| named == id.as_str() || named == slug;
+    check_named(
+        headers,
+        "openai-organization",
+        "invalid_organization",
+        is_organization,
+    )?;
+    match principal {
+        Principal::Project(caller) => {
+            let is_project = |named: &str| named == caller.project.id.as_str();
+            check_named(headers, "openai-project", "invalid_project", is_project)
+        }
+        // An administrator is of no project, whatever its SDK was set up with.
+        Principal::Admin(_) => Ok(()),
+    }
 }
 
 fn check_named(
@@ -146,46 +188,18 @@ fn no_key() -> ApiError {
     )
 }
 
+fn shown(key: &str) -> String {
+    crate::wire::decode::echo(&redact(key))
+}
+
 fn wrong_key(key: &str) -> ApiError {
-    let shown = crate::wire::decode::echo(&redact(key));
+    let shown = shown(key);
     let message = format!("Incorrect API key provided: {shown}. `luthier key create` makes one.");
     ApiError::new(Kind::Unauthorized, message).code("invalid_api_key")
 }
 
-const SCHEME: &str = "ApiKey";
-
-impl<'a> ApiExtractor<'a> for Caller {
-    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::SecurityScheme];
-    type ParamType = ();
-    type ParamRawType = ();
-
-    fn register(registry: &mut Registry) {
-        registry.create_security_scheme(
-            SCHEME,
-            MetaSecurityScheme {
-                ty: "http",
-                description: Some("A project's API key: `Authorization: Bearer sk-proj-…`."),
-                name: None,
-                key_in: None,
-                scheme: Some("bearer"),
-                bearer_format: None,
-                flows: None,
-                openid_connect_url: None,
-            },
-        );
-    }
-
-    fn security_schemes() -> Vec<&'static str> {
-        vec![SCHEME]
-    }
-
-    async fn from_request(
-        request: &'a Request,
-        _body: &mut RequestBody,
-        _options: ExtractParamOptions<Self::ParamType>,
-    ) -> poem::Result<Self> {
-        // The outermost middleware found the caller already.
-        let caller = request.extensions().get::<Caller>();
-        Ok(caller.cloned().ok_or_else(no_key)?)
-    }
+fn expired(key: &str) -> ApiError {
+    let shown = shown(key);
+    let message = format!("The API key {shown} has expired. `luthier key create` makes a new one.");
+    ApiError::new(Kind::Unauthorized, message).code("expired_api_key")
 }

@@ -1,6 +1,7 @@
 //! OpenAI's HTTP surface: routes, the operations behind them, and OpenAI's JSON. It never computes: training belongs
 //! to the scheduler, tokens to the workers.
 
+pub mod access;
 mod app;
 pub mod auth;
 mod body;

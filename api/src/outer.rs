@@ -9,7 +9,7 @@ use poem::http::uri::{PathAndQuery, Scheme};
 use poem::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use poem::{Endpoint, IntoResponse, PathPattern, Request, Response};
 
-use crate::auth::{Caller, authenticate};
+use crate::auth::{Principal, authenticate};
 use crate::error::{ApiError, preflight_status};
 use crate::state::Shared;
 use crate::wire::decode::echo;
@@ -82,10 +82,10 @@ impl<E: Endpoint> Outer<E> {
         &self,
         request: &mut Request,
         is_api: bool,
-        caller: &mut Option<Caller>,
+        caller: &mut Option<Principal>,
     ) -> Result<(), ApiError> {
         if is_api {
-            let found = authenticate(&self.state, request.headers()).await?;
+            let found = authenticate(&self.state, request).await?;
             request.extensions_mut().insert(found.clone());
             *caller = Some(found);
             one_segment_models(request);
@@ -167,7 +167,7 @@ fn preflight(request: &Request) -> Response {
     response
 }
 
-fn decorate(headers: &mut HeaderMap, seen: &Seen, is_api: bool, caller: Option<&Caller>) {
+fn decorate(headers: &mut HeaderMap, seen: &Seen, is_api: bool, caller: Option<&Principal>) {
     let id = HeaderValue::try_from(&seen.id).expect("hexadecimal digits — a bug in request_id");
     headers.insert("x-request-id", id);
     let took_ms = u64::try_from(seen.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -188,21 +188,23 @@ fn decorate(headers: &mut HeaderMap, seen: &Seen, is_api: bool, caller: Option<&
         let year = HeaderValue::from_static("max-age=31536000");
         headers.insert(header::STRICT_TRANSPORT_SECURITY, year);
     }
-    let slug = caller.map(|caller| HeaderValue::try_from(&caller.project.organization_slug));
+    let slug = caller.map(|caller| HeaderValue::try_from(caller.organization_slug()));
     if let Some(Ok(slug)) = slug {
         headers.insert("openai-organization", slug);
     }
 }
 
 /// One line a request: never a body, a key or a file name.
-fn note(seen: &Seen, status: StatusCode, caller: Option<&Caller>, error: Option<&ApiError>) {
+fn note(seen: &Seen, status: StatusCode, caller: Option<&Principal>, error: Option<&ApiError>) {
     let route = seen
         .route
         .as_ref()
         .map_or("unmatched", |pattern| &pattern.0);
     let took = seen.begun.elapsed();
     let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-    let project = caller.map(|caller| caller.project.id.as_str());
+    let project = caller
+        .and_then(Principal::project)
+        .map(|project| project.id.as_str());
     let detail = error.and_then(|error| error.detail.as_deref());
     let (id, method, code) = (seen.id.as_str(), seen.method.as_str(), status.as_u16());
     if status.is_server_error() {

@@ -1,8 +1,11 @@
 //! Who may call.
 
+use domain::api_key::{KeyKind, spell};
+use domain::id::{ProjectId, base62};
+use domain::project::Project;
 use reqwest::Method;
 
-use crate::support::{App, Reply, now};
+use crate::support::{App, Reply, api_without_tables, make_key, make_key_with, now};
 
 async fn with(app: &App, name: &str, value: &str) -> Reply {
     let request = app
@@ -120,6 +123,128 @@ async fn a_revoked_key_that_was_never_used_opens_nothing() {
             .unwrap()
     );
     assert_eq!(app.get("/v1/models").await.status, 401);
+}
+
+#[tokio::test]
+async fn an_expired_key_opens_nothing_though_it_did_before() {
+    let app = App::start().await;
+    let project = &app.project.id;
+    let key = make_key_with(&app.store, &app.config, project, |key| {
+        key.expires_at = Some(now().plus_s(1));
+    })
+    .await;
+    let get = || app.with_key(&key, Method::GET, "/v1/models");
+    assert_eq!(get().await.status, 200);
+    let expired = loop {
+        let reply = get().await;
+        if reply.status != 200 {
+            break reply;
+        }
+    };
+    let error = &expired.json()["error"];
+    assert_eq!(
+        (expired.status.as_u16(), error["code"].as_str()),
+        (401, Some("expired_api_key"))
+    );
+}
+
+#[tokio::test]
+async fn a_key_from_before_checksums_opens_its_project() {
+    let app = App::start().await;
+    let former = format!("sk-proj-{}", base62(&rand::random::<[u8; 48]>()));
+    let hmac = api::auth::key_hmac(app.config.key_pepper().unwrap(), &former);
+    let project = &app.project.id;
+    make_key_with(&app.store, &app.config, project, |key| key.hmac = hmac).await;
+    let reply = app.with_key(&former, Method::GET, "/v1/models").await;
+    assert_eq!(reply.status, 200);
+}
+
+#[tokio::test]
+async fn a_key_with_a_typing_error_costs_no_query() {
+    // Where there is no table, a query is an error.
+    let (base, _folder) = api_without_tables().await;
+    let ask = |key: String| {
+        let request = reqwest::Client::new().get(format!("{base}/v1/models"));
+        async move { Reply::of(request.bearer_auth(key).send().await.unwrap()).await }
+    };
+    for kind in [KeyKind::Project, KeyKind::ServiceAccount, KeyKind::Admin] {
+        let key = spell(kind, &rand::random());
+        let (head, last) = key.split_at(key.len() - 1);
+        let wrong = format!("{head}{}", if last == "0" { "1" } else { "0" });
+        assert_eq!(ask(wrong).await.status, 401, "{kind:?}");
+        assert_eq!(
+            ask(key).await.status,
+            500,
+            "{kind:?}: this one is looked up"
+        );
+    }
+}
+
+#[tokio::test]
+async fn odd_authorization_headers_are_refused() {
+    let app = App::start().await;
+    let good = format!("Bearer {}", app.key);
+    let twice = app
+        .request(Method::GET, "/v1/models")
+        .header("authorization", &good);
+    let twice = Reply::of(twice.send().await.unwrap()).await;
+    assert_eq!(twice.status, 401, "two headers");
+    for value in [
+        "Bearer ".to_owned(),
+        "Bearer".to_owned(),
+        format!("Bearer {}", "a".repeat(10_000)),
+        format!("Bearer {}\u{ff10}", app.key),
+        format!("{good} {}", app.key),
+        good.replace("sk-proj-", "sk-admin-"),
+    ] {
+        let reply = with(&app, "authorization", &value).await;
+        assert_eq!(reply.status, 401, "{value}");
+    }
+    let in_query = app
+        .http
+        .get(format!("{}/v1/models?api_key={}", app.base, app.key));
+    assert_eq!(in_query.send().await.unwrap().status(), 401);
+}
+
+#[tokio::test]
+async fn an_admin_key_names_its_organization_whatever_the_project() {
+    let app = App::start().await;
+    for (name, value, status) in [
+        ("openai-organization", "luthier", 404),
+        ("openai-organization", "org-other", 401),
+        ("openai-project", "proj_other", 404),
+    ] {
+        let url = format!("{}/v1/organization/nothing", app.base);
+        let request = app
+            .http
+            .get(url)
+            .bearer_auth(&app.admin_key)
+            .header(name, value);
+        let reply = Reply::of(request.send().await.unwrap()).await;
+        assert_eq!(reply.status, status, "{name}: {value}");
+        if status == 404 {
+            assert_eq!(reply.header("openai-organization"), "luthier");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_key_of_an_archived_project_says_so() {
+    let app = App::start().await;
+    let archived = Project {
+        id: ProjectId::mint(rand::random()),
+        name: "old".to_owned(),
+        archived_at: Some(now()),
+        ..app.project.clone()
+    };
+    app.store.projects().insert(&archived).await.unwrap();
+    let key = make_key(&app.store, &app.config, &archived.id).await;
+    let reply = app.with_key(&key, Method::GET, "/v1/models").await;
+    let message = format!(
+        "The project {} of this API key is archived: its keys open nothing any more. Use a key of another project.",
+        archived.id
+    );
+    reply.assert_error(401, Some("project_archived"), None, &message);
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The public surface over real HTTP, on SQLite and a directory, with a worker that speaks the door's language.
 
+mod access;
 mod adapters;
 mod auth;
 mod chat;

@@ -74,6 +74,16 @@ ids! {
     ProjectId = "proj_";
     /// An API key, not its secret.
     KeyId = "key_";
+    /// A person of an organisation.
+    UserId = "user-";
+    /// A program that has keys of its own in a project.
+    ServiceAccountId = "svc_acct_";
+    /// An invitation to an organisation.
+    InviteId = "invite-";
+    /// One entry of the audit log.
+    AuditLogId = "audit_log-";
+    /// A project's permission to use another project's model.
+    CheckpointPermissionId = "cp_";
     /// An uploaded or produced file.
     FileId = "file-";
     /// A fine-tuning job.

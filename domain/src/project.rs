@@ -1,6 +1,7 @@
 //! Who owns what: an organisation holds projects, a project holds everything else.
 
 use crate::id::{OrganizationId, ProjectId};
+use crate::model_permissions::ModelPermissions;
 use crate::time::Timestamp;
 
 /// An organisation. `slug` appears in the names of tuned models and must hold no `:`.
@@ -20,5 +21,8 @@ pub struct Project {
     pub organization_slug: String,
     pub name: String,
     pub created_at: Timestamp,
+    /// Set: it is closed for good.
     pub archived_at: Option<Timestamp>,
+    /// `None`: it may name every model.
+    pub model_permissions: Option<ModelPermissions>,
 }

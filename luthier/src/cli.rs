@@ -29,10 +29,15 @@ pub enum Command {
     Worker(WorkerOptions),
     /// Bring the database to this version's schema.
     Migrate(Role),
-    /// Make API keys.
+    /// Make API keys of projects.
     Key {
         #[command(subcommand)]
         command: KeyCommand,
+    },
+    /// Make keys that administer the organization: its projects, users and keys.
+    AdminKey {
+        #[command(subcommand)]
+        command: AdminKeyCommand,
     },
     /// Install and list base models.
     Model {
@@ -116,16 +121,50 @@ pub struct WorkerOptions {
 #[derive(Subcommand)]
 pub enum KeyCommand {
     /// Print a new API key of a project; it is shown this once.
-    Create {
-        /// The project's name; `default` exists from the start.
-        #[arg(long, value_name = "NAME")]
-        project: String,
-        /// What to call the key.
-        #[arg(long, value_name = "NAME", default_value = "command line")]
-        name: String,
-        #[command(flatten)]
-        place: Place,
-    },
+    Create(KeyOrder),
+}
+
+#[derive(Args)]
+pub struct KeyOrder {
+    /// The project's name; `default` exists from the start.
+    #[arg(long, value_name = "NAME")]
+    pub project: String,
+    /// What to call the key.
+    #[arg(long, value_name = "NAME", default_value = "command line")]
+    pub name: String,
+    /// Restrict the key to this scope, such as `api.files.read`; may be repeated. `api.read` reads everything [default:
+    /// everything].
+    #[arg(long = "scope", value_name = "SCOPE")]
+    pub scopes: Vec<String>,
+    #[command(flatten)]
+    pub lifetime: Lifetime,
+    #[command(flatten)]
+    pub place: Place,
+}
+
+#[derive(Subcommand)]
+pub enum AdminKeyCommand {
+    /// Print a new key for `/v1/organization`; it is shown this once.
+    Create(AdminKeyOrder),
+}
+
+#[derive(Args)]
+pub struct AdminKeyOrder {
+    /// What to call the key.
+    #[arg(long, value_name = "NAME", default_value = "command line")]
+    pub name: String,
+    #[command(flatten)]
+    pub lifetime: Lifetime,
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// How long a key opens.
+#[derive(Args)]
+pub struct Lifetime {
+    /// Let the key expire after so many days [default: never].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub expires_in_days: Option<u32>,
 }
 
 #[derive(Subcommand)]

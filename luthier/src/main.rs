@@ -45,7 +45,7 @@ fn main() -> std::process::ExitCode {
 }
 
 async fn run(command: cli::Command) -> anyhow::Result<()> {
-    use cli::{Command, KeyCommand, ModelCommand};
+    use cli::{AdminKeyCommand, Command, KeyCommand, ModelCommand};
     match command {
         Command::Quickstart(options) => quickstart::run(options).await,
         Command::Up(options) => up::run(options).await,
@@ -54,14 +54,15 @@ async fn run(command: cli::Command) -> anyhow::Result<()> {
         Command::Worker(options) => roles::worker(&options).await,
         Command::Migrate(role) => roles::migrate(&role.config).await,
         Command::Key {
-            command:
-                KeyCommand::Create {
-                    project,
-                    name,
-                    place,
-                },
+            command: KeyCommand::Create(order),
         } => {
-            println!("{}", key::create(&place, &project, &name).await?);
+            println!("{}", key::create(&order).await?);
+            Ok(())
+        }
+        Command::AdminKey {
+            command: AdminKeyCommand::Create(order),
+        } => {
+            println!("{}", key::create_admin(&order).await?);
             Ok(())
         }
         Command::Model { command } => match command {

@@ -18,6 +18,7 @@ pub struct Col {
     name: &'static str,
     kind: Kind,
     nullable: bool,
+    default: Option<Value>,
     meaning: &'static str,
 }
 
@@ -26,6 +27,7 @@ pub fn text(name: &'static str, meaning: &'static str) -> Col {
         name,
         kind: Kind::Text,
         nullable: false,
+        default: None,
         meaning,
     }
 }
@@ -35,6 +37,7 @@ pub fn int(name: &'static str, meaning: &'static str) -> Col {
         name,
         kind: Kind::Int,
         nullable: false,
+        default: None,
         meaning,
     }
 }
@@ -44,6 +47,7 @@ pub fn real(name: &'static str, meaning: &'static str) -> Col {
         name,
         kind: Kind::Real,
         nullable: false,
+        default: None,
         meaning,
     }
 }
@@ -53,6 +57,7 @@ pub fn identity(name: &'static str, meaning: &'static str) -> Col {
         name,
         kind: Kind::Identity,
         nullable: false,
+        default: None,
         meaning,
     }
 }
@@ -61,6 +66,14 @@ impl Col {
     pub fn or_null(self) -> Self {
         Self {
             nullable: true,
+            ..self
+        }
+    }
+
+    /// What rows have that were there before the column.
+    pub fn or_default(self, value: impl Into<Value>) -> Self {
+        Self {
+            default: Some(value.into()),
             ..self
         }
     }
@@ -75,6 +88,9 @@ impl Col {
         };
         if !self.nullable {
             column.not_null();
+        }
+        if let Some(value) = &self.default {
+            column.default(value.clone());
         }
         column
     }
@@ -147,20 +163,44 @@ impl TableSpec {
     }
 
     fn comments(&self) -> String {
-        let quoted = |text: &str| text.replace('\'', "''");
-        let mut sql = format!(
+        let about_table = format!(
             "COMMENT ON TABLE {} IS '{}';",
             self.name,
             quoted(self.meaning)
         );
-        for column in &self.columns {
-            sql += &format!(
-                "COMMENT ON COLUMN {}.{} IS '{}';",
-                self.name,
-                column.name,
-                quoted(column.meaning)
-            );
-        }
-        sql
+        about_table + &comments(self.name, &self.columns)
     }
+}
+
+/// Adds columns to a table that is there, with their comments on PostgreSQL.
+pub async fn add_columns(
+    manager: &SchemaManager<'_>,
+    table: &'static str,
+    columns: &[Col],
+) -> Result<(), DbErr> {
+    for column in columns {
+        // SQLite takes one at a time.
+        let alter = Table::alter()
+            .table(table)
+            .add_column(column.definition())
+            .take();
+        manager.alter_table(alter).await?;
+    }
+    let db = manager.get_connection();
+    if db.get_database_backend() == DbBackend::Postgres {
+        db.execute_unprepared(&comments(table, columns)).await?;
+    }
+    Ok(())
+}
+
+fn comments(table: &str, columns: &[Col]) -> String {
+    let comment = |column: &Col| {
+        let (name, meaning) = (column.name, quoted(column.meaning));
+        format!("COMMENT ON COLUMN {table}.{name} IS '{meaning}';")
+    };
+    columns.iter().map(comment).collect()
+}
+
+fn quoted(text: &str) -> String {
+    text.replace('\'', "''")
 }

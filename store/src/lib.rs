@@ -8,6 +8,7 @@ mod convert;
 mod entity;
 mod run;
 
+pub mod admin_keys;
 pub mod api_keys;
 pub mod base_models;
 pub mod checkpoints;
@@ -23,8 +24,11 @@ pub mod outbox;
 pub mod page;
 pub mod projects;
 pub mod usage;
+pub mod users;
 pub mod workers;
 
+pub use admin_keys::FoundAdminKey;
+pub use api_keys::FoundKey;
 pub use connect::{Store, StoreConfig};
 pub use error::{ApplyError, StoreError};
 pub use idempotency::{IdempotencyEntry, Replay};
@@ -45,7 +49,9 @@ macro_rules! accessors {
 accessors! {
     /// Organisations and projects.
     projects: projects::Projects<'_>;
-    /// API keys.
+    /// Keys that administer an organisation.
+    admin_keys: admin_keys::AdminKeys<'_>;
+    /// API keys of projects.
     api_keys: api_keys::ApiKeys<'_>;
     /// Uploaded and produced files.
     files: files::Files<'_>;

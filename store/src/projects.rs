@@ -7,7 +7,7 @@ use sea_orm::sea_query::OnConflict;
 use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder};
 
 use crate::connect::Store;
-use crate::convert::{optional, text};
+use crate::convert::{from_json, json, optional, text};
 use crate::entity::{organization, project};
 use crate::error::StoreError;
 
@@ -39,6 +39,8 @@ impl<'a> Projects<'a> {
                 name: name.to_owned(),
                 slug: slug.to_owned(),
                 created_at: now.0,
+                audit_seq: 0,
+                audit_hash: String::new(),
             };
             organization::Entity::insert(row.into_active_model())
                 .on_conflict(
@@ -59,13 +61,10 @@ impl<'a> Projects<'a> {
                 name: DEFAULT_PROJECT.to_owned(),
                 created_at: now.0,
                 archived_at: None,
+                model_permissions: None,
             };
             project::Entity::insert(row.into_active_model())
-                .on_conflict(
-                    OnConflict::column(project::Column::Name)
-                        .do_nothing()
-                        .to_owned(),
-                )
+                .on_conflict(OnConflict::new().do_nothing().to_owned())
                 .exec_without_returning(&tx)
                 .await?;
             Ok::<_, StoreError>(tx.commit().await?)
@@ -76,8 +75,11 @@ impl<'a> Projects<'a> {
             .ok_or(StoreError::NotFound)
     }
 
+    /// The project of this name that is not archived.
     pub async fn find_by_name(self, name: &str) -> Result<Option<Project>, StoreError> {
-        let select = project::Entity::find().filter(project::Column::Name.eq(name));
+        let select = project::Entity::find()
+            .filter(project::Column::Name.eq(name))
+            .filter(project::Column::ArchivedAt.is_null());
         self.one(select).await
     }
 
@@ -107,6 +109,7 @@ impl<'a> Projects<'a> {
             name: text("name", &project.name)?,
             created_at: project.created_at.0,
             archived_at: optional(project.archived_at),
+            model_permissions: project.model_permissions.as_ref().map(json),
         };
         let insert = project::Entity::insert(row.into_active_model());
         self.0.insert(insert).await
@@ -119,6 +122,8 @@ impl<'a> Projects<'a> {
             name: text("name", &organization.name)?,
             slug: text("slug", &organization.slug)?,
             created_at: organization.created_at.0,
+            audit_seq: 0,
+            audit_hash: String::new(),
         };
         let insert = organization::Entity::insert(row.into_active_model());
         self.0.insert(insert).await
@@ -151,5 +156,18 @@ pub(crate) fn to_domain(
         name: row.name,
         created_at: Timestamp(row.created_at),
         archived_at: row.archived_at.map(Timestamp),
+        model_permissions: match row.model_permissions {
+            None => None,
+            Some(policy) => Some(from_json("model_permissions", &policy)?),
+        },
+    })
+}
+
+pub(crate) fn organization_to_domain(row: organization::Model) -> Result<Organization, StoreError> {
+    Ok(Organization {
+        id: OrganizationId::parse(&row.id)?,
+        name: row.name,
+        slug: row.slug,
+        created_at: Timestamp(row.created_at),
     })
 }

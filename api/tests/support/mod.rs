@@ -5,10 +5,11 @@ pub mod worker;
 
 use std::net::SocketAddr;
 
-use domain::api_key::{ApiKey, redact, spell_project_key};
+use domain::api_key::{AdminKey, ApiKey, KeyKind, KeyOwner, redact, spell};
 use domain::base_model::BaseModel;
-use domain::id::{KeyId, ProjectId};
+use domain::id::{KeyId, OrganizationId, ProjectId};
 use domain::project::Project;
+use domain::scope::Scopes;
 use domain::time::Timestamp;
 use platform::config::Config;
 use platform::objects::Objects;
@@ -27,6 +28,8 @@ pub struct App {
     pub operational: String,
     pub key: String,
     pub other_key: String,
+    pub admin_key: String,
+    pub config: Config,
     pub project: Project,
     pub store: Store,
     pub objects: Objects,
@@ -133,6 +136,7 @@ impl App {
         store.projects().insert(&other).await.unwrap();
         let key = make_key(&store, &config, &project.id).await;
         let other_key = make_key(&store, &config, &other.id).await;
+        let admin_key = make_admin_key(&store, &config, &project.organization_id).await;
         install_base_model(&store).await;
         let worker = FakeWorker::start(config.service_key().unwrap().clone()).await;
         store
@@ -141,7 +145,7 @@ impl App {
             .await
             .unwrap();
         let options = api::ApiOptions {
-            config,
+            config: config.clone(),
             store: store.clone(),
             objects: objects.clone(),
         };
@@ -155,6 +159,8 @@ impl App {
             operational,
             key,
             other_key,
+            admin_key,
+            config,
             project,
             store,
             objects,
@@ -212,13 +218,14 @@ impl App {
 
     /// As the other project.
     pub async fn foreign(&self, method: Method, path: &str) -> Reply {
-        let request = self.request(method, path).bearer_auth(&self.other_key);
-        let mut request = request.build().unwrap();
-        let bearer = format!("Bearer {}", self.other_key);
-        request
-            .headers_mut()
-            .insert("authorization", bearer.parse().unwrap());
-        Reply::of(self.http.execute(request).await.unwrap()).await
+        self.with_key(&self.other_key, method, path).await
+    }
+
+    /// As whoever has this key.
+    pub async fn with_key(&self, key: &str, method: Method, path: &str) -> Reply {
+        let url = format!("{}{path}", self.base);
+        let request = self.http.request(method, url).bearer_auth(key);
+        Reply::of(request.send().await.unwrap()).await
     }
 
     /// Uploads `content` for fine-tuning; its id.
@@ -239,19 +246,72 @@ impl App {
     }
 }
 
+/// The address of an API whose database has no tables yet, and its folder.
+pub async fn api_without_tables() -> (String, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = Config::embedded(directory.path());
+    config.api.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    config.api.operational_listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    config.ensure_secrets().unwrap();
+    let url = config.database.url.expose();
+    let store = Store::connect(&StoreConfig::new(url)).await.unwrap();
+    let objects = Objects::open(&config.objects).unwrap();
+    let options = api::ApiOptions {
+        config,
+        store,
+        objects,
+    };
+    let server = api::bind(options).await.unwrap();
+    let base = format!("http://{}", server.address());
+    tokio::spawn(server.serve(Shutdown::new()));
+    (base, directory)
+}
+
 pub async fn make_key(store: &Store, config: &Config, project: &ProjectId) -> String {
-    let secret = spell_project_key(rand::random(), rand::random());
-    let key = ApiKey {
+    make_key_with(store, config, project, |_key| {}).await
+}
+
+/// A key that `change` made another one.
+pub async fn make_key_with(
+    store: &Store,
+    config: &Config,
+    project: &ProjectId,
+    change: impl FnOnce(&mut ApiKey),
+) -> String {
+    let secret = spell(KeyKind::Project, &rand::random());
+    let mut key = ApiKey {
         id: KeyId::mint(rand::random()),
         project_id: project.clone(),
         name: "test".to_owned(),
         hmac: api::auth::key_hmac(config.key_pepper().unwrap(), &secret),
         redacted: redact(&secret),
+        scopes: Scopes::All,
+        owner: KeyOwner::Installation,
         created_at: now(),
+        expires_at: None,
         last_used_at: None,
         revoked_at: None,
     };
+    change(&mut key);
     store.api_keys().insert(&key).await.unwrap();
+    secret
+}
+
+async fn make_admin_key(store: &Store, config: &Config, organization: &OrganizationId) -> String {
+    let secret = spell(KeyKind::Admin, &rand::random());
+    let key = AdminKey {
+        id: KeyId::mint(rand::random()),
+        organization_id: organization.clone(),
+        name: "test".to_owned(),
+        hmac: api::auth::key_hmac(config.key_pepper().unwrap(), &secret),
+        redacted: redact(&secret),
+        owner: None,
+        created_at: now(),
+        expires_at: None,
+        last_used_at: None,
+        revoked_at: None,
+    };
+    store.admin_keys().insert(&key).await.unwrap();
     secret
 }
 

@@ -120,13 +120,8 @@ async fn quickstart_key(service: &Service) -> Result<String> {
     if let Ok(text) = std::fs::read_to_string(&path) {
         return Ok(text.trim().to_owned());
     }
-    let made = key::create_in(
-        &service.opened.store,
-        &service.opened.config,
-        "default",
-        "quickstart",
-    )
-    .await?;
+    let (store, config) = (&service.opened.store, &service.opened.config);
+    let made = key::create_default(store, config, "quickstart").await?;
     write_private(&path, &made)?;
     Ok(made)
 }

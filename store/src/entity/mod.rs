@@ -1,5 +1,6 @@
 //! The rows as sea-orm sees them. Private: nothing outside this crate knows a column.
 
+pub mod admin_api_key;
 pub mod api_key;
 pub mod attempt;
 pub mod base_model;
@@ -16,5 +17,8 @@ pub mod model;
 pub mod organization;
 pub mod outbox;
 pub mod project;
+pub mod project_user;
+pub mod service_account;
 pub mod usage;
+pub mod user;
 pub mod worker;

@@ -10,6 +10,8 @@ pub struct Model {
     pub name: String,
     pub slug: String,
     pub created_at: i64,
+    pub audit_seq: i64,
+    pub audit_hash: String,
 }
 
 #[derive(Debug, Clone, Copy, EnumIter, DeriveRelation)]

@@ -11,6 +11,7 @@ pub struct Model {
     pub name: String,
     pub created_at: i64,
     pub archived_at: Option<i64>,
+    pub model_permissions: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, EnumIter, DeriveRelation)]

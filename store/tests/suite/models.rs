@@ -1,7 +1,9 @@
 //! Tuned models, those of jobs and those around an adapter that a client brought.
 
-use domain::id::KeyId;
+use domain::id::{FileId, KeyId, ProjectId};
+use domain::job::FineTuningJob;
 use domain::model::{AdapterRef, TunedModel};
+use domain::project::Project;
 use domain::x_training::FrozenWeights;
 use migrations::Migrator;
 use sea_orm::ConnectionTrait;
@@ -96,17 +98,21 @@ async fn an_adapter_s_folder_is_known_even_of_a_deleted_model(db: Db) {
     assert!(models.names_adapter(&folder).await.unwrap());
 }
 
-/// As the first schema has it.
-fn first_insert(model: &TunedModel) -> String {
-    let TunedModel {
-        adapter, job_id, ..
-    } = model;
+/// A model, its job and its project, as the first schema has them: this program's own inserts may need a later one.
+fn first_inserts(project: &Project, job: &FineTuningJob, model: &TunedModel) -> String {
+    let (organization, slug) = (&project.organization_id, &project.organization_slug);
+    let (project, name, adapter) = (&project.id, &project.name, &model.adapter);
     format!(
-        "INSERT INTO models (name, project_id, job_id, base_model, adapter_object_prefix, adapter_sha256, \
-         adapter_size_bytes, owned_by, created_at) VALUES ('{}', '{}', '{}', '{}', '{}', '{}', {}, '{}', {})",
+        "INSERT INTO organizations (id, name, slug, created_at) VALUES ('{organization}', 'o', '{slug}', 0); \
+         INSERT INTO projects (id, organization_id, name, created_at) VALUES ('{project}', '{organization}', '{name}', 0); \
+         INSERT INTO jobs (id, project_id, organization_id, organization_slug, model, training_file, model_nonce, spec, \
+         created_at, state, version, attempt, state_since, n_events, progress) VALUES \
+         ('{}', '{project}', '{organization}', '{slug}', 'm', 'f', 'n', '', 0, '', 0, 0, 0, 0, ''); \
+         INSERT INTO models (name, project_id, job_id, base_model, adapter_object_prefix, adapter_sha256, \
+         adapter_size_bytes, owned_by, created_at) VALUES ('{}', '{project}', '{}', '{}', '{}', '{}', {}, '{}', {})",
+        job.id,
         model.name,
-        model.project_id,
-        job_id.as_ref().expect("a tuned model has a job"),
+        job.id,
         model.base_model,
         adapter.object_prefix,
         adapter.sha256,
@@ -121,23 +127,27 @@ async fn models_outlive_the_migration(url: String) {
     let store = Store::connect(&StoreConfig::new(&url)).await.unwrap();
     let before = sea_orm::Database::connect(&url).await.unwrap();
     Migrator::up(&before, Some(1)).await.unwrap();
-    let project = sample::project(&store).await;
-    let job = sample::running_job(&store, &project, at(0)).await;
+    let project = Project {
+        id: ProjectId::mint(sample::entropy()),
+        organization_id: sample::organization_id(),
+        organization_slug: "acme".into(),
+        name: "search".into(),
+        created_at: at(0),
+        archived_at: None,
+        model_permissions: None,
+    };
+    let file = FileId::mint(sample::entropy());
+    let (job, _events) = sample::new_job(&project, sample::spec(&file), at(0));
     let mut model = sample::tuned(&job, job.tuned_model_name(), 6);
     model.adapter.frozen_weights = FrozenWeights::Stored;
-    before
-        .execute_unprepared(&first_insert(&model))
-        .await
-        .unwrap();
+    let rows = first_inserts(&project, &job, &model);
+    before.execute_unprepared(&rows).await.unwrap();
     let refused = store.models().insert(&brought(&project, "a"), None).await;
     assert!(refused.is_err(), "the schema before knows no such model");
     store.migrate().await.unwrap();
     assert_eq!(store.models().list(&project.id).await.unwrap(), [model]);
-    store
-        .models()
-        .insert(&brought(&project, "a"), None)
-        .await
-        .unwrap();
+    let inserted = store.models().insert(&brought(&project, "a"), None).await;
+    inserted.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

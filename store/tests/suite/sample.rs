@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use domain::api_key::ApiKey;
+use domain::api_key::{ApiKey, KeyOwner};
 use domain::checkpoint::{Checkpoint, StateRef};
 use domain::error::JobError;
 use domain::event::NewEvent;
@@ -17,6 +17,7 @@ use domain::method::Method;
 use domain::metrics::StepMetrics;
 use domain::model::{AdapterRef, TunedModel};
 use domain::project::Project;
+use domain::scope::Scopes;
 use domain::time::Timestamp;
 use domain::x_training::FrozenWeights;
 use store::{InsertLimits, Store};
@@ -64,7 +65,10 @@ pub fn api_key(project: &ProjectId) -> ApiKey {
         name: "a key".into(),
         hmac: format!("hmac of {id}"),
         redacted: "sk-proj-…abcd".into(),
+        scopes: Scopes::All,
+        owner: KeyOwner::Installation,
         created_at: at(0),
+        expires_at: None,
         last_used_at: None,
         revoked_at: None,
         id,

@@ -1,9 +1,9 @@
 //! Organisations, projects, their keys; base models, which belong to everyone.
 
-use domain::api_key::ApiKey;
+use domain::api_key::{ApiKey, OwnerAccess};
 use domain::base_model::{BaseModel, ManifestFile};
 use domain::project::{Organization, Project};
-use store::StoreError;
+use store::{FoundKey, StoreError};
 
 use crate::harness::{Db, on_both};
 use crate::sample::{self, at};
@@ -12,7 +12,7 @@ on_both!(
     the_default_project_is_made_once,
     projects_are_found_by_name_and_id,
     a_key_opens_its_project_until_it_is_revoked,
-    an_archived_project_s_keys_open_nothing,
+    an_archived_project_s_keys_are_told_from_unknown_ones,
     a_base_model_is_replaced_under_its_name,
     trained_tokens_are_summed_over_a_project,
 );
@@ -53,6 +53,7 @@ async fn projects_are_found_by_name_and_id(db: Db) {
         name: "search".into(),
         created_at: at(1),
         archived_at: None,
+        model_permissions: None,
     };
     projects.insert(&project).await.unwrap();
     assert_eq!(
@@ -104,7 +105,12 @@ async fn a_key_opens_its_project_until_it_is_revoked(db: Db) {
         Err(StoreError::Conflict(_))
     ));
     let found = keys.find_by_hmac(&key.hmac).await.unwrap();
-    assert_eq!(found, Some((key.clone(), project.clone())));
+    let opened = FoundKey {
+        key: key.clone(),
+        project: project.clone(),
+        access: OwnerAccess::Active,
+    };
+    assert_eq!(found, Some(opened));
     assert_eq!(keys.find_by_hmac("another").await.unwrap(), None);
     keys.touch(&key.id, at(5)).await.unwrap();
     let used = ApiKey {
@@ -125,7 +131,7 @@ async fn a_key_opens_its_project_until_it_is_revoked(db: Db) {
     assert_eq!(keys.list(&project.id).await.unwrap(), [revoked]);
 }
 
-async fn an_archived_project_s_keys_open_nothing(db: Db) {
+async fn an_archived_project_s_keys_are_told_from_unknown_ones(db: Db) {
     let live = sample::project(&db.store).await;
     let archived = Project {
         id: domain::id::ProjectId::mint(sample::entropy()),
@@ -133,13 +139,21 @@ async fn an_archived_project_s_keys_open_nothing(db: Db) {
         archived_at: Some(at(3)),
         ..live
     };
-    db.store.projects().insert(&archived).await.unwrap();
+    let projects = db.store.projects();
+    projects.insert(&archived).await.unwrap();
     let key = sample::api_key(&archived.id);
     db.store.api_keys().insert(&key).await.unwrap();
-    assert_eq!(
-        db.store.api_keys().find_by_hmac(&key.hmac).await.unwrap(),
-        None
-    );
+    let found = db.store.api_keys().find_by_hmac(&key.hmac).await.unwrap();
+    assert_eq!(found.unwrap().project, archived);
+    // Its name is free again.
+    assert_eq!(projects.find_by_name("old").await.unwrap(), None);
+    let again = Project {
+        id: domain::id::ProjectId::mint(sample::entropy()),
+        archived_at: None,
+        ..archived
+    };
+    projects.insert(&again).await.unwrap();
+    assert_eq!(projects.find_by_name("old").await.unwrap(), Some(again));
 }
 
 async fn a_base_model_is_replaced_under_its_name(db: Db) {

@@ -1,5 +1,6 @@
 //! What goes wrong, as a client reads it: OpenAI's envelope and its status. The only file with status codes.
 
+use domain::rate_limit::RateStatus;
 use poem::error::ResponseError;
 use poem::http::{Method, StatusCode, header};
 use poem::{IntoResponse, Response};
@@ -22,12 +23,16 @@ pub enum Kind {
     TooLarge,
     UnsupportedMediaType,
     TooManyRequests,
+    /// Too many requests for a limit; OpenAI's `type` names what ran out.
+    RequestLimit,
+    /// Too many tokens for a limit.
+    TokenLimit,
     Internal,
     Unavailable,
 }
 
 impl Kind {
-    const ALL: [Kind; 11] = [
+    const ALL: [Kind; 13] = [
         Kind::BadRequest,
         Kind::Unauthorized,
         Kind::Forbidden,
@@ -37,6 +42,8 @@ impl Kind {
         Kind::TooLarge,
         Kind::UnsupportedMediaType,
         Kind::TooManyRequests,
+        Kind::RequestLimit,
+        Kind::TokenLimit,
         Kind::Internal,
         Kind::Unavailable,
     ];
@@ -51,7 +58,9 @@ impl Kind {
             Kind::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Kind::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Kind::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
+            Kind::TooManyRequests | Kind::RequestLimit | Kind::TokenLimit => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
             Kind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -71,13 +80,15 @@ impl Kind {
             Kind::Internal => "server_error",
             Kind::Unavailable => "service_unavailable_error",
             Kind::TooManyRequests => "rate_limit_error",
+            Kind::RequestLimit => "requests",
+            Kind::TokenLimit => "tokens",
             _ => "invalid_request_error",
         }
     }
 }
 
 /// A refused request. What the client reads (`message`) and what the log keeps (`detail`) are two fields.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{message}")]
 pub struct ApiError {
     pub kind: Kind,
@@ -86,6 +97,8 @@ pub struct ApiError {
     pub code: Option<&'static str>,
     /// Seconds after which the same request may work.
     pub retry_after_s: Option<u32>,
+    /// The limit that was reached.
+    pub rate: Option<Box<RateStatus>>,
     /// For the operator's log only.
     pub detail: Option<String>,
 }
@@ -98,6 +111,7 @@ impl ApiError {
             param: None,
             code: None,
             retry_after_s: None,
+            rate: None,
             detail: None,
         }
     }
@@ -162,6 +176,12 @@ impl ApiError {
     }
 
     #[must_use]
+    pub fn rate(mut self, status: RateStatus) -> Self {
+        self.rate = Some(Box::new(status));
+        self
+    }
+
+    #[must_use]
     pub fn detail(mut self, detail: impl Into<String>) -> Self {
         self.detail = Some(detail.into());
         self
@@ -217,6 +237,9 @@ impl ResponseError for ApiError {
                 .headers_mut()
                 .insert(header::RETRY_AFTER, seconds.into());
         }
+        if let Some(status) = &self.rate {
+            response.set_data(**status);
+        }
         response
     }
 }
@@ -241,6 +264,10 @@ impl ApiResponse for ApiError {
                 ),
                 response(Kind::Unauthorized, "The API key is missing or wrong."),
                 response(Kind::NotFound, "No such object in this project."),
+                response(
+                    Kind::TooManyRequests,
+                    "A limit of the project is reached; try again after `Retry-After` seconds.",
+                ),
                 response(Kind::Internal, "A failure of the service."),
                 response(Kind::Unavailable, "Try again after `Retry-After` seconds."),
             ],

@@ -29,6 +29,7 @@ use store::Store;
 
 pub use listener::ListenError;
 
+use crate::app::rate_limits::Gate;
 use crate::listener::Incoming;
 use crate::outer::Outer;
 use crate::state::{Shared, State};
@@ -72,6 +73,7 @@ pub async fn bind(options: ApiOptions) -> Result<ApiServer, ApiStartError> {
         key_pepper: config.key_pepper()?.clone(),
         service_key: ServiceKey::new(config.service_key()?),
         keys: Default::default(),
+        gate: Gate::new(&config.limits),
         http: state::worker_client()?,
         max_file_bytes: config.api.max_file_bytes,
         scratch_dir: config.cache_dir().join("api"),

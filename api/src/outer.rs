@@ -3,6 +3,7 @@
 use std::panic::AssertUnwindSafe;
 use std::time::Instant;
 
+use domain::rate_limit::RateStatus;
 use futures::FutureExt;
 use poem::error::ResponseError;
 use poem::http::uri::{PathAndQuery, Scheme};
@@ -19,7 +20,8 @@ const OPENAI_VERSION: HeaderValue = HeaderValue::from_static("2020-10-01");
 /// What a browser's script may read of a reply.
 const EXPOSED: HeaderValue = HeaderValue::from_static(
     "x-request-id, openai-processing-ms, openai-version, openai-organization, openai-model, retry-after, \
-     content-disposition, idempotent-replayed",
+     content-disposition, idempotent-replayed, x-ratelimit-limit-requests, x-ratelimit-limit-tokens, \
+     x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, x-ratelimit-reset-requests, x-ratelimit-reset-tokens",
 );
 
 /// The outermost endpoint of the public listener.
@@ -70,7 +72,11 @@ impl<E: Endpoint> Endpoint for Outer<E> {
             Ok(response) => (response, None),
             Err(error) => (error.as_response(), Some(error)),
         };
+        let rate = response.data::<RateStatus>().copied();
         decorate(response.headers_mut(), &seen, is_api, caller.as_ref());
+        if let Some(rate) = rate {
+            tell_rate(response.headers_mut(), &rate);
+        }
         note(&seen, response.status(), caller.as_ref(), error.as_ref());
         Ok(response)
     }
@@ -191,6 +197,13 @@ fn decorate(headers: &mut HeaderMap, seen: &Seen, is_api: bool, caller: Option<&
     let slug = caller.map(|caller| HeaderValue::try_from(caller.organization_slug()));
     if let Some(Ok(slug)) = slug {
         headers.insert("openai-organization", slug);
+    }
+}
+
+fn tell_rate(headers: &mut HeaderMap, rate: &RateStatus) {
+    for (name, value) in crate::wire::rate_limits::headers(rate) {
+        let value = HeaderValue::try_from(value).expect("digits and units");
+        headers.insert(name, value);
     }
 }
 

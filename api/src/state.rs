@@ -11,6 +11,7 @@ use platform::objects::Objects;
 use platform::service_token::ServiceKey;
 use store::Store;
 
+use crate::app::rate_limits::Gate;
 use crate::auth::KeyCache;
 
 /// Shared by all requests.
@@ -20,6 +21,8 @@ pub struct State {
     pub key_pepper: Secret<String>,
     pub service_key: ServiceKey,
     pub keys: KeyCache,
+    /// Lets requests for generated text pass.
+    pub gate: Gate,
     /// Speaks to the workers.
     pub http: reqwest::Client,
     pub max_file_bytes: u64,

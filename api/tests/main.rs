@@ -11,6 +11,7 @@ mod jobs;
 mod logs;
 mod models;
 mod openapi;
+mod rate_limits;
 mod support;
 mod tls;
 mod transport;

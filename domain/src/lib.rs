@@ -24,6 +24,7 @@ pub mod page;
 pub mod preference;
 pub mod project;
 pub mod project_user;
+pub mod rate_limit;
 pub mod scope;
 pub mod service_account;
 pub mod time;

@@ -15,8 +15,8 @@ pub use error::ConfigError;
 pub use layers::{Key, env_name};
 pub use secret::Secret;
 pub use sections::{
-    ApiConfig, DatabaseConfig, LogConfig, ObjectsConfig, QueueConfig, SchedulerConfig,
-    SecretsConfig, WorkerConfig,
+    ApiConfig, DatabaseConfig, LimitsConfig, LogConfig, ObjectsConfig, QueueConfig,
+    SchedulerConfig, SecretsConfig, WorkerConfig,
 };
 
 use value::ConfigValue;
@@ -79,6 +79,7 @@ pub struct Config {
     pub objects: ObjectsConfig,
     pub queue: QueueConfig,
     pub api: ApiConfig,
+    pub limits: LimitsConfig,
     pub scheduler: SchedulerConfig,
     pub worker: WorkerConfig,
     pub secrets: SecretsConfig,
@@ -93,6 +94,7 @@ impl Default for Config {
             objects: ObjectsConfig::default(),
             queue: QueueConfig::default(),
             api: ApiConfig::default(),
+            limits: LimitsConfig::default(),
             scheduler: SchedulerConfig::default(),
             worker: WorkerConfig::default(),
             secrets: SecretsConfig::default(),
@@ -284,6 +286,15 @@ impl Config {
             self.scheduler.sweep_interval_s,
         )?;
         at_least_one("worker.beat_interval_s", beat)?;
+        at_least_one(
+            "limits.requests_per_minute",
+            self.limits.requests_per_minute,
+        )?;
+        at_least_one("limits.tokens_per_minute", self.limits.tokens_per_minute)?;
+        at_least_one(
+            "limits.concurrent_requests",
+            self.limits.concurrent_requests as u64,
+        )?;
         at_least_one("worker.max_sequences", self.worker.max_sequences as u64)?;
         at_least_one(
             "database.max_connections",

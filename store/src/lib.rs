@@ -23,6 +23,7 @@ pub mod models;
 pub mod outbox;
 pub mod page;
 pub mod projects;
+pub mod rate_limits;
 pub mod usage;
 pub mod users;
 pub mod workers;
@@ -69,6 +70,8 @@ accessors! {
     models: models::Models<'_>;
     /// What was consumed.
     usage: usage::Usage<'_>;
+    /// How much projects may ask of models, and what is left of it.
+    rate_limits: rate_limits::RateLimits<'_>;
     /// Messages that wait for the broker.
     outbox: outbox::Outbox<'_>;
     /// Workers as they described themselves.

@@ -3,6 +3,7 @@
 use domain::id::ChatCompletionId;
 use domain::message::{GenerateError, GenerateEvent, GenerateRequest};
 use domain::project::Project;
+use domain::rate_limit::RateStatus;
 use domain::usage::TokenUsage;
 use futures::StreamExt;
 
@@ -26,15 +27,22 @@ pub struct Answer {
     pub model: String,
     pub n: u32,
     pub has_logprobs: bool,
+    /// How the limit stands, where one was asked.
+    pub rate: Option<RateStatus>,
     pub events: Events,
 }
 
-/// Begins an answer. Errors: 404 `model_not_found`, and those of [`workers::generate`].
+/// Begins an answer. Errors: 404 `model_not_found`, 429 where a limit is reached, and those of [`workers::generate`].
 pub async fn begin(state: &State, project: &Project, order: ChatOrder) -> Result<Answer, ApiError> {
+    let tokens = order.reckoned_tokens();
     let model = order.model;
     let served = find_served(state, project, &model)
         .await?
         .ok_or_else(|| unknown(&model))?;
+    let gate = &state.gate;
+    let admission = gate
+        .admit(state, project, &served.base_model, tokens)
+        .await?;
     let request = GenerateRequest {
         model: served,
         scope: project.id.to_string(),
@@ -59,7 +67,8 @@ pub async fn begin(state: &State, project: &Project, order: ChatOrder) -> Result
         model,
         n: request.n,
         has_logprobs: request.top_logprobs.is_some(),
-        events,
+        rate: Some(admission.status),
+        events: admission.watch(events),
     })
 }
 

@@ -6,12 +6,14 @@ use domain::id::CompletionId;
 use domain::message::{GenerateEvent, GenerateRequest, Prompt};
 use domain::model::ServedModel;
 use domain::project::Project;
+use domain::rate_limit::RateStatus;
 use domain::usage::TokenUsage;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt, stream};
 
 use super::chat::{broken_off, unknown};
 use super::models::find_served;
+use super::rate_limits::Admission;
 use super::workers::{self, Events};
 use crate::error::ApiError;
 use crate::state::Shared;
@@ -38,10 +40,13 @@ pub struct Answers {
     pub best_of: u32,
     pub n: u32,
     pub has_logprobs: bool,
+    /// How the limit stands, where one was asked.
+    pub rate: Option<RateStatus>,
     pub events: BoxStream<'static, Event>,
 }
 
-/// Begins to answer. Errors: 404 `model_not_found`, and those of [`workers::generate`] for the first prompt.
+/// Begins to answer. Errors: 404 `model_not_found`, 429 where a limit is reached, and those of
+/// [`workers::generate`] for the first prompt.
 pub async fn begin(
     state: &Shared,
     project: &Project,
@@ -50,8 +55,15 @@ pub async fn begin(
     let served = find_served(state, project, &order.model)
         .await?
         .ok_or_else(|| unknown(&order.model))?;
+    let tokens = order.reckoned_tokens();
+    let gate = &state.gate;
+    let admission = gate
+        .admit(state, project, &served.base_model, tokens)
+        .await?;
+    let rate = Some(admission.status);
     let asking = Arc::new(Asking {
         state: Arc::clone(state),
+        admission,
         served,
         scope: project.id.to_string(),
         order,
@@ -80,6 +92,7 @@ pub async fn begin(
         best_of: order.best_of,
         n: order.n,
         has_logprobs: order.top_logprobs.is_some(),
+        rate,
         events: all.flatten_unordered(AT_A_TIME).boxed(),
     })
 }
@@ -87,6 +100,7 @@ pub async fn begin(
 /// What is the same for all prompts of a request.
 struct Asking {
     state: Shared,
+    admission: Arc<Admission>,
     served: ServedModel,
     scope: String,
     order: CompletionOrder,
@@ -129,7 +143,7 @@ impl Asking {
         };
         let events = workers::generate(&self.state, model, &request).await?;
         Ok(OfPrompt {
-            events,
+            events: self.admission.watch(events),
             n: *best_of,
         })
     }

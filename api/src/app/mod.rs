@@ -8,6 +8,7 @@ pub mod export;
 pub mod files;
 pub mod fine_tuning;
 pub mod models;
+pub mod rate_limits;
 pub mod repeat;
 pub mod upload;
 pub mod workers;

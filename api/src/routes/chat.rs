@@ -4,7 +4,7 @@ use poem::web::Data;
 use poem_openapi::OpenApi;
 
 use super::Tag;
-use super::reply::{AnswerReply, ChatReply};
+use super::reply::{AnswerReply, ChatReply, Head};
 use crate::app;
 use crate::auth::Caller;
 use crate::body::JsonBody;
@@ -32,11 +32,14 @@ impl ChatApi {
     ) -> Result<ChatReply, ApiError> {
         let reply = body.value.reply;
         let answer = app::chat::begin(&state, &caller.project, body.value).await?;
-        let model = answer.model.clone();
+        let head = Head {
+            model: answer.model.clone(),
+            rate: answer.rate,
+        };
         Ok(match reply {
-            ReplyForm::Whole => AnswerReply::whole(app::chat::whole(answer).await?, model),
+            ReplyForm::Whole => AnswerReply::whole(app::chat::whole(answer).await?, head),
             ReplyForm::Stream { include_usage } => {
-                AnswerReply::stream(stream::chat::sse(answer, include_usage), model)
+                AnswerReply::stream(stream::chat::sse(answer, include_usage), head)
             }
         })
     }

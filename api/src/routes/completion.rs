@@ -4,7 +4,7 @@ use poem::web::Data;
 use poem_openapi::OpenApi;
 
 use super::Tag;
-use super::reply::{AnswerReply, CompletionReply};
+use super::reply::{AnswerReply, CompletionReply, Head};
 use crate::app;
 use crate::auth::Caller;
 use crate::body::JsonBody;
@@ -32,11 +32,14 @@ impl CompletionApi {
     ) -> Result<CompletionReply, ApiError> {
         let reply = body.value.reply;
         let answers = app::completion::begin(&state, &caller.project, body.value).await?;
-        let model = answers.model.clone();
+        let head = Head {
+            model: answers.model.clone(),
+            rate: answers.rate,
+        };
         Ok(match reply {
-            ReplyForm::Whole => AnswerReply::whole(app::completion::whole(answers).await?, model),
+            ReplyForm::Whole => AnswerReply::whole(app::completion::whole(answers).await?, head),
             ReplyForm::Stream { include_usage } => {
-                AnswerReply::stream(stream::completion::sse(answers, include_usage), model)
+                AnswerReply::stream(stream::completion::sse(answers, include_usage), head)
             }
         })
     }

@@ -4,6 +4,7 @@ use std::io;
 use std::marker::PhantomData;
 
 use bytes::Bytes;
+use domain::rate_limit::RateStatus;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt};
 use platform::objects::ByteStream;
@@ -279,32 +280,38 @@ fn content_disposition(filename: &str) -> String {
     format!("attachment; filename=\"{plain}\"; filename*=UTF-8''{whole}")
 }
 
+/// What the headers of generated text say.
+pub struct Head {
+    /// As it was asked for.
+    pub model: String,
+    pub rate: Option<RateStatus>,
+}
+
 /// Generated text: whole as `W`, or chunk by chunk as `C`.
 pub enum AnswerReply<W, C> {
-    Whole(Box<W>, String),
-    Stream(BoxStream<'static, Bytes>, String, PhantomData<C>),
+    Whole(Box<W>, Head),
+    Stream(BoxStream<'static, Bytes>, Head, PhantomData<C>),
 }
 
 pub type ChatReply = AnswerReply<ChatCompletion, ChatCompletionChunk>;
 pub type CompletionReply = AnswerReply<Completion, CompletionChunk>;
 
 impl<W, C> AnswerReply<W, C> {
-    /// By `model`, as it was asked for.
-    pub fn whole(answer: W, model: String) -> Self {
-        Self::Whole(Box::new(answer), model)
+    pub fn whole(answer: W, head: Head) -> Self {
+        Self::Whole(Box::new(answer), head)
     }
 
     /// Server-sent events of chunks.
-    pub fn stream(bytes: impl Stream<Item = Bytes> + Send + 'static, model: String) -> Self {
-        Self::Stream(bytes.boxed(), model, PhantomData)
+    pub fn stream(bytes: impl Stream<Item = Bytes> + Send + 'static, head: Head) -> Self {
+        Self::Stream(bytes.boxed(), head, PhantomData)
     }
 }
 
 impl<W: ToJSON + Send, C: Send> IntoResponse for AnswerReply<W, C> {
     fn into_response(self) -> Response {
-        let (mut response, model) = match self {
-            AnswerReply::Whole(answer, model) => (Json(*answer).into_response(), model),
-            AnswerReply::Stream(bytes, model, _) => {
+        let (mut response, head) = match self {
+            AnswerReply::Whole(answer, head) => (Json(*answer).into_response(), head),
+            AnswerReply::Stream(bytes, head, _) => {
                 let body = Body::from_bytes_stream(bytes.map(Ok::<_, io::Error>));
                 let mut response = Response::builder()
                     .content_type("text/event-stream; charset=utf-8")
@@ -312,14 +319,17 @@ impl<W: ToJSON + Send, C: Send> IntoResponse for AnswerReply<W, C> {
                 // A proxy that waits for more would undo the stream.
                 let no = HeaderValue::from_static("no");
                 response.headers_mut().insert("x-accel-buffering", no);
-                (response, model)
+                (response, head)
             }
         };
         let headers = response.headers_mut();
         let no_cache = HeaderValue::from_static("no-cache, must-revalidate");
         headers.insert(header::CACHE_CONTROL, no_cache);
-        if let Ok(model) = HeaderValue::try_from(model) {
+        if let Ok(model) = HeaderValue::try_from(head.model) {
             headers.insert("openai-model", model);
+        }
+        if let Some(rate) = head.rate {
+            response.set_data(rate);
         }
         response
     }

@@ -149,6 +149,7 @@ mod tests {
             model: "m".to_owned(),
             n: 1,
             has_logprobs: false,
+            rate: None,
             events: futures::stream::iter(events).boxed(),
         };
         let bytes: Vec<Bytes> = sse(answer, include_usage).collect().await;

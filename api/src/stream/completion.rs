@@ -168,6 +168,7 @@ mod tests {
             best_of: 1,
             n: 1,
             has_logprobs: false,
+            rate: None,
             events: futures::stream::iter(events).boxed(),
         };
         let bytes: Vec<Bytes> = sse(answers, true).collect().await;

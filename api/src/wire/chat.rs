@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::chat_messages::{MessageRequest, Tools, messages, name_of, tools};
 use super::decode::{At, Fields, metadata};
 use super::generation::{
-    ReplyForm, StreamOptions, reply_form, sampling, small, stop, stop_token_ids,
+    ReplyForm, StreamOptions, reckoned_tokens, reply_form, sampling, small, stop, stop_token_ids,
 };
 use crate::body::Decode;
 use crate::error::ApiError;
@@ -126,6 +126,21 @@ impl Decode for ChatOrder {
         body.ignore(&IGNORED);
         body.finish()?;
         Ok(order)
+    }
+}
+
+impl ChatOrder {
+    /// What the request is taken to use of a limit before it is answered.
+    pub fn reckoned_tokens(&self) -> u64 {
+        let chars = |message: &ChatMessage| {
+            let calls = message.tool_calls.iter();
+            let called: usize = calls
+                .map(|call| call.name.len() + call.arguments.len())
+                .sum();
+            message.content.as_ref().map_or(0, String::len) + called
+        };
+        let n_chars = self.messages.iter().map(chars).sum();
+        reckoned_tokens(n_chars, self.n, self.max_tokens)
     }
 }
 

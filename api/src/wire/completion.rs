@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::decode::{At, Fields};
 use super::generation::{
-    MAX_TOKEN, ReplyForm, StreamOptions, reply_form, sampling, small, stop, stop_token_ids,
+    MAX_TOKEN, ReplyForm, StreamOptions, reckoned_tokens, reply_form, sampling, small, stop,
+    stop_token_ids,
 };
 use crate::body::Decode;
 use crate::error::ApiError;
@@ -80,6 +81,19 @@ pub struct CompletionOrder {
     pub stop_token_ids: Vec<u32>,
     pub sampling: SamplingParams,
     pub reply: ReplyForm,
+}
+
+impl CompletionOrder {
+    /// What the request is taken to use of a limit before it is answered.
+    pub fn reckoned_tokens(&self) -> u64 {
+        let tokens = |prompt: &Prompt| match prompt {
+            Prompt::Text(text) => reckoned_tokens(text.len(), self.best_of, Some(self.max_tokens)),
+            Prompt::Tokens(ids) => {
+                ids.len() as u64 + reckoned_tokens(0, self.best_of, Some(self.max_tokens))
+            }
+        };
+        self.prompts.iter().map(tokens).sum()
+    }
 }
 
 impl Decode for CompletionOrder {

@@ -11,6 +11,8 @@ const MAX_STOP_TOKENS: usize = 64;
 /// Longest stop string. Characters.
 const MAX_STOP_CHARS: usize = 256;
 const MAX_LOGIT_BIASES: usize = 1024;
+/// Few answers use what they may have. Tokens.
+const MAX_RECKONED: u32 = 4096;
 /// More than any vocabulary has.
 pub(super) const MAX_TOKEN: u32 = 1 << 24;
 
@@ -25,6 +27,13 @@ pub struct StreamOptions {
 pub enum ReplyForm {
     Whole,
     Stream { include_usage: bool },
+}
+
+/// What a request is taken to use before it is answered: a token for four characters, and what the answer may have,
+/// where that is said. Tokens.
+pub(super) fn reckoned_tokens(n_chars: usize, n_answers: u32, max_tokens: Option<u32>) -> u64 {
+    let answer = max_tokens.unwrap_or(0).min(MAX_RECKONED);
+    n_chars.div_ceil(4) as u64 + u64::from(n_answers) * u64::from(answer)
 }
 
 pub(super) fn small(at: At, min: u32, max: u32) -> Result<u32, ApiError> {

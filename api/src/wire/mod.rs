@@ -15,5 +15,6 @@ pub mod list;
 pub mod models;
 pub mod nullable;
 pub mod number_or_auto;
+pub mod rate_limits;
 pub mod reply;
 pub mod x_training;

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use super::sections::{Raw, Section, SectionKey, SetError};
 use super::value::ConfigValue;
 use super::{
-    ApiConfig, Config, ConfigError, DatabaseConfig, LogConfig, ObjectsConfig, QueueConfig,
-    SchedulerConfig, SecretsConfig, WorkerConfig,
+    ApiConfig, Config, ConfigError, DatabaseConfig, LimitsConfig, LogConfig, ObjectsConfig,
+    QueueConfig, SchedulerConfig, SecretsConfig, WorkerConfig,
 };
 
 /// Variables that start with these belong to the tests and the build, not to the configuration;
@@ -43,6 +43,7 @@ pub(super) fn keys() -> Vec<Key> {
     .chain(of("objects", ObjectsConfig::keys()))
     .chain(of("queue", QueueConfig::keys()))
     .chain(of("api", ApiConfig::keys()))
+    .chain(of("limits", LimitsConfig::keys()))
     .chain(of("scheduler", SchedulerConfig::keys()))
     .chain(of("worker", WorkerConfig::keys()))
     .chain(of("secrets", SecretsConfig::keys()))
@@ -203,6 +204,7 @@ fn store(
         Some(("objects", key)) => config.objects.set(key, value),
         Some(("queue", key)) => config.queue.set(key, value),
         Some(("api", key)) => config.api.set(key, value),
+        Some(("limits", key)) => config.limits.set(key, value),
         Some(("scheduler", key)) => config.scheduler.set(key, value),
         Some(("worker", key)) => config.worker.set(key, value),
         Some(("secrets", key)) => config.secrets.set(key, value),

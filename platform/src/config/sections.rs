@@ -137,6 +137,18 @@ section! {
 }
 
 section! {
+    /// `[limits]`: what one project may ask of generated text, where it has no limit of its own.
+    LimitsConfig {
+        /// Requests a minute to one base model and what is tuned from it, over all API processes.
+        requests_per_minute: u64 = 10_000,
+        /// Tokens a minute, read and written, likewise.
+        tokens_per_minute: u64 = 10_000_000,
+        /// Requests of one project that one API process answers at the same time.
+        concurrent_requests: usize = 512,
+    }
+}
+
+section! {
     /// `[scheduler]`: the one that decides, and its door for workers.
     SchedulerConfig {
         /// Where the door listens for workers and for the API.

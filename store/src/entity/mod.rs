@@ -18,6 +18,8 @@ pub mod organization;
 pub mod outbox;
 pub mod project;
 pub mod project_user;
+pub mod rate_bucket;
+pub mod rate_limit;
 pub mod service_account;
 pub mod usage;
 pub mod user;

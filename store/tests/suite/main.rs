@@ -1,6 +1,7 @@
 //! The store on SQLite and PostgreSQL: one suite for both.
 
 mod harness;
+mod rate_limits;
 mod sample;
 
 mod apply;

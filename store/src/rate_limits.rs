@@ -1,0 +1,156 @@
+//! How much projects may ask of models. What is left of a limit is one row that all processes draw from.
+
+use domain::id::ProjectId;
+use domain::rate_limit::{Amount, Bucket, ModelRateLimit, RateLimit};
+use domain::time::Timestamp;
+use sea_orm::sea_query::OnConflict;
+use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect};
+
+use crate::connect::Store;
+use crate::convert::{int, text, unsigned};
+use crate::entity::{rate_bucket, rate_limit};
+use crate::error::StoreError;
+
+/// What a process got, and what it left to the others.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Drawn {
+    pub given: Amount,
+    pub left: Bucket,
+    /// The one that holds.
+    pub limit: RateLimit,
+}
+
+#[derive(Clone, Copy)]
+pub struct RateLimits<'a>(&'a Store);
+
+impl<'a> RateLimits<'a> {
+    pub(crate) fn new(store: &'a Store) -> Self {
+        Self(store)
+    }
+
+    /// Those that differ from the default.
+    pub async fn list(self, project: &ProjectId) -> Result<Vec<ModelRateLimit>, StoreError> {
+        let select =
+            rate_limit::Entity::find().filter(rate_limit::Column::ProjectId.eq(project.as_str()));
+        let rows = self.0.all(select).await?;
+        rows.into_iter()
+            .map(|row| {
+                Ok(ModelRateLimit {
+                    limit: to_domain(&row)?,
+                    model: row.model,
+                })
+            })
+            .collect()
+    }
+
+    /// From now on this one holds; processes that hold drawn amounts spend them first.
+    pub async fn upsert(
+        self,
+        project: &ProjectId,
+        limit: &ModelRateLimit,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        use rate_limit::Column;
+        let row = rate_limit::Model {
+            project_id: project.to_string(),
+            model: text("model", &limit.model)?,
+            requests_per_minute: int(limit.limit.requests_per_minute)?,
+            tokens_per_minute: int(limit.limit.tokens_per_minute)?,
+            updated_at: now.0,
+        };
+        let conflict = OnConflict::columns([Column::ProjectId, Column::Model])
+            .update_columns([
+                Column::RequestsPerMinute,
+                Column::TokensPerMinute,
+                Column::UpdatedAt,
+            ])
+            .to_owned();
+        let insert = rate_limit::Entity::insert(row.into_active_model()).on_conflict(conflict);
+        self.0.insert(insert).await
+    }
+
+    /// Takes what is needed, and of what is needed at least a share, as far as it is left.
+    /// `default` is the limit where the project has none of its own.
+    pub async fn draw(
+        self,
+        project: &ProjectId,
+        model: &str,
+        default: RateLimit,
+        draw: Draw,
+        now: Timestamp,
+    ) -> Result<Drawn, StoreError> {
+        let key = (project.to_string(), text("model", model)?);
+        let work = async {
+            let tx = self.0.begin().await?;
+            let own = rate_limit::Entity::find_by_id(key.clone()).one(&tx).await?;
+            let limit = own.as_ref().map(to_domain).transpose()?.unwrap_or(default);
+            let full = to_row(&key, Bucket::full(limit, now));
+            rate_bucket::Entity::insert(full.into_active_model())
+                .on_conflict(on_key().do_nothing().to_owned())
+                .exec_without_returning(&tx)
+                .await?;
+            let row = rate_bucket::Entity::find_by_id(key.clone())
+                .lock_exclusive()
+                .one(&tx)
+                .await?
+                .ok_or(StoreError::NotFound)?;
+            let mut left = bucket(&row).refilled(limit, now);
+            let given = left.take_up_to(draw.needed.or_share(limit.per_minute() * draw.of_limit));
+            let row = to_row(&key, left);
+            let update = on_key()
+                .update_columns([
+                    rate_bucket::Column::RequestsLeft,
+                    rate_bucket::Column::TokensLeft,
+                    rate_bucket::Column::UpdatedAt,
+                ])
+                .to_owned();
+            rate_bucket::Entity::insert(row.into_active_model())
+                .on_conflict(update)
+                .exec_without_returning(&tx)
+                .await?;
+            tx.commit().await?;
+            Ok::<_, StoreError>(Drawn { given, left, limit })
+        };
+        self.0.bounded(work).await
+    }
+}
+
+/// How much to draw at once.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Draw {
+    /// The share, 0 to 1, of the limit.
+    pub of_limit: f64,
+    /// Not above 0: this dimension is not drawn.
+    pub needed: Amount,
+}
+
+fn on_key() -> OnConflict {
+    OnConflict::columns([rate_bucket::Column::ProjectId, rate_bucket::Column::Model])
+}
+
+fn to_domain(row: &rate_limit::Model) -> Result<RateLimit, StoreError> {
+    Ok(RateLimit {
+        requests_per_minute: unsigned(row.requests_per_minute)?,
+        tokens_per_minute: unsigned(row.tokens_per_minute)?,
+    })
+}
+
+fn bucket(row: &rate_bucket::Model) -> Bucket {
+    Bucket {
+        left: Amount {
+            requests: row.requests_left,
+            tokens: row.tokens_left,
+        },
+        at: Timestamp(row.updated_at),
+    }
+}
+
+fn to_row((project_id, model): &(String, String), bucket: Bucket) -> rate_bucket::Model {
+    rate_bucket::Model {
+        project_id: project_id.clone(),
+        model: model.clone(),
+        requests_left: bucket.left.requests,
+        tokens_left: bucket.left.tokens,
+        updated_at: bucket.at.0,
+    }
+}

@@ -1,6 +1,6 @@
 //! Request bodies: read within a bound and a pace, parsed as JSON, decoded with paths.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt};
@@ -16,8 +16,10 @@ use crate::wire::decode::Fields;
 
 /// Room for a long conversation; files travel as multipart. Bytes.
 pub const MAX_JSON_BYTES: usize = 16 * 1024 * 1024;
-/// A client that sends nothing for so long is gone.
-pub const IDLE: Duration = Duration::from_secs(30);
+/// A client that keeps us waiting so long for [`PACE_BYTES`] is gone.
+const PACE: Duration = Duration::from_secs(30);
+/// Slower than any network that a person would wait for. Bytes.
+const PACE_BYTES: usize = 1024;
 
 /// A request in OpenAI's JSON.
 pub trait Decode: Sized + Send {
@@ -108,15 +110,32 @@ async fn read(
     Ok(whole.freeze())
 }
 
-/// The chunks as they come, and an error where none comes for [`IDLE`].
+/// The chunks as they come, and an error where they come too slowly or not at all.
 pub fn paced(
     chunks: impl Stream<Item = std::io::Result<Bytes>> + Send,
 ) -> impl Stream<Item = std::io::Result<Bytes>> + Send {
-    let chunks = Box::pin(chunks);
-    futures::stream::unfold(Some(chunks), |chunks| async move {
-        let mut chunks = chunks?;
-        match tokio::time::timeout(IDLE, chunks.next()).await {
-            Ok(Some(chunk)) => Some((chunk, Some(chunks))),
+    at_pace(chunks, PACE)
+}
+
+/// [`PACE_BYTES`] within `pace`; only the time counts in which we wait for the client.
+fn at_pace(
+    chunks: impl Stream<Item = std::io::Result<Bytes>> + Send,
+    pace: Duration,
+) -> impl Stream<Item = std::io::Result<Bytes>> + Send {
+    let begun = (Box::pin(chunks), pace, 0);
+    futures::stream::unfold(Some(begun), move |state| async move {
+        let (mut chunks, left, n_bytes) = state?;
+        let asked = Instant::now();
+        match tokio::time::timeout(left, chunks.next()).await {
+            Ok(Some(chunk)) => {
+                let n_bytes = n_bytes + chunk.as_ref().map_or(0, Bytes::len);
+                let (left, n_bytes) = if n_bytes >= PACE_BYTES {
+                    (pace, 0)
+                } else {
+                    (left.saturating_sub(asked.elapsed()), n_bytes)
+                };
+                Some((chunk, Some((chunks, left, n_bytes))))
+            }
             Ok(None) => None,
             Err(_elapsed) => Some((Err(std::io::ErrorKind::TimedOut.into()), None)),
         }
@@ -140,4 +159,30 @@ pub fn unread(error: std::io::Error) -> ApiError {
 pub fn too_large(max_bytes: u64) -> ApiError {
     let message = format!("The request body is too large: at most {max_bytes} bytes are accepted.");
     ApiError::new(Kind::TooLarge, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many chunks of `size` bytes come through, one every millisecond, until the stream ends or is given up.
+    async fn through(size: usize, n_chunks: usize, pace: Duration) -> (usize, bool) {
+        let chunks = futures::stream::iter(0..n_chunks).then(move |_| async move {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            Ok(Bytes::from(vec![b' '; size]))
+        });
+        let came: Vec<_> = at_pace(chunks, pace).collect().await;
+        let given_up = |end: &std::io::Result<Bytes>| matches!(end, Err(error) if error.kind() == std::io::ErrorKind::TimedOut);
+        let is_given_up = came.last().is_some_and(given_up);
+        (came.len() - usize::from(is_given_up), is_given_up)
+    }
+
+    #[tokio::test]
+    async fn a_body_that_dribbles_is_given_up_and_a_slow_one_is_read() {
+        let (n_chunks, is_given_up) = through(1, 10_000, Duration::from_millis(50)).await;
+        assert!(is_given_up && n_chunks <= 50, "{n_chunks} bytes came");
+        // Five times as long in all, but never too slow.
+        let slow = through(PACE_BYTES, 100, Duration::from_millis(20)).await;
+        assert_eq!(slow, (100, false));
+    }
 }

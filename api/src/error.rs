@@ -2,7 +2,7 @@
 
 use domain::rate_limit::RateStatus;
 use poem::error::ResponseError;
-use poem::http::{Method, StatusCode, header};
+use poem::http::{HeaderValue, Method, StatusCode, header};
 use poem::{IntoResponse, Response};
 use poem_openapi::registry::{MetaMediaType, MetaResponse, MetaResponses, Registry};
 use poem_openapi::types::Type;
@@ -232,6 +232,12 @@ impl ResponseError for ApiError {
     fn as_response(&self) -> Response {
         let mut response = Json(self.body()).into_response();
         response.set_status(self.kind.status());
+        if self.kind == Kind::Unauthorized {
+            let bearer = HeaderValue::from_static("Bearer");
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, bearer);
+        }
         if let Some(seconds) = self.retry_after_s {
             response
                 .headers_mut()

@@ -31,6 +31,8 @@ use tokio_rustls::TlsAcceptor;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// A client that has not sent its next request's headers by then is let go.
 const HEADERS: Duration = Duration::from_secs(60);
+/// Room for the head of a request; the keys and cookies of real ones take a few KiB. Bytes.
+const MAX_HEAD: usize = 64 * 1024;
 /// How long answers that are on their way may still take when the service stops.
 const DRAIN: Duration = Duration::from_secs(20);
 /// Pause after a failed accept: the cause (no file descriptor left) does not go away at once.
@@ -177,7 +179,8 @@ fn builder() -> Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS);
+        .header_read_timeout(HEADERS)
+        .max_buf_size(MAX_HEAD);
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -76,6 +76,19 @@ async fn the_scheme_is_bearer_however_it_is_spelled() {
 }
 
 #[tokio::test]
+async fn two_keys_are_none() {
+    let app = App::start().await;
+    for second in [&app.key, &app.other_key] {
+        let request = app
+            .request(Method::GET, "/v1/models")
+            .header("authorization", format!("Bearer {second}"));
+        let reply = Reply::of(request.send().await.unwrap()).await;
+        assert_eq!(reply.status, 401);
+        assert_eq!(reply.header("www-authenticate"), "Bearer");
+    }
+}
+
+#[tokio::test]
 async fn a_header_that_names_another_tenant_is_refused() {
     let app = App::start().await;
     let (organization, project) = (

@@ -82,6 +82,7 @@ async fn the_fields_of_an_upload_come_in_either_order() {
             downloaded.header("content-type"),
             "application/octet-stream"
         );
+        assert_eq!(downloaded.header("content-security-policy"), "sandbox");
         assert_eq!(
             downloaded.header("content-length"),
             content.len().to_string()

@@ -139,6 +139,18 @@ async fn a_body_that_is_too_large_or_compressed_is_refused() {
 }
 
 #[tokio::test]
+async fn a_head_that_is_too_long_is_refused() {
+    let app = App::start().await;
+    let with = async |n: usize| {
+        let request = app.request(Method::GET, "/v1/models");
+        let sent = request.header("x-long", "x".repeat(n)).send().await;
+        Reply::of(sent.unwrap()).await.status
+    };
+    assert_eq!(with(60_000).await, 200);
+    assert_eq!(with(70_000).await, 431);
+}
+
+#[tokio::test]
 async fn a_browser_may_ask_first() {
     let app = App::start().await;
     let sent = app

@@ -36,6 +36,9 @@ pub(crate) enum DeviceError {
     /// What was asked makes no sense; asking again changes nothing.
     #[error("{0}")]
     BadInput(String),
+    /// No answer can be held to the grammar that was asked for.
+    #[error("{0}")]
+    Grammar(String),
     /// The training began on a device that computes otherwise.
     #[error("{0}")]
     OtherArithmetic(String),

@@ -362,6 +362,13 @@ impl Stream {
                             .await?;
                     }
                 }
+                Some(Output::Failed(DeviceError::Grammar(reason))) => {
+                    let error = GenerateError::Unanswerable {
+                        param: grammar::param(&asked).to_owned(),
+                        reason,
+                    };
+                    return self.fail(error).await;
+                }
                 Some(Output::Failed(error)) => return self.fail(internal(&error)).await,
                 None => {
                     return self

@@ -23,6 +23,9 @@ fn main() -> std::process::ExitCode {
         eprintln!("error: a TLS provider was installed twice — a bug in main");
         return std::process::ExitCode::FAILURE;
     }
+    if let Err(error) = leave_no_core() {
+        eprintln!("warning: a crash may leave this process's memory in a file: {error}");
+    }
     let command = cli::Cli::parse().command;
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -42,6 +45,15 @@ fn main() -> std::process::ExitCode {
             std::process::ExitCode::FAILURE
         }
     }
+}
+
+/// Memory holds keys, conversations and weights: a crash must not write it to a disk.
+fn leave_no_core() -> rustix::io::Result<()> {
+    let none = rustix::process::Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    rustix::process::setrlimit(rustix::process::Resource::Core, none)
 }
 
 async fn run(command: cli::Command) -> anyhow::Result<()> {

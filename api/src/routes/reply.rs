@@ -238,6 +238,9 @@ impl IntoResponse for Download {
         let disposition = HeaderValue::try_from(self.disposition);
         let disposition = disposition.expect("only printable ASCII — a bug in content_disposition");
         headers.insert(header::CONTENT_DISPOSITION, disposition);
+        // Should a browser show it all the same, it runs nothing and belongs to nobody.
+        let sandbox = HeaderValue::from_static("sandbox");
+        headers.insert(header::CONTENT_SECURITY_POLICY, sandbox);
         if let Some(size_bytes) = self.size_bytes {
             headers.insert(header::CONTENT_LENGTH, size_bytes.into());
         }

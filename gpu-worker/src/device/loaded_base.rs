@@ -7,7 +7,7 @@ use std::time::Instant;
 use engine::Precision;
 use engine::cuda::{Base, CudaError, Gpu};
 use engine::generate::{
-    AdmitError, Batcher, Failed, GenerateError, GenerateRequest, Limits, SequenceId,
+    AdmitError, Batcher, FailReason, Failed, GenerateError, GenerateRequest, Limits, SequenceId,
 };
 use engine::lora::Adapter;
 use engine::pool::Pool;
@@ -405,7 +405,10 @@ impl LoadedBase {
     /// One sequence computed nonsense (an adapter with damaged values) or left its grammar; the others go on.
     fn fail(&mut self, place: Place, failed: &Failed) {
         if let Some(live) = self.live.remove(&(place, failed.id)) {
-            let error = DeviceError::BadInput(failed.to_string());
+            let error = match &failed.reason {
+                FailReason::Grammar(_) => DeviceError::Grammar(failed.to_string()),
+                FailReason::NotFinite => DeviceError::BadInput(failed.to_string()),
+            };
             // A reader that left needs no error.
             let _ = live.outputs.send(Output::Failed(error));
         }

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use domain::generation::ResponseFormat;
 use domain::message::{GenerateError, GenerateRequest};
 use engine::generate::{Grammar, Walk};
 use text::grammar::{GrammarError, Wanted};
@@ -23,6 +24,14 @@ pub(super) fn wanted(asked: &GenerateRequest) -> Wanted<'_> {
         tools: &asked.tools,
         choice: &asked.tool_choice,
         parallel: asked.parallel_tool_calls,
+    }
+}
+
+/// Which parameter of the request a grammar follows from.
+pub(super) fn param(asked: &GenerateRequest) -> &'static str {
+    match asked.response_format {
+        ResponseFormat::Text => "tools",
+        ResponseFormat::JsonObject | ResponseFormat::JsonSchema { .. } => "response_format",
     }
 }
 

@@ -229,6 +229,35 @@ async fn a_schema_that_cannot_be_held_to_is_refused_by_its_path() {
     worker.stop().await.unwrap();
 }
 
+#[tokio::test]
+async fn a_schema_of_more_properties_than_can_be_held_to_is_refused() {
+    let house = House::new().await;
+    let worker = house.worker("a", |_| {}).await;
+    let with = |n: usize, are_required: bool| {
+        let names: Vec<String> = (0..n).map(|i| format!("p{i}")).collect();
+        let properties: serde_json::Map<String, Value> = names
+            .iter()
+            .map(|name| (name.clone(), json!({"type": "null"})))
+            .collect();
+        let required = if are_required { names } else { Vec::new() };
+        let many = json!({"type": "object", "properties": properties, "required": required});
+        let schema = json!({"type": "object", "properties": {"a": many}, "required": ["a"]});
+        GenerateRequest {
+            max_tokens: Some(20),
+            ..in_format(schema, 1)
+        }
+    };
+    for (n, are_required) in [(400, false), (401, true)] {
+        let events = house.generate(&worker, &with(n, are_required)).await;
+        assert_eq!(finish_reason(&events, 0), FinishReason::Length, "{n}");
+    }
+    for (n, are_required) in [(401, false), (5000, true)] {
+        let reply = house.post(&worker, &with(n, are_required)).await;
+        assert_eq!(reply.status(), 400, "{n} properties");
+    }
+    worker.stop().await.unwrap();
+}
+
 fn tools() -> Vec<Value> {
     let function = |name: &str, properties: Value, required: &[&str]| {
         json!({"type": "function", "function": {"name": name, "parameters":

@@ -4,6 +4,7 @@
 mod lark;
 mod walk;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use domain::generation::{ResponseFormat, ToolChoice};
@@ -21,6 +22,13 @@ use crate::tools::ToolSyntax;
 
 /// Longest grammar that is compiled, as text: no request has more to say. Bytes.
 const MAX_GRAMMAR_BYTES: usize = 4 << 20;
+
+/// Properties in all objects of a schema: OpenAI's limit.
+const MAX_PROPERTIES: usize = 5000;
+
+/// Properties that one object may leave out. llguidance holds four states for each at once, gives up at 2,000 of them, and takes time that
+/// grows with their square.
+const MAX_OPTIONAL: usize = 400;
 
 /// Why there is no such grammar; the client's fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -183,6 +191,12 @@ impl Grammars {
 
     /// Whether a schema can be held to.
     fn check(&self, schema: &Value, is_strict: bool) -> Result<(), String> {
+        let n_properties = count_properties(schema)?;
+        if n_properties > MAX_PROPERTIES {
+            return Err(format!(
+                "its objects have {n_properties} properties, more than {MAX_PROPERTIES}"
+            ));
+        }
         let mut lark = Lark::new(false);
         lark.json_schema(schema, is_strict);
         self.parser(lark).map(drop)
@@ -199,6 +213,32 @@ impl Grammars {
         let parser = self.factory.create_parser(TopLevelGrammar::from_lark(text));
         parser.map_err(|error| first_line(&error))
     }
+}
+
+/// Properties in all objects of a schema. Errors: one of them has more than [`MAX_OPTIONAL`] that are not required.
+fn count_properties(schema: &Value) -> Result<usize, String> {
+    let inner = match schema {
+        Value::Array(values) => values.iter().map(count_properties).sum(),
+        Value::Object(values) => values.values().map(count_properties).sum(),
+        _ => return Ok(0),
+    };
+    let Some(properties) = schema.get("properties").and_then(Value::as_object) else {
+        return inner;
+    };
+    let required = schema.get("required").and_then(Value::as_array);
+    let required: HashSet<&str> = required
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let is_optional = |name: &&String| !required.contains(name.as_str());
+    let n_optional = properties.keys().filter(is_optional).count();
+    if n_optional > MAX_OPTIONAL {
+        return Err(format!(
+            "an object has {n_optional} properties that are not required, more than {MAX_OPTIONAL}"
+        ));
+    }
+    Ok(inner? + properties.len())
 }
 
 /// A function that may be called.

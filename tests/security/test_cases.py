@@ -1,0 +1,49 @@
+"""Every case of the list is attacked here, judged by a test elsewhere, or says why it is not."""
+
+import re
+import sys
+import unittest
+from pathlib import Path
+
+from attack import ROOT
+
+N_CASES = 120
+# Judged where it can be judged better: the file, and what stands in it.
+ELSEWHERE = {
+    75: ("text/tests/templates/jinja.rs", "a_hostile_template_is_an_error_and_not_the_end_of_the_process"),
+    77: ("text/tests/templates/jinja.rs", "what_python_refuses_is_refused"),
+    106: ("api/tests/chat.rs", "The server had an error while processing your request."),
+    119: ("tests/tidy/dependencies.rs", "every_licence_goes_with_apache_2"),
+}
+NOT_HERE = {
+    "it comes with keys that expire, are revoked and have scopes": [5, 6, 8, 9, 10, 11, 12, 13, 14, 15, 42, 50, 51],
+    "it comes with bearer tokens of other issuers": [19, 20, 21, 22, 23, 24, 25],
+    "there is no console yet": [26, 27, 28, 29, 30, 31, 32, 113],
+    "it comes with uploads in parts": [39, 74],
+    "it comes with webhooks and integrations": [53, 82, 83, 84, 85, 86, 87, 88, 89, 90, 91, 116],
+    "it comes with rate limits": [92, 93, 94, 96, 99],
+    "it comes with the audit log": [110],
+    "row-level security is not set up: no other program uses the database, and every query has its project (store/tests/suite/tenancy.rs)": [47, 48],
+    "base models, with their tokenizers and templates, are installed by the operator alone": [81],
+    "10,000 jobs take longer than a suite may; tests/soak makes and cancels jobs for half an hour": [100],
+    "a job is trained in the worker's own process and runs no code of a tenant, so there is no child to shut in": [117],
+}
+
+
+def numbers():
+    """The cases that tests of this folder are named after."""
+    text = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    names = re.findall(r"def test((?:_s\d+)+)_", text)
+    return {int(n) for name in names for n in re.findall(r"\d+", name)}
+
+
+class Cases(unittest.TestCase):
+    def test_every_case_is_attacked_or_says_why_not(self):
+        tested, left = numbers(), {n for cases in NOT_HERE.values() for n in cases}
+        for name, (path, text) in ELSEWHERE.items():
+            self.assertIn(text, (ROOT / path).read_text(), f"s{name}: {path}")
+        self.assertEqual((tested | set(ELSEWHERE)) & left, set(), "these are attacked, and said not to be")
+        self.assertEqual(set(range(1, N_CASES + 1)) - tested - set(ELSEWHERE) - left, set(), "nobody says anything of these")
+        print(file=sys.stderr)
+        for reason, cases in NOT_HERE.items():
+            print(f"skipped: {', '.join(f's{n:02}' for n in cases)} because {reason}", file=sys.stderr)

@@ -3,6 +3,7 @@
 
 mod app;
 pub mod auth;
+mod batches;
 mod body;
 mod error;
 mod listener;
@@ -28,6 +29,7 @@ use store::Store;
 
 pub use listener::ListenError;
 
+use crate::batches::Runner;
 use crate::listener::Incoming;
 use crate::outer::Outer;
 use crate::state::{Shared, State};
@@ -55,6 +57,7 @@ pub struct ApiServer {
     public: Incoming,
     operational: Incoming,
     state: Shared,
+    batches: Runner,
     metrics: Option<Metrics>,
 }
 
@@ -72,13 +75,16 @@ pub async fn bind(options: ApiOptions) -> Result<ApiServer, ApiStartError> {
         service_key: ServiceKey::new(config.service_key()?),
         keys: Default::default(),
         http: state::worker_client()?,
+        batch_made: Default::default(),
         max_file_bytes: config.api.max_file_bytes,
         scratch_dir: config.cache_dir().join("api"),
     };
+    let state = Arc::new(state);
     Ok(ApiServer {
+        batches: Runner::new(state.clone(), &config.api),
         public: Incoming::public(&config.api).await?,
         operational: Incoming::plain(config.api.operational_listen).await?,
-        state: Arc::new(state),
+        state,
         metrics: record_metrics(),
     })
 }
@@ -105,7 +111,7 @@ impl ApiServer {
         self.operational.address()
     }
 
-    /// Answers until `shutdown`, then finishes what is on its way.
+    /// Answers, and runs batches, until `shutdown`; then finishes what is on its way.
     pub async fn serve(self, shutdown: Shutdown) -> io::Result<()> {
         let routes = routes::service().into_endpoint().data(self.state.clone());
         let public = Outer::new(routes, self.state.clone());
@@ -114,6 +120,7 @@ impl ApiServer {
         tokio::join!(
             self.public.serve(public, shutdown.begun()),
             self.operational.serve(operational, shutdown.begun()),
+            self.batches.run(shutdown.clone()),
         );
         Ok(())
     }

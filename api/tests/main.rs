@@ -2,6 +2,7 @@
 
 mod adapters;
 mod auth;
+mod batches;
 mod chat;
 mod export;
 mod files;
@@ -9,6 +10,7 @@ mod fine_tuning;
 mod jobs;
 mod logs;
 mod models;
+mod moderations;
 mod openapi;
 mod support;
 mod tls;

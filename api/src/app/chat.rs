@@ -51,6 +51,7 @@ pub async fn begin(state: &State, project: &Project, order: ChatOrder) -> Result
         top_logprobs: order.top_logprobs,
         prompt: None,
         echo: false,
+        priority: order.priority,
     };
     let events = workers::generate(state, &model, &request).await?;
     Ok(Answer {
@@ -160,7 +161,7 @@ fn choice(choices: &mut [Choice], index: u32) -> Result<&mut Choice, ApiError> {
         .ok_or_else(|| ApiError::internal(format!("the worker named answer {index} of {n}")))
 }
 
-pub(super) fn unknown(name: &str) -> ApiError {
+pub fn unknown(name: &str) -> ApiError {
     let message = format!(
         "The model `{}` does not exist or you do not have access to it.",
         echo(name)

@@ -111,6 +111,7 @@ impl Asking {
             stop,
             stop_token_ids,
             sampling,
+            priority,
             ..
         } = &self.order;
         let prompt: Prompt = prompts[i].clone();
@@ -125,6 +126,7 @@ impl Asking {
             top_logprobs: top_logprobs.or(is_chosen.then_some(0)),
             prompt: Some(prompt),
             echo: *echo,
+            priority: *priority,
             ..GenerateRequest::new(self.served.clone(), self.scope.clone(), Vec::new())
         };
         let events = workers::generate(&self.state, model, &request).await?;

@@ -2,12 +2,14 @@
 //! domain's nouns.
 
 pub mod adapters;
+pub mod batches;
 pub mod chat;
 pub mod completion;
 pub mod export;
 pub mod files;
 pub mod fine_tuning;
 pub mod models;
+pub mod moderations;
 pub mod repeat;
 pub mod upload;
 pub mod workers;

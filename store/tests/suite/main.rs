@@ -4,6 +4,7 @@ mod harness;
 mod sample;
 
 mod apply;
+mod batches;
 mod connect;
 mod files;
 mod idempotency;

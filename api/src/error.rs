@@ -157,6 +157,11 @@ impl ApiError {
         Self::new(Kind::Internal, message).detail(detail)
     }
 
+    /// The same request may be answered a moment later.
+    pub fn is_passing(&self) -> bool {
+        matches!(self.kind, Kind::Unavailable | Kind::TooManyRequests)
+    }
+
     #[must_use]
     pub fn param(mut self, param: impl Into<String>) -> Self {
         self.param = Some(param.into());
@@ -292,6 +297,11 @@ pub fn readiness_status(ready: bool) -> StatusCode {
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     }
+}
+
+/// What a batch says of a request that was answered.
+pub fn answered_status() -> StatusCode {
+    StatusCode::OK
 }
 
 /// The answer to a CORS preflight.

@@ -4,6 +4,7 @@
 pub mod access;
 mod app;
 pub mod auth;
+mod batches;
 mod body;
 mod error;
 mod listener;
@@ -30,6 +31,7 @@ use store::Store;
 pub use listener::ListenError;
 
 use crate::app::rate_limits::Gate;
+use crate::batches::Runner;
 use crate::listener::Incoming;
 use crate::outer::Outer;
 use crate::state::{Shared, State};
@@ -57,6 +59,7 @@ pub struct ApiServer {
     public: Incoming,
     operational: Incoming,
     state: Shared,
+    batches: Runner,
     metrics: Option<Metrics>,
 }
 
@@ -75,13 +78,16 @@ pub async fn bind(options: ApiOptions) -> Result<ApiServer, ApiStartError> {
         keys: Default::default(),
         gate: Gate::new(&config.limits),
         http: state::worker_client()?,
+        batch_made: Default::default(),
         max_file_bytes: config.api.max_file_bytes,
         scratch_dir: config.cache_dir().join("api"),
     };
+    let state = Arc::new(state);
     Ok(ApiServer {
+        batches: Runner::new(state.clone(), &config.api),
         public: Incoming::public(&config.api).await?,
         operational: Incoming::plain(config.api.operational_listen).await?,
-        state: Arc::new(state),
+        state,
         metrics: record_metrics(),
     })
 }
@@ -108,7 +114,7 @@ impl ApiServer {
         self.operational.address()
     }
 
-    /// Answers until `shutdown`, then finishes what is on its way.
+    /// Answers, and runs batches, until `shutdown`; then finishes what is on its way.
     pub async fn serve(self, shutdown: Shutdown) -> io::Result<()> {
         let routes = routes::service().into_endpoint().data(self.state.clone());
         let public = Outer::new(routes, self.state.clone());
@@ -117,6 +123,7 @@ impl ApiServer {
         tokio::join!(
             self.public.serve(public, shutdown.begun()),
             self.operational.serve(operational, shutdown.begun()),
+            self.batches.run(shutdown.clone()),
         );
         Ok(())
     }

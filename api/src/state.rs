@@ -10,6 +10,7 @@ use platform::config::Secret;
 use platform::objects::Objects;
 use platform::service_token::ServiceKey;
 use store::Store;
+use tokio::sync::Notify;
 
 use crate::app::rate_limits::Gate;
 use crate::auth::KeyCache;
@@ -26,6 +27,8 @@ pub struct State {
     /// Speaks to the workers.
     pub http: reqwest::Client,
     pub max_file_bytes: u64,
+    /// Somebody made a batch here.
+    pub batch_made: Notify,
     /// Where a request may keep files while it runs.
     pub scratch_dir: PathBuf,
 }

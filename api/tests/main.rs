@@ -3,6 +3,7 @@
 mod access;
 mod adapters;
 mod auth;
+mod batches;
 mod chat;
 mod export;
 mod files;
@@ -10,6 +11,7 @@ mod fine_tuning;
 mod jobs;
 mod logs;
 mod models;
+mod moderations;
 mod openapi;
 mod rate_limits;
 mod support;

@@ -23,6 +23,9 @@ pub enum Purpose {
     /// Produced by a job; clients cannot upload it.
     #[serde(rename = "fine-tune-results")]
     FineTuneResults,
+    /// Produced by a batch; clients cannot upload it.
+    #[serde(rename = "batch_output")]
+    BatchOutput,
 }
 
 impl Purpose {
@@ -45,21 +48,26 @@ impl Purpose {
             Purpose::UserData => "user_data",
             Purpose::Evals => "evals",
             Purpose::FineTuneResults => "fine-tune-results",
+            Purpose::BatchOutput => "batch_output",
         }
     }
 
     pub fn parse(text: &str) -> Option<Self> {
         Self::UPLOADABLE
             .into_iter()
-            .chain([Purpose::FineTuneResults])
+            .chain([Purpose::FineTuneResults, Purpose::BatchOutput])
             .find(|p| p.as_str() == text)
     }
 
-    /// OpenAI lets clients read back only what they train on or what jobs produced.
+    /// OpenAI lets clients read back only what they train on or what jobs and batches produced.
     pub fn is_downloadable(self) -> bool {
         matches!(
             self,
-            Purpose::FineTune | Purpose::Batch | Purpose::Evals | Purpose::FineTuneResults
+            Purpose::FineTune
+                | Purpose::Batch
+                | Purpose::Evals
+                | Purpose::FineTuneResults
+                | Purpose::BatchOutput
         )
     }
 }

@@ -93,6 +93,23 @@ pub enum ToolChoice {
     Named(String),
 }
 
+/// Who comes first where there is not room for all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Priority {
+    /// Somebody waits for the answer.
+    #[default]
+    Live,
+    /// It is answered where there is room to spare, and refused as busy where there is none.
+    Spare,
+}
+
+impl Priority {
+    pub fn is_live(&self) -> bool {
+        *self == Priority::Live
+    }
+}
+
 /// How tokens are drawn.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SamplingParams {

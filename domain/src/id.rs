@@ -100,6 +100,10 @@ ids! {
     WorkerId = "worker_";
     /// One HTTP request.
     RequestId = "req_";
+    /// A batch of requests.
+    BatchId = "batch_";
+    /// One request of a batch.
+    BatchRequestId = "batch_req_";
     /// One chat completion.
     ChatCompletionId = "chatcmpl-";
     /// One completion of texts.

@@ -7,7 +7,7 @@ use crate::base_model::BaseModel;
 use crate::checkpoint::StateRef;
 use crate::error::{FailureClass, JobError};
 use crate::generation::{
-    ChatMessage, FinishReason, ResponseFormat, SamplingParams, TokenLogprob, ToolChoice,
+    ChatMessage, FinishReason, Priority, ResponseFormat, SamplingParams, TokenLogprob, ToolChoice,
 };
 use crate::hyperparameters::ResolvedHyperparameters;
 use crate::id::{DispatchId, JobId, WorkerId};
@@ -197,6 +197,8 @@ pub struct GenerateRequest {
     /// Whether each answer begins with the text of `prompt`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub echo: bool,
+    #[serde(default, skip_serializing_if = "Priority::is_live")]
+    pub priority: Priority,
 }
 
 /// A text as a model reads it.
@@ -231,6 +233,7 @@ impl GenerateRequest {
             top_logprobs: None,
             prompt: None,
             echo: false,
+            priority: Priority::Live,
         }
     }
 }

@@ -8,8 +8,8 @@ use std::path::Path;
 use domain::base_model::{BaseModel, ManifestFile};
 use domain::error::FailureClass;
 use domain::generation::{
-    ChatMessage, FinishReason, ResponseFormat, Role, SamplingParams, TokenLogprob, ToolCall,
-    ToolChoice, TopLogprob,
+    ChatMessage, FinishReason, Priority, ResponseFormat, Role, SamplingParams, TokenLogprob,
+    ToolCall, ToolChoice, TopLogprob,
 };
 use domain::hyperparameters::ResolvedHyperparameters;
 use domain::id::WorkerId;
@@ -278,6 +278,7 @@ fn a_request_for_an_answer() {
         top_logprobs: Some(1),
         prompt: None,
         echo: false,
+        priority: Priority::Live,
     };
     check("generate_request", &request);
     for (name, prompt) in [
@@ -291,6 +292,11 @@ fn a_request_for_an_answer() {
         };
         check(name, &request);
     }
+    let request = GenerateRequest {
+        priority: Priority::Spare,
+        ..GenerateRequest::new(request.model, "proj_1".into(), Vec::new())
+    };
+    check("generate_request_spare", &request);
 }
 
 #[test]

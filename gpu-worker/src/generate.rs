@@ -1,5 +1,4 @@
-//! The worker's HTTP door: `POST /v1/generate` streams one conversation's answers as lines of JSON, `POST /v1/export` is
-//! `export`'s, `GET /healthz` says that the process lives. It turns messages into tokens and tokens into text; the device computes.
+//! The worker's HTTP door: `POST /v1/generate` streams one conversation's answers as lines of JSON, `POST /v1/export` is `export`'s, `GET /healthz` says that the process lives. It turns messages into tokens and tokens into text; the device computes.
 
 mod answer;
 mod grammar;
@@ -11,18 +10,22 @@ use std::time::Duration;
 
 use domain::generation::{FinishReason, SamplingParams, ToolChoice};
 use domain::message::{GenerateError, GenerateEvent, GenerateRequest, Prompt};
+use domain::model::ServedModel;
 use domain::usage::TokenUsage;
 use engine::generate::{Grammar, Sampling};
+use engine::lora::Adapter;
 use platform::service_token::ServiceKey;
 use poem::http::StatusCode;
 use poem::web::{Data, Json};
 use poem::{Body, IntoResponse, Request, Response, Route, handler};
+use serde::Serialize;
+use text::chat_model::RenderError;
 use tokio::sync::mpsc;
 
 use self::answer::{Answer, CallPiece, Piece};
 pub(crate) use self::grammar::Grammars;
 pub(crate) use self::places::Places;
-use self::places::{Place, Waiting};
+use self::places::{Admission, Place, Waiting};
 use crate::adapters::AdapterError;
 use crate::base_models::{Base, BaseError};
 use crate::device::{Ask, DeviceError, Generation, Output};
@@ -86,17 +89,7 @@ fn status_of(error: &GenerateError) -> StatusCode {
 
 /// Everything that can be refused before the first line.
 async fn begin(worker: Arc<Worker>, asked: GenerateRequest) -> Result<Body, GenerateError> {
-    if worker.draining.is_cancelled() {
-        return Err(GenerateError::Busy);
-    }
-    let base = worker
-        .bases
-        .find(&asked.model.base_model)
-        .await
-        .map_err(|error| match error {
-            BaseError::NotInstalled(model) => GenerateError::ModelNotInstalled { model },
-            error => internal(&error),
-        })?;
+    let base = base_of(&worker, &asked.model.base_model).await?;
     let (prompt, max_new_tokens) = prompt(&worker, &base, &asked)?;
     let asked = Arc::new(asked);
     let grammar = worker.grammars.get(&base, &asked).await?;
@@ -110,23 +103,36 @@ async fn begin(worker: Arc<Worker>, asked: GenerateRequest) -> Result<Body, Gene
         grammar,
         lines,
     };
-    if let Some(place) = worker.places.now() {
-        tokio::spawn(conversation.start(place).await?.run());
-    } else {
-        let waiting = worker.places.queue_up().ok_or(GenerateError::Busy)?;
-        tokio::spawn(conversation.wait(waiting));
+    let admission = worker.places.admit(conversation.asked.priority);
+    match admission.ok_or(GenerateError::Busy)? {
+        Admission::Now(place) => drop(tokio::spawn(conversation.start(place).await?.run())),
+        Admission::Later(waiting) => drop(tokio::spawn(conversation.wait(waiting))),
     }
+    Ok(spelled(reader))
+}
+
+/// The base model of that name. Errors: also where nothing new is begun.
+async fn base_of(worker: &Worker, name: &str) -> Result<Arc<Base>, GenerateError> {
+    if worker.draining.is_cancelled() {
+        return Err(GenerateError::Busy);
+    }
+    let found = worker.bases.find(name).await;
+    found.map_err(|error| match error {
+        BaseError::NotInstalled(model) => GenerateError::ModelNotInstalled { model },
+        error => internal(&error),
+    })
+}
+
+/// Events as lines, as they come.
+fn spelled<T: Serialize + Send + 'static>(reader: mpsc::Receiver<T>) -> Body {
     let reader = futures::stream::unfold(reader, |mut reader| async {
         Some((reader.recv().await?, reader))
     });
-    Ok(Body::from_bytes_stream(futures::StreamExt::map(
-        reader,
-        |event: GenerateEvent| {
-            let mut line = serde_json::to_vec(&event).expect("an event is JSON — a bug in message");
-            line.push(b'\n');
-            Ok::<_, std::io::Error>(line)
-        },
-    )))
+    Body::from_bytes_stream(futures::StreamExt::map(reader, |event: T| {
+        let mut line = serde_json::to_vec(&event).expect("an event is JSON — a bug in message");
+        line.push(b'\n');
+        Ok::<_, std::io::Error>(line)
+    }))
 }
 
 /// The conversation in tokens, and how many more there is room for (at least one).
@@ -139,36 +145,47 @@ fn prompt(
     let prompt = match &asked.prompt {
         None => base.chat.prompt(&asked.messages, tools),
         Some(Prompt::Text(text)) => base.chat.text_prompt(text),
-        Some(Prompt::Tokens(ids)) => Ok(known(base, ids)?.to_vec()),
+        Some(Prompt::Tokens(ids)) => Ok(known(base, ids, "prompt")?.to_vec()),
     };
-    let prompt = prompt.map_err(|error| GenerateError::Unrenderable {
-        reason: error.to_string(),
-    })?;
-    let context_length = base
-        .context_length()
-        .min(worker.device.limits.max_cached_tokens);
-    if prompt.len() >= context_length {
-        let (context_length, prompt_tokens) = (context_length as u64, prompt.len() as u64);
-        return Err(GenerateError::ContextLengthExceeded {
-            context_length,
-            prompt_tokens,
-        });
-    }
-    let room = context_length - prompt.len();
+    let prompt = prompt.map_err(unrenderable)?;
+    let room = check_length(worker, base, prompt.len(), 1)?;
     let wanted = asked.max_tokens.map_or(usize::MAX, |n| n.max(1) as usize);
     Ok((prompt, room.min(wanted)))
 }
 
-/// Token ids of a client, if the model has them all.
-fn known<'a>(base: &Base, ids: &'a [u32]) -> Result<&'a [u32], GenerateError> {
+fn unrenderable(error: RenderError) -> GenerateError {
+    GenerateError::Unrenderable {
+        reason: error.to_string(),
+    }
+}
+
+/// How many tokens there is room for behind `n_tokens`. Errors: fewer than `least`.
+fn check_length(
+    worker: &Worker,
+    base: &Base,
+    n_tokens: usize,
+    least: usize,
+) -> Result<usize, GenerateError> {
+    let limit = worker.device.limits.max_cached_tokens;
+    let context_length = base.context_length().min(limit);
+    let room = context_length.checked_sub(n_tokens);
+    room.filter(|room| *room >= least)
+        .ok_or(GenerateError::ContextLengthExceeded {
+            context_length: context_length as u64,
+            prompt_tokens: n_tokens as u64,
+        })
+}
+
+/// Token ids of a client, who calls them `param`, if the model has them all.
+fn known<'a>(base: &Base, ids: &'a [u32], param: &str) -> Result<&'a [u32], GenerateError> {
     let n_tokens = base.chat.tokenizer().n_tokens();
     let unanswerable = |reason: String| GenerateError::Unanswerable {
-        param: "prompt".to_owned(),
+        param: param.to_owned(),
         reason,
     };
     if ids.is_empty() {
         return Err(unanswerable(
-            "a prompt of tokens needs at least one".to_owned(),
+            "a text of tokens needs at least one".to_owned(),
         ));
     }
     match ids.iter().find(|id| **id as usize >= n_tokens) {
@@ -205,6 +222,25 @@ fn internal(error: &impl std::error::Error) -> GenerateError {
     GenerateError::Internal {
         reason: error.to_string(),
     }
+}
+
+/// The model's adapter, in memory.
+async fn adapter_of(
+    worker: &Worker,
+    base: &Arc<Base>,
+    model: &ServedModel,
+) -> Result<Option<Arc<Adapter>>, GenerateError> {
+    let Some(reference) = &model.adapter else {
+        return Ok(None);
+    };
+    let adapter = worker.adapters.get(reference, base).await;
+    adapter.map(Some).map_err(|error| {
+        tracing::warn!(sha256 = reference.sha256, %error, "an adapter cannot be loaded");
+        GenerateError::AdapterUnavailable {
+            reason: error.to_string(),
+            is_unfit: matches!(error, AdapterError::Unfit(_)),
+        }
+    })
 }
 
 /// A conversation that can be answered.
@@ -245,16 +281,7 @@ impl Conversation {
     /// Loads the adapter and begins.
     async fn start(self, place: Place) -> Result<Stream, GenerateError> {
         let (worker, base, asked) = (self.worker, self.base, self.asked);
-        let adapter = match &asked.model.adapter {
-            Some(reference) => Some(worker.adapters.get(reference, &base).await.map_err(|error| {
-                tracing::warn!(sha256 = reference.sha256, %error, "an adapter cannot be loaded");
-                GenerateError::AdapterUnavailable {
-                    reason: error.to_string(),
-                    is_unfit: matches!(error, AdapterError::Unfit(_)),
-                }
-            })?),
-            None => None,
-        };
+        let adapter = adapter_of(&worker, &base, &asked.model).await?;
         let frozen_weights = asked.model.frozen_weights();
         let prompt_tokens = self.prompt.len() as u64;
         let n = asked.n.max(1);

@@ -105,6 +105,7 @@ impl Service {
             .await?;
         // Whoever held a lease ran under the service before this one and ended with it.
         opened.store.jobs().void_leases(now()).await?;
+        opened.store.batches().void_leases().await?;
         let queue = Queue::open(&opened.config.queue).context("cannot open the queue")?;
         let roles_shutdown = Shutdown::new();
         let scheduler = start_scheduler(&opened, queue, roles_shutdown.clone()).await?;

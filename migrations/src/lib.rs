@@ -8,6 +8,7 @@ mod m20261125_000001_models_without_a_job;
 mod m20261125_000002_frozen_weights;
 mod m20261127_000004_administration;
 mod m20261127_000006_rate_limits;
+mod m20261127_000003_batches;
 mod table;
 
 /// Every migration, oldest first.
@@ -21,6 +22,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261125_000002_frozen_weights::FrozenWeights),
             Box::new(m20261127_000004_administration::Administration),
             Box::new(m20261127_000006_rate_limits::RateLimits),
+            Box::new(m20261127_000003_batches::Batches),
         ]
     }
 }

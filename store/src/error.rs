@@ -2,6 +2,7 @@
 
 use std::ops::Deref;
 
+use domain::batch::WrongStatus;
 use domain::job_event::Reject;
 use sea_orm::{DbErr, RuntimeErr};
 
@@ -56,6 +57,24 @@ impl From<StoreError> for ApplyError {
 }
 
 impl From<DbErr> for ApplyError {
+    fn from(error: DbErr) -> Self {
+        StoreError::from(error).into()
+    }
+}
+
+/// Why a call on a batch has no result.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BatchError {
+    /// Another process took it: drop everything.
+    #[error("the batch belongs to another process")]
+    Stale,
+    #[error(transparent)]
+    WrongStatus(#[from] WrongStatus),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<DbErr> for BatchError {
     fn from(error: DbErr) -> Self {
         StoreError::from(error).into()
     }

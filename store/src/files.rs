@@ -1,4 +1,4 @@
-//! Files. A deleted file is a tombstone until no job needs its bytes any more.
+//! Files. A deleted file is a tombstone until no job and no batch needs its bytes any more.
 
 use domain::file::{File, Purpose};
 use domain::id::{FileId, ProjectId};
@@ -8,9 +8,10 @@ use domain::time::Timestamp;
 use sea_orm::sea_query::{Condition, Expr, ExprTrait, Query};
 use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect};
 
+use crate::batches;
 use crate::connect::Store;
 use crate::convert::{int, optional, text, unsigned};
-use crate::entity::{file, job};
+use crate::entity::{batch, file, job};
 use crate::error::StoreError;
 use crate::idempotency::{self, IdempotencyEntry};
 use crate::page::{Cursor, paged};
@@ -113,7 +114,7 @@ impl<'a> Files<'a> {
         self.0.bounded(work).await?.map(to_domain).transpose()
     }
 
-    /// For those who run a job: its files, deleted or not.
+    /// For those who run a job or a batch: its files, deleted or not.
     pub async fn find_for_job(self, id: &FileId) -> Result<Option<File>, StoreError> {
         self.0
             .one(file::Entity::find_by_id(id.as_str()))
@@ -145,7 +146,7 @@ impl<'a> Files<'a> {
             .collect()
     }
 
-    /// Drops the row of a tombstone that no live job pins. False: there is none.
+    /// Drops the row of a tombstone that nothing live pins. False: there is none.
     pub async fn purge(self, id: &FileId) -> Result<bool, StoreError> {
         let delete = file::Entity::delete_many()
             .filter(file::Column::Id.eq(id.as_str()))
@@ -191,9 +192,16 @@ fn is_unpinned_tombstone() -> Condition {
                     .add(Expr::col((job::Entity, job::Column::ValidationFile)).eq(this_file())),
             ),
     );
+    let mut inputs = Query::select();
+    inputs
+        .expr(Expr::val(1))
+        .from(batch::Entity)
+        .and_where(Expr::col((batch::Entity, batch::Column::Status)).is_in(batches::open()))
+        .and_where(Expr::col((batch::Entity, batch::Column::InputFile)).eq(this_file()));
     Condition::all()
         .add(file::Column::DeletedAt.is_not_null())
         .add(Expr::exists(pins).not())
+        .add(Expr::exists(inputs).not())
 }
 
 pub(crate) fn to_row(file: &File) -> Result<file::Model, StoreError> {

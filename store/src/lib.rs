@@ -11,6 +11,7 @@ mod run;
 pub mod admin_keys;
 pub mod api_keys;
 pub mod base_models;
+pub mod batches;
 pub mod checkpoints;
 pub mod error;
 pub mod events;
@@ -30,8 +31,9 @@ pub mod workers;
 
 pub use admin_keys::FoundAdminKey;
 pub use api_keys::FoundKey;
+pub use batches::Lease;
 pub use connect::{Store, StoreConfig};
-pub use error::{ApplyError, StoreError};
+pub use error::{ApplyError, BatchError, StoreError};
 pub use idempotency::{IdempotencyEntry, Replay};
 pub use jobs::{InsertLimits, MetadataFilter, Transition};
 pub use outbox::OutboxMessage;
@@ -58,6 +60,8 @@ accessors! {
     files: files::Files<'_>;
     /// Installed base models.
     base_models: base_models::BaseModels<'_>;
+    /// Batches of requests, and their outcomes.
+    batches: batches::Batches<'_>;
     /// Fine-tuning jobs.
     jobs: jobs::Jobs<'_>;
     /// The public story of each job.

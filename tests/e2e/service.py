@@ -160,6 +160,7 @@ prefix = "{self.database}"
 [api]
 listen = "127.0.0.1:{self.port}"
 operational_listen = "127.0.0.1:{free_port()}"
+batch_lease_ttl_s = 6
 [scheduler]
 door_listen = "127.0.0.1:{self.door_port}"
 lease_ttl_s = 6
@@ -176,10 +177,13 @@ service_key = "{secrets.token_hex(32)}"
         self.luthier("migrate", "--config", self.config)
         self.luthier("model", "add", MODEL, tiny_model.write(self.dir / "tiny"), *self.place)
         self.spawn("scheduler", LUTHIER, "scheduler", "--config", self.config)
-        self.spawn("api", LUTHIER, "api", "--config", self.config)
+        self.start_api()
         for i in range(self.n_workers):
             self.start_worker(f"worker-{i}")
         self.wait_until_ready()
+
+    def start_api(self):
+        return self.spawn("api", LUTHIER, "api", "--config", self.config)
 
     def start_worker(self, name):
         return self.spawn(name, LUTHIER, "worker", "--config", self.config, env={

@@ -41,7 +41,7 @@ pub async fn begin(state: &State, project: &Project, order: ChatOrder) -> Result
         .ok_or_else(|| unknown(&model))?;
     let gate = &state.gate;
     let admission = gate
-        .admit(state, project, &served.base_model, tokens)
+        .admit(state, project, &served.base_model, order.priority, tokens)
         .await?;
     let request = GenerateRequest {
         model: served,
@@ -59,6 +59,7 @@ pub async fn begin(state: &State, project: &Project, order: ChatOrder) -> Result
         top_logprobs: order.top_logprobs,
         prompt: None,
         echo: false,
+        priority: order.priority,
     };
     let events = workers::generate(state, &model, &request).await?;
     Ok(Answer {
@@ -67,7 +68,7 @@ pub async fn begin(state: &State, project: &Project, order: ChatOrder) -> Result
         model,
         n: request.n,
         has_logprobs: request.top_logprobs.is_some(),
-        rate: Some(admission.status),
+        rate: admission.status(),
         events: admission.watch(events),
     })
 }
@@ -169,7 +170,7 @@ fn choice(choices: &mut [Choice], index: u32) -> Result<&mut Choice, ApiError> {
         .ok_or_else(|| ApiError::internal(format!("the worker named answer {index} of {n}")))
 }
 
-pub(super) fn unknown(name: &str) -> ApiError {
+pub fn unknown(name: &str) -> ApiError {
     let message = format!(
         "The model `{}` does not exist or you do not have access to it.",
         echo(name)

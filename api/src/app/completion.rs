@@ -58,9 +58,9 @@ pub async fn begin(
     let tokens = order.reckoned_tokens();
     let gate = &state.gate;
     let admission = gate
-        .admit(state, project, &served.base_model, tokens)
+        .admit(state, project, &served.base_model, order.priority, tokens)
         .await?;
-    let rate = Some(admission.status);
+    let rate = admission.status();
     let asking = Arc::new(Asking {
         state: Arc::clone(state),
         admission,
@@ -125,6 +125,7 @@ impl Asking {
             stop,
             stop_token_ids,
             sampling,
+            priority,
             ..
         } = &self.order;
         let prompt: Prompt = prompts[i].clone();
@@ -139,6 +140,7 @@ impl Asking {
             top_logprobs: top_logprobs.or(is_chosen.then_some(0)),
             prompt: Some(prompt),
             echo: *echo,
+            priority: *priority,
             ..GenerateRequest::new(self.served.clone(), self.scope.clone(), Vec::new())
         };
         let events = workers::generate(&self.state, model, &request).await?;

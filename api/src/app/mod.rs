@@ -2,6 +2,7 @@
 //! domain's nouns.
 
 pub mod adapters;
+pub mod batches;
 pub mod chat;
 pub mod completion;
 pub mod export;
@@ -9,6 +10,7 @@ pub mod files;
 pub mod fine_tuning;
 pub mod models;
 pub mod rate_limits;
+pub mod moderations;
 pub mod repeat;
 pub mod upload;
 pub mod workers;

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use domain::generation::Priority;
 use domain::id::ProjectId;
 use domain::message::GenerateEvent;
 use domain::project::Project;
@@ -54,10 +55,15 @@ struct Spendable {
 
 /// Leave to ask for one answer. What it took beyond or below what was reckoned is settled when the last copy is dropped.
 pub struct Admission {
+    /// `None`: no limit was asked.
+    taken: Option<Taken>,
+    spent: Mutex<u64>,
+}
+
+struct Taken {
     purse: Arc<Purse>,
     reckoned: u64,
-    spent: Mutex<u64>,
-    pub status: RateStatus,
+    status: RateStatus,
     _place: OwnedSemaphorePermit,
 }
 
@@ -74,15 +80,19 @@ impl Gate {
         }
     }
 
-    /// Takes one request and `tokens`, reckoned in advance, from the limit of `project` on `base_model`.
-    /// Errors: 429 with the wait; 503 where the database cannot be asked.
+    /// Takes one request and `tokens`, reckoned in advance, from the limit of `project` on `base_model`. What is answered
+    /// where there is room to spare passes freely. Errors: 429 with the wait; 503 where the database cannot be asked.
     pub async fn admit(
         &self,
         state: &State,
         project: &Project,
         base_model: &str,
+        priority: Priority,
         tokens: u64,
     ) -> Result<Arc<Admission>, ApiError> {
+        if !priority.is_live() {
+            return Ok(Admission::new(None));
+        }
         let place = self.place(project)?;
         let purse = self.purse(&project.id, base_model);
         let cost = Amount {
@@ -90,13 +100,12 @@ impl Gate {
             tokens: tokens as f64,
         };
         let admit = |status| {
-            Arc::new(Admission {
+            Admission::new(Some(Taken {
                 purse: Arc::clone(&purse),
                 reckoned: tokens,
-                spent: Mutex::new(0),
                 status,
                 _place: place,
-            })
+            }))
         };
         if let Some(status) = purse.spend(cost) {
             return Ok(admit(status));
@@ -284,6 +293,18 @@ fn refusal(
 }
 
 impl Admission {
+    fn new(taken: Option<Taken>) -> Arc<Self> {
+        Arc::new(Self {
+            taken,
+            spent: Mutex::new(0),
+        })
+    }
+
+    /// How the limit stands, where one was asked.
+    pub fn status(&self) -> Option<RateStatus> {
+        self.taken.as_ref().map(|taken| taken.status)
+    }
+
     /// The same events; what they use is counted against what was reckoned.
     pub fn watch(self: &Arc<Self>, events: Events) -> Events {
         let mut answer = Watched {
@@ -296,7 +317,9 @@ impl Admission {
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        self.purse.settle(self.reckoned, *locked(&self.spent));
+        if let Some(taken) = &self.taken {
+            taken.purse.settle(taken.reckoned, *locked(&self.spent));
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Paths and parameters, nothing else: each method reads its request, calls one function of `app` and answers.
 
 pub mod adapters;
+pub mod batches;
 pub mod chat;
 pub mod completion;
 pub mod export;
@@ -8,6 +9,7 @@ pub mod files;
 pub mod fine_tuning;
 pub mod health;
 pub mod models;
+pub mod moderations;
 pub mod reply;
 
 use domain::page::Order;
@@ -23,6 +25,8 @@ pub enum Tag {
     FineTuning,
     Chat,
     Completions,
+    Batches,
+    Moderations,
     /// Beyond OpenAI's API.
     Extensions,
     Operations,
@@ -35,6 +39,8 @@ pub type Api = (
     fine_tuning::FineTuningApi,
     chat::ChatApi,
     completion::CompletionApi,
+    batches::BatchesApi,
+    moderations::ModerationsApi,
     adapters::AdaptersApi,
     export::ExportApi,
     health::HealthApi,
@@ -48,6 +54,8 @@ pub fn service() -> OpenApiService<Api, ()> {
         fine_tuning::FineTuningApi,
         chat::ChatApi,
         completion::CompletionApi,
+        batches::BatchesApi,
+        moderations::ModerationsApi,
         adapters::AdaptersApi,
         export::ExportApi,
         health::HealthApi,

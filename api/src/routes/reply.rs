@@ -290,6 +290,23 @@ pub struct Head {
     pub rate: Option<RateStatus>,
 }
 
+/// The reply of a route that always refuses.
+pub enum Never {}
+
+impl IntoResponse for Never {
+    fn into_response(self) -> Response {
+        match self {}
+    }
+}
+
+impl ApiResponse for Never {
+    fn meta() -> MetaResponses {
+        MetaResponses { responses: vec![] }
+    }
+
+    fn register(_registry: &mut Registry) {}
+}
+
 /// Generated text: whole as `W`, or chunk by chunk as `C`.
 pub enum AnswerReply<W, C> {
     Whole(Box<W>, Head),

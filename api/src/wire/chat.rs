@@ -1,6 +1,6 @@
 //! What a client asks of `POST /v1/chat/completions`.
 
-use domain::generation::{ChatMessage, ResponseFormat, SamplingParams};
+use domain::generation::{ChatMessage, Priority, ResponseFormat, SamplingParams};
 use poem_openapi::Object;
 use serde_json::Value;
 
@@ -98,6 +98,8 @@ pub struct ChatOrder {
     pub sampling: SamplingParams,
     pub top_logprobs: Option<u8>,
     pub reply: ReplyForm,
+    /// What comes by the route is live.
+    pub priority: Priority,
 }
 
 impl Decode for ChatOrder {
@@ -120,6 +122,7 @@ impl Decode for ChatOrder {
             sampling: sampling(&mut body)?,
             top_logprobs: top_logprobs(&mut body)?,
             reply: reply_form(&mut body)?,
+            priority: Priority::Live,
         };
         refuse_what_is_not_done(&mut body)?;
         body.take("metadata").map(metadata).transpose()?;

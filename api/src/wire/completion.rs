@@ -1,6 +1,6 @@
 //! What a client asks of `POST /v1/completions`, the older form without messages.
 
-use domain::generation::SamplingParams;
+use domain::generation::{Priority, SamplingParams};
 use domain::message::Prompt;
 use poem_openapi::Object;
 use serde_json::Value;
@@ -81,6 +81,8 @@ pub struct CompletionOrder {
     pub stop_token_ids: Vec<u32>,
     pub sampling: SamplingParams,
     pub reply: ReplyForm,
+    /// What comes by the route is live.
+    pub priority: Priority,
 }
 
 impl CompletionOrder {
@@ -122,6 +124,7 @@ impl Decode for CompletionOrder {
                 .map_or(Ok(Vec::new()), stop_token_ids)?,
             sampling: sampling(&mut body)?,
             reply: reply_form(&mut body)?,
+            priority: Priority::Live,
         };
         order.check()?;
         body.refuse(&["suffix"], "This service does not insert text.")?;

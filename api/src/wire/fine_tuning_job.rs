@@ -169,7 +169,8 @@ impl From<JobError> for JobErrorObject {
     }
 }
 
-fn pairs(pairs: Vec<(String, String)>) -> Value {
+/// Metadata as an object.
+pub(super) fn pairs(pairs: Vec<(String, String)>) -> Value {
     Value::Object(
         pairs
             .into_iter()

@@ -1,5 +1,6 @@
 //! OpenAI's JSON: what requests must look like and what replies look like. It knows no HTTP and no row.
 
+pub mod batches;
 pub mod chat;
 pub mod chat_messages;
 pub mod chat_reply;

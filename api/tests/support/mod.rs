@@ -36,6 +36,9 @@ pub struct App {
     pub worker: FakeWorker,
     pub http: reqwest::Client,
     pub directory: tempfile::TempDir,
+    config: Config,
+    /// Ends the API that answers at `base`.
+    pub shutdown: Shutdown,
 }
 
 /// A reply, whole.
@@ -152,7 +155,8 @@ impl App {
         let server = api::bind(options).await.unwrap();
         let base = format!("http://{}", server.address());
         let operational = format!("http://{}", server.operational_address());
-        tokio::spawn(server.serve(Shutdown::new()));
+        let shutdown = Shutdown::new();
+        tokio::spawn(server.serve(shutdown.clone()));
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         Self {
             base,
@@ -167,7 +171,21 @@ impl App {
             worker,
             http,
             directory,
+            config,
+            shutdown,
         }
+    }
+
+    /// One more API of this installation; `base` is its address from now on.
+    pub async fn start_another(&mut self) {
+        let options = api::ApiOptions {
+            config: self.config.clone(),
+            store: self.store.clone(),
+            objects: self.objects.clone(),
+        };
+        let server = api::bind(options).await.unwrap();
+        self.base = format!("http://{}", server.address());
+        tokio::spawn(server.serve(Shutdown::new()));
     }
 
     /// Whether an API with this configuration opens its listeners.
@@ -230,9 +248,14 @@ impl App {
 
     /// Uploads `content` for fine-tuning; its id.
     pub async fn upload(&self, content: &[u8]) -> String {
+        self.upload_for("fine-tune", content).await
+    }
+
+    /// Uploads `content` for this purpose; its id.
+    pub async fn upload_for(&self, purpose: &'static str, content: &[u8]) -> String {
         let part = reqwest::multipart::Part::bytes(content.to_vec()).file_name("train.jsonl");
         let form = reqwest::multipart::Form::new()
-            .text("purpose", "fine-tune")
+            .text("purpose", purpose)
             .part("file", part);
         let sent = self
             .request(Method::POST, "/v1/files")

@@ -90,6 +90,17 @@ impl FakeWorker {
         self.shared.exports.lock().unwrap().last().unwrap().clone()
     }
 
+    /// The last words of everything that was asked, in order.
+    pub fn last_words(&self) -> Vec<String> {
+        let asked = self.shared.asked.lock().unwrap();
+        let words = asked.iter().map(|asked| {
+            let last = asked.messages.last();
+            last.and_then(|message| message.content.clone())
+                .unwrap_or_default()
+        });
+        words.collect()
+    }
+
     pub fn n_asked(&self) -> usize {
         self.shared.asked.lock().unwrap().len()
     }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use domain::generation::Priority;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Places beside those of the sequences that generate: their adapters are loaded while those are answered.
@@ -13,12 +14,31 @@ const MAX_WAITING: u32 = 64;
 
 pub(crate) struct Places {
     free: Arc<Semaphore>,
+    /// Of those, the ones that conversations may have for which nobody waits.
+    spare: Arc<Semaphore>,
     n_waiting: Arc<AtomicU32>,
 }
 
 /// Free again when it is dropped.
 pub(crate) struct Place {
     _permit: OwnedSemaphorePermit,
+    _spare: Option<OwnedSemaphorePermit>,
+}
+
+/// What whoever asks for a place gets.
+pub(super) enum Admission {
+    Now(Place),
+    Later(Waiting),
+}
+
+impl Admission {
+    /// Resolves when it is this one's turn.
+    pub(super) async fn place(self) -> Place {
+        match self {
+            Admission::Now(place) => place,
+            Admission::Later(waiting) => waiting.place().await,
+        }
+    }
 }
 
 /// A conversation that waits.
@@ -31,6 +51,8 @@ impl Places {
     pub(crate) fn new(max_sequences: usize) -> Self {
         Self {
             free: Arc::new(Semaphore::new(max_sequences + READY)),
+            // The others are there for whoever comes while these are long.
+            spare: Arc::new(Semaphore::new((max_sequences / 2).max(1))),
             n_waiting: Arc::default(),
         }
     }
@@ -40,14 +62,36 @@ impl Places {
         self.n_waiting.load(Ordering::Relaxed)
     }
 
+    /// By who waits for the answer; `None`: there is no room.
+    pub(super) fn admit(&self, priority: Priority) -> Option<Admission> {
+        let later = || self.queue_up().map(Admission::Later);
+        match priority {
+            Priority::Live => self.now().map(Admission::Now).or_else(later),
+            Priority::Spare => self.spare().map(Admission::Now),
+        }
+    }
+
     /// A place that is free; none while others wait for it.
-    pub(super) fn now(&self) -> Option<Place> {
+    fn now(&self) -> Option<Place> {
         let permit = Arc::clone(&self.free).try_acquire_owned().ok()?;
-        Some(Place { _permit: permit })
+        Some(Place {
+            _permit: permit,
+            _spare: None,
+        })
+    }
+
+    /// A place for a conversation that nobody waits for: one that is free, as long as such conversations have no more than
+    /// half of the sequences.
+    fn spare(&self) -> Option<Place> {
+        let spare = Arc::clone(&self.spare).try_acquire_owned().ok()?;
+        Some(Place {
+            _spare: Some(spare),
+            ..self.now()?
+        })
     }
 
     /// Joins those who wait; `None` where they are too many.
-    pub(super) fn queue_up(&self) -> Option<Waiting> {
+    fn queue_up(&self) -> Option<Waiting> {
         let joined = self
             .n_waiting
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
@@ -66,6 +110,7 @@ impl Waiting {
         let permit = Arc::clone(&self.free).acquire_owned().await;
         Place {
             _permit: permit.expect("places are never closed — a bug in places"),
+            _spare: None,
         }
     }
 }
@@ -99,6 +144,20 @@ mod tests {
         drop(place);
         last.await;
         assert_eq!(places.n_waiting(), 0);
+    }
+
+    #[test]
+    fn what_nobody_waits_for_leaves_room_for_the_others() {
+        let places = Places::new(4);
+        let spare: Vec<_> = (0..2).map(|_| places.spare().unwrap()).collect();
+        assert!(places.spare().is_none(), "half is taken");
+        let live: Vec<_> = (0..2 + READY).map(|_| places.now().unwrap()).collect();
+        assert!(places.now().is_none());
+        drop(spare);
+        let _others = [places.now().unwrap(), places.now().unwrap()];
+        assert!(places.spare().is_none(), "all are taken");
+        drop(live);
+        assert!(places.spare().is_some());
     }
 
     #[test]

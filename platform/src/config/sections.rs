@@ -133,6 +133,10 @@ section! {
         public_url: Option<String> = None,
         /// Largest file that may be uploaded. Bytes.
         max_file_bytes: u64 = 512 * 1024 * 1024,
+        /// Requests of batches that this process has under way at the same time; 0: it runs no batches.
+        batch_requests: u32 = 16,
+        /// How long a process may be silent before a batch that it runs is given to another. Seconds.
+        batch_lease_ttl_s: u64 = 30,
     }
 }
 

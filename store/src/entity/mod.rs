@@ -4,6 +4,8 @@ pub mod admin_api_key;
 pub mod api_key;
 pub mod attempt;
 pub mod base_model;
+pub mod batch;
+pub mod batch_result;
 pub mod checkpoint;
 pub mod event;
 pub mod file;

@@ -5,6 +5,7 @@ mod rate_limits;
 mod sample;
 
 mod apply;
+mod batches;
 mod connect;
 mod files;
 mod idempotency;

@@ -3,13 +3,15 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use domain::api_key::{ApiKey, KeyOwner};
+use domain::batch::{Batch, BatchEndpoint, BatchSpec};
 use domain::checkpoint::{Checkpoint, StateRef};
 use domain::error::JobError;
 use domain::event::NewEvent;
 use domain::file::{File, Purpose};
 use domain::hyperparameters::{Hyperparameters, ResolvedHyperparameters};
 use domain::id::{
-    CheckpointId, DispatchId, Entropy, FileId, JobId, KeyId, OrganizationId, ProjectId, WorkerId,
+    BatchId, CheckpointId, DispatchId, Entropy, FileId, JobId, KeyId, OrganizationId, ProjectId,
+    WorkerId,
 };
 use domain::job::{FineTuningJob, JobResult, JobSpec};
 use domain::job_event::JobEvent;
@@ -88,6 +90,24 @@ pub fn file(project: &ProjectId, created_at: Timestamp) -> File {
         expires_at: None,
         id,
     }
+}
+
+/// A new batch on a new file.
+pub async fn stored_batch(store: &Store, project: &Project, now: Timestamp) -> Batch {
+    let input = File {
+        purpose: Purpose::Batch,
+        ..file(&project.id, now)
+    };
+    store.files().insert(&input, None).await.unwrap();
+    let spec = BatchSpec {
+        endpoint: BatchEndpoint::ChatCompletions,
+        input_file: input.id,
+        metadata: Some(vec![("☃".into(), "b".into())]),
+        output_expires_after_s: Some(3_600),
+    };
+    let batch = Batch::new(BatchId::mint(entropy()), project.id.clone(), spec, now);
+    store.batches().insert(&batch, None).await.unwrap();
+    batch
 }
 
 pub fn spec(training_file: &FileId) -> JobSpec {

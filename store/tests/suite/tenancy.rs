@@ -6,7 +6,7 @@ use std::path::Path;
 use domain::id::KeyId;
 use domain::job_event::JobEvent;
 use domain::page::{Order, Page, PageRequest};
-use store::{ApplyError, IdempotencyEntry, MetadataFilter, StoreError};
+use store::{ApplyError, BatchError, IdempotencyEntry, MetadataFilter, StoreError};
 
 use crate::harness::{Db, on_both};
 use crate::sample::{self, at};
@@ -14,9 +14,12 @@ use crate::sample::{self, at};
 on_both!(a_foreign_project_sees_and_changes_nothing);
 
 /// Every function that takes a project; the next test holds the list against the source.
-const WALKED: [&str; 21] = [
+const WALKED: [&str; 24] = [
     "api_keys::list",
     "api_keys::revoke",
+    "batches::cancel",
+    "batches::find",
+    "batches::list",
     "checkpoints::list_visible",
     "events::list",
     "events::list_after_seq",
@@ -54,6 +57,7 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
     };
     let file = sample::file(&owner.id, at(0));
     store.files().insert(&file, Some(&request)).await.unwrap();
+    let batch = sample::stored_batch(store, &owner, at(0)).await;
     let model = job.tuned_model_name();
     let me = &stranger.id;
     let page = PageRequest {
@@ -64,6 +68,11 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
 
     assert_eq!(store.api_keys().list(me).await.unwrap(), []);
     assert!(!store.api_keys().revoke(me, &key.id, at(2)).await.unwrap());
+    let cancelled = store.batches().cancel(me, &batch.id, at(2)).await;
+    assert_eq!(cancelled, Err(BatchError::Store(StoreError::NotFound)));
+    assert_eq!(store.batches().find(me, &batch.id).await, Ok(None));
+    let batches = store.batches().list(me, &page).await.unwrap();
+    assert_eq!(batches.items, []);
     let visible = store.checkpoints().list_visible(me, &job.id, &page).await;
     assert_eq!(visible, Err(StoreError::NotFound));
     assert_eq!(
@@ -117,6 +126,8 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
     // The owner has everything still.
     let me = &owner.id;
     assert_eq!(store.api_keys().list(me).await.unwrap(), [key]);
+    let batches = store.batches();
+    assert_eq!(batches.find(me, &batch.id).await, Ok(Some(batch)));
     assert_eq!(
         store
             .checkpoints()

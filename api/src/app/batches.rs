@@ -1,0 +1,190 @@
+//! Batches: made, followed and cancelled from here, and what answers one request of them. `crate::batches` runs them.
+
+use domain::batch::{Batch, BatchEndpoint, BatchSpec};
+use domain::file::Purpose;
+use domain::generation::Priority;
+use domain::id::BatchId;
+use domain::page::{Page, PageRequest};
+use domain::project::Project;
+use poem_openapi::types::ToJSON;
+use serde_json::Value;
+use store::{BatchError, StoreError};
+
+use super::repeat::{Repeat, Request, fingerprint};
+use super::{chat, completion, files, store_error};
+use crate::auth::Caller;
+use crate::body::Decode;
+use crate::error::{ApiError, Kind};
+use crate::state::{Shared, State};
+use crate::wire::batches::{BatchOrder, INPUT_FILE};
+use crate::wire::chat::ChatOrder;
+use crate::wire::completion::CompletionOrder;
+use crate::wire::decode::{Fields, echo};
+use crate::wire::fine_tuning::unknown_file;
+
+const CREATE: &str = "POST /batches";
+
+/// A batch, and whether an earlier request made it.
+pub struct Created {
+    pub batch: Batch,
+    pub is_replay: bool,
+}
+
+/// Makes a batch, or finds the one that the same request made before. Its file is only looked up. Errors: 400.
+pub async fn create(
+    state: &State,
+    caller: &Caller,
+    order: BatchOrder,
+    raw: &Value,
+    repeat: &Repeat,
+) -> Result<Created, ApiError> {
+    let request = Request {
+        caller,
+        endpoint: CREATE,
+        repeat,
+        fingerprint: fingerprint(raw),
+    };
+    if let Some(created) = replayed(state, &request).await? {
+        return Ok(created);
+    }
+    let spec = checked(state, &caller.project, order).await?;
+    let (id, now) = (BatchId::mint(state.entropy()), state.now());
+    let batch = Batch::new(id, caller.project.id.clone(), spec, now);
+    let entry = request.entry(now);
+    match state.store.batches().insert(&batch, Some(&entry)).await {
+        Ok(()) => {
+            state.batch_made.notify_one();
+            Ok(Created {
+                batch,
+                is_replay: false,
+            })
+        }
+        // The same key came twice at once, and the other was faster.
+        Err(error @ StoreError::Conflict(_)) => replayed(state, &request)
+            .await?
+            .ok_or_else(|| store_error(error)),
+        // The file was deleted since it was looked at.
+        Err(StoreError::NotFound) => Err(unknown_file(INPUT_FILE, batch.spec.input_file.as_str())),
+        Err(error) => Err(store_error(error)),
+    }
+}
+
+async fn replayed(state: &State, request: &Request<'_>) -> Result<Option<Created>, ApiError> {
+    let Some(id) = request.made_earlier(state).await? else {
+        return Ok(None);
+    };
+    let batch = get(state, &request.caller.project, &id).await?;
+    Ok(Some(Created {
+        batch,
+        is_replay: true,
+    }))
+}
+
+async fn checked(
+    state: &State,
+    project: &Project,
+    order: BatchOrder,
+) -> Result<BatchSpec, ApiError> {
+    let id = order.input_file;
+    let file = files::find(state, project, &id).await?;
+    let file = file.ok_or_else(|| unknown_file(INPUT_FILE, id.as_str()))?;
+    if file.purpose != Purpose::Batch {
+        let message = format!(
+            "Invalid {INPUT_FILE}: the file {id} has the purpose '{}', but 'batch' is needed.",
+            file.purpose.as_str()
+        );
+        return Err(ApiError::invalid(INPUT_FILE, "invalid_value", message));
+    }
+    Ok(BatchSpec {
+        endpoint: order.endpoint,
+        input_file: id,
+        metadata: order.metadata,
+        output_expires_after_s: order.output_expires_after_s,
+    })
+}
+
+/// Errors: 404 for an unknown `after`.
+pub async fn list(
+    state: &State,
+    project: &Project,
+    page: &PageRequest,
+) -> Result<Page<Batch>, ApiError> {
+    let listed = state.store.batches().list(&project.id, page).await;
+    listed.map_err(store_error)
+}
+
+/// Errors: 404.
+pub async fn get(state: &State, project: &Project, id: &str) -> Result<Batch, ApiError> {
+    let found = state
+        .store
+        .batches()
+        .find(&project.id, &batch_id(id)?)
+        .await;
+    found.map_err(store_error)?.ok_or_else(|| unknown(id))
+}
+
+/// Errors: 404; 400 for a batch that is over or writes its files (a 409 would be sent again and again by the SDKs).
+pub async fn cancel(state: &State, project: &Project, id: &str) -> Result<Batch, ApiError> {
+    let (batches, batch) = (state.store.batches(), batch_id(id)?);
+    let cancelled = batches.cancel(&project.id, &batch, state.now()).await;
+    cancelled.map_err(|error| match error {
+        BatchError::Store(StoreError::NotFound) => unknown(id),
+        BatchError::Store(error) => store_error(error),
+        BatchError::WrongStatus(at) => {
+            let message = format!("Cannot cancel a batch with status '{}'.", at.0.as_str());
+            ApiError::new(Kind::BadRequest, message).code("invalid_batch_state")
+        }
+        BatchError::Stale => ApiError::internal("a client holds no lease — a bug in the store"),
+    })
+}
+
+/// What the endpoint says to the body of a request: its reply's JSON. Errors: as the route's own.
+pub async fn answer(
+    state: &Shared,
+    project: &Project,
+    endpoint: BatchEndpoint,
+    body: Value,
+) -> Result<Value, ApiError> {
+    refuse_stream(&body)?;
+    let priority = Priority::Spare;
+    Ok(match endpoint {
+        BatchEndpoint::ChatCompletions => {
+            let order = ChatOrder {
+                priority,
+                ..decoded(body)?
+            };
+            json(&chat::whole(chat::begin(state, project, order).await?).await?)
+        }
+        BatchEndpoint::Completions => {
+            let order = CompletionOrder {
+                priority,
+                ..decoded(body)?
+            };
+            json(&completion::whole(completion::begin(state, project, order).await?).await?)
+        }
+    })
+}
+
+fn decoded<O: Decode>(body: Value) -> Result<O, ApiError> {
+    O::decode(Fields::root(body)?)
+}
+
+fn json(reply: &impl ToJSON) -> Value {
+    reply.to_json().unwrap_or_default()
+}
+
+fn refuse_stream(body: &Value) -> Result<(), ApiError> {
+    if body["stream"] != true {
+        return Ok(());
+    }
+    let message = "A request of a batch cannot be streamed: leave 'stream' out.";
+    Err(ApiError::unsupported("stream", message))
+}
+
+fn batch_id(id: &str) -> Result<BatchId, ApiError> {
+    BatchId::parse(id).map_err(|_| unknown(id))
+}
+
+fn unknown(id: &str) -> ApiError {
+    ApiError::not_found(format!("No batch found with id '{}'.", echo(id))).param("batch_id")
+}

@@ -1,0 +1,205 @@
+//! A batch in this process's hands: its lease is renewed beside the work, and the work ends with it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use domain::batch::{Batch, BatchEvent, BatchStatus, LineError};
+use domain::project::Project;
+use platform::objects::ObjectsError;
+use store::batches::Batches;
+use store::{BatchError, Lease, StoreError};
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::Runner;
+use super::input::{Input, InputError, Verdict, judge};
+use crate::app;
+use crate::error::ApiError;
+
+/// How soon a cancellation is noticed at the latest.
+const NOTICE: Duration = Duration::from_secs(2);
+
+/// Why a batch is put down without being over. Whoever takes it next goes on where it was.
+#[derive(Debug, thiserror::Error)]
+pub enum HoldError {
+    #[error(transparent)]
+    Batch(#[from] BatchError),
+    #[error(transparent)]
+    Input(#[from] InputError),
+    #[error(transparent)]
+    Objects(#[from] ObjectsError),
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    #[error("the lease could not be renewed in time")]
+    LeaseOver,
+}
+
+impl From<StoreError> for HoldError {
+    fn from(error: StoreError) -> Self {
+        HoldError::Batch(error.into())
+    }
+}
+
+/// Works on a batch until it is over, another process has it, or `stop`.
+pub async fn hold(
+    runner: Arc<Runner>,
+    lease: Lease,
+    batch: Batch,
+    since: Instant,
+    stop: CancellationToken,
+) {
+    let id = batch.id.clone();
+    tracing::info!(batch = %id, run = lease.run, status = batch.status().as_str(), "batch taken");
+    let closing = stop.child_token();
+    let ended = tokio::select! {
+        ended = work(&runner, &lease, batch, &stop, &closing) => ended,
+        lost = keep(&runner, &lease, since, &closing) => lost,
+    };
+    match ended {
+        Ok(()) => {}
+        Err(HoldError::Batch(BatchError::Stale)) => {
+            tracing::warn!(batch = %id, run = lease.run, "another process has the batch");
+        }
+        // Not released: whoever tries again does so after the lease's time.
+        Err(error) => tracing::warn!(batch = %id, run = lease.run, %error, "batch put down"),
+    }
+}
+
+/// Renews the lease until it is lost, and closes the batch when its client cancels it.
+async fn keep(
+    runner: &Runner,
+    lease: &Lease,
+    since: Instant,
+    closing: &CancellationToken,
+) -> Result<(), HoldError> {
+    let batches = runner.state.store.batches();
+    let mut until = since + runner.lease_ttl;
+    loop {
+        sleep(NOTICE.min(runner.lease_ttl / 3)).await;
+        let asked = Instant::now();
+        let renew = async {
+            let (_, until) = runner.term().await?;
+            Ok::<_, HoldError>(batches.renew(lease, until).await?)
+        };
+        let renewed = timeout_at(until, renew).await;
+        match renewed.map_err(|_elapsed| HoldError::LeaseOver)? {
+            Ok(batch) => {
+                until = asked + runner.lease_ttl;
+                if batch.status() == BatchStatus::Cancelling {
+                    closing.cancel();
+                }
+            }
+            Err(HoldError::Batch(BatchError::Store(error))) => {
+                tracing::warn!(batch = %lease.batch_id, %error, "lease not renewed");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// From where the batch stands to its end.
+async fn work(
+    runner: &Arc<Runner>,
+    lease: &Lease,
+    mut batch: Batch,
+    stop: &CancellationToken,
+    closing: &CancellationToken,
+) -> Result<(), HoldError> {
+    let held = Arc::new(Held::of(runner, lease, &batch, stop, closing).await?);
+    while !batch.status().is_over() {
+        let moved = match batch.status() {
+            BatchStatus::Validating => held.validate(&batch).await,
+            BatchStatus::InProgress => held.answer(&batch).await,
+            _ => held.finish(&batch).await,
+        };
+        if stop.is_cancelled() {
+            return Ok(held.batches().release(lease).await?);
+        }
+        batch = match moved {
+            // Its client cancelled it meanwhile, or the reply to what we said was lost.
+            Err(HoldError::Batch(BatchError::WrongStatus(_))) => {
+                let (_, until) = runner.term().await?;
+                held.batches().renew(lease, until).await?
+            }
+            moved => moved?,
+        };
+    }
+    tracing::info!(batch = %batch.id, status = batch.status().as_str(), "batch over");
+    metrics::counter!("luthier_batches_total", "status" => batch.status().as_str()).increment(1);
+    Ok(())
+}
+
+/// What the work on a batch needs.
+pub(super) struct Held {
+    pub runner: Arc<Runner>,
+    pub lease: Lease,
+    pub project: Project,
+    pub input: Input,
+    /// The process shall end.
+    pub stop: CancellationToken,
+    /// No request is begun any more: the process shall end, the client cancelled, or the window is over.
+    pub closing: CancellationToken,
+}
+
+impl Held {
+    async fn of(
+        runner: &Arc<Runner>,
+        lease: &Lease,
+        batch: &Batch,
+        stop: &CancellationToken,
+        closing: &CancellationToken,
+    ) -> Result<Self, HoldError> {
+        let state = &runner.state;
+        let project = state.store.projects().find(&batch.project_id).await?;
+        let file = state.store.files().find_for_job(&batch.spec.input_file);
+        let file = file.await?.ok_or(StoreError::NotFound)?;
+        Ok(Self {
+            runner: runner.clone(),
+            lease: lease.clone(),
+            project: project.ok_or(StoreError::NotFound)?,
+            input: Input {
+                objects: state.objects.clone(),
+                key: file.object_key,
+                size_bytes: file.size_bytes,
+            },
+            stop: stop.clone(),
+            closing: closing.clone(),
+        })
+    }
+
+    pub fn batches(&self) -> Batches<'_> {
+        self.runner.state.store.batches()
+    }
+
+    /// Tells the batch; how it stands then.
+    pub async fn tell(&self, event: BatchEvent) -> Result<Batch, HoldError> {
+        let now = self.runner.state.now();
+        Ok(self.batches().apply(&self.lease, event, now).await?)
+    }
+
+    async fn validate(&self, batch: &Batch) -> Result<Batch, HoldError> {
+        let event = match judge(&self.input, batch.spec.endpoint).await? {
+            Verdict::Good { total, model } => {
+                let state = &self.runner.state;
+                match app::models::find_served(state, &self.project, &model).await? {
+                    Some(_) => BatchEvent::Validated { total, model },
+                    None => BatchEvent::Refused {
+                        errors: vec![unknown_model(&model)],
+                    },
+                }
+            }
+            Verdict::Bad(errors) => BatchEvent::Refused { errors },
+        };
+        self.tell(event).await
+    }
+}
+
+fn unknown_model(model: &str) -> LineError {
+    let error = app::chat::unknown(model);
+    LineError {
+        code: error.code.unwrap_or_default().to_owned(),
+        message: error.message,
+        param: Some("body.model".to_owned()),
+        line: None,
+    }
+}

@@ -1,0 +1,171 @@
+//! Batches. A batch is made by `insert` and changes by the domain's state machine alone: at its client's wish, or by the
+//! one process that holds its lease.
+
+mod lease;
+mod results;
+
+use domain::batch::{Batch, BatchEvent, BatchStatus, Progress};
+use domain::id::{BatchId, ProjectId};
+use domain::page::{Page, PageRequest};
+use domain::time::Timestamp;
+use sea_orm::{
+    ColumnTrait, DatabaseTransaction, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect,
+    Select,
+};
+
+pub use lease::Lease;
+
+use crate::connect::Store;
+use crate::convert::{from_json, json};
+use crate::entity::batch::{Column, Entity, Model};
+use crate::entity::file;
+use crate::error::{BatchError, StoreError};
+use crate::idempotency::{self, IdempotencyEntry};
+use crate::page::{Cursor, paged};
+
+#[derive(Clone, Copy)]
+pub struct Batches<'a>(&'a Store);
+
+impl<'a> Batches<'a> {
+    pub(crate) fn new(store: &'a Store) -> Self {
+        Self(store)
+    }
+
+    /// Stores a new batch. Errors: `NotFound` when its input is not (or no longer) a file of the project, `Conflict` when
+    /// the request's idempotency key made a batch already.
+    pub async fn insert(
+        self,
+        batch: &Batch,
+        request: Option<&IdempotencyEntry>,
+    ) -> Result<(), StoreError> {
+        let row = to_row(batch).into_active_model();
+        // Locked against deletion until the batch's row keeps it.
+        let input = file::Entity::find_by_id(batch.spec.input_file.as_str())
+            .filter(file::Column::ProjectId.eq(batch.project_id.as_str()))
+            .filter(file::Column::DeletedAt.is_null())
+            .lock_shared();
+        let work = async {
+            let tx = self.0.begin().await?;
+            input.one(&tx).await?.ok_or(StoreError::NotFound)?;
+            Entity::insert(row).exec_without_returning(&tx).await?;
+            if let Some(request) = request {
+                let (object, now) = (batch.id.as_str(), batch.created_at);
+                idempotency::remember(&tx, &batch.project_id, request, object, now).await?;
+            }
+            Ok(tx.commit().await?)
+        };
+        self.0.bounded(work).await
+    }
+
+    pub async fn find(
+        self,
+        project: &ProjectId,
+        id: &BatchId,
+    ) -> Result<Option<Batch>, StoreError> {
+        let select = of(project).filter(Column::Id.eq(id.as_str()));
+        self.0.one(select).await?.map(to_domain).transpose()
+    }
+
+    /// Errors: `UnknownAfter`.
+    pub async fn list(
+        self,
+        project: &ProjectId,
+        page: &PageRequest,
+    ) -> Result<Page<Batch>, StoreError> {
+        let after = match &page.after {
+            None => None,
+            Some(after) => Some(self.cursor(project, after).await?),
+        };
+        let select = paged(of(project), page, after, Column::CreatedAt, Column::Id);
+        let rows = self.0.all(select).await?;
+        let batches = rows.into_iter().map(to_domain).collect::<Result<_, _>>()?;
+        Ok(Page::from_overfetch(batches, page.limit))
+    }
+
+    async fn cursor(self, project: &ProjectId, after: &str) -> Result<Cursor, StoreError> {
+        let unknown = || StoreError::UnknownAfter(after.to_owned());
+        let id = BatchId::parse(after).map_err(|_| unknown())?;
+        let batch = self.find(project, &id).await?.ok_or_else(unknown)?;
+        Ok(Cursor {
+            created_at: batch.created_at.0,
+            id: batch.id.to_string(),
+        })
+    }
+
+    /// The client wants no more of it. Errors: `WrongStatus`, `NotFound` when the project has no such batch.
+    pub async fn cancel(
+        self,
+        project: &ProjectId,
+        id: &BatchId,
+        now: Timestamp,
+    ) -> Result<Batch, BatchError> {
+        let select = of(project).filter(Column::Id.eq(id.as_str()));
+        let work = async {
+            let tx = self.0.begin().await?;
+            let row = select.lock_exclusive().one(&tx).await?;
+            let row = row.ok_or(StoreError::NotFound)?;
+            let batch = change(&tx, row, BatchEvent::CancelRequested, now).await?;
+            tx.commit().await?;
+            Ok::<_, BatchError>(batch)
+        };
+        self.0.bounded(work).await
+    }
+}
+
+fn of(project: &ProjectId) -> Select<Entity> {
+    Entity::find().filter(Column::ProjectId.eq(project.as_str()))
+}
+
+/// Statuses after which something follows.
+pub(crate) fn open() -> impl Iterator<Item = &'static str> {
+    let open = BatchStatus::ALL.into_iter().filter(|s| !s.is_over());
+    open.map(BatchStatus::as_str)
+}
+
+/// Applies `event` to a row that this transaction has locked.
+async fn change(
+    tx: &DatabaseTransaction,
+    locked: Model,
+    event: BatchEvent,
+    now: Timestamp,
+) -> Result<Batch, BatchError> {
+    let next = to_domain(locked)?.apply(event, now)?;
+    Entity::update_many()
+        .col_expr(Column::Status, next.status().as_str().into())
+        .col_expr(Column::Progress, json(&next.progress).into())
+        .filter(Column::Id.eq(next.id.as_str()))
+        .exec(tx)
+        .await?;
+    Ok(next)
+}
+
+fn to_row(batch: &Batch) -> Model {
+    Model {
+        id: batch.id.to_string(),
+        project_id: batch.project_id.to_string(),
+        input_file: batch.spec.input_file.to_string(),
+        spec: json(&batch.spec),
+        created_at: batch.created_at.0,
+        expires_at: batch.expires_at.0,
+        status: batch.status().as_str().to_owned(),
+        run: 0,
+        lease_until: None,
+        progress: json(&batch.progress),
+    }
+}
+
+fn to_domain(row: Model) -> Result<Batch, StoreError> {
+    let progress: Progress = from_json("batches.progress", &row.progress)?;
+    if progress.status.as_str() != row.status {
+        let reason = format!("batch {}: columns and progress disagree", row.id);
+        return Err(StoreError::Corrupt(reason));
+    }
+    Ok(Batch {
+        id: BatchId::parse(&row.id)?,
+        project_id: ProjectId::parse(&row.project_id)?,
+        spec: from_json("batches.spec", &row.spec)?,
+        created_at: Timestamp(row.created_at),
+        expires_at: Timestamp(row.expires_at),
+        progress,
+    })
+}

@@ -3,6 +3,7 @@
 mod adapters;
 mod auth;
 mod chat;
+mod chat_completions;
 mod export;
 mod files;
 mod fine_tuning;

@@ -5,6 +5,7 @@ pub mod adapter_file;
 pub mod api_key;
 pub mod attempt;
 pub mod base_model;
+pub mod chat_completion;
 pub mod checkpoint;
 pub mod error;
 pub mod event;

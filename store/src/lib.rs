@@ -6,10 +6,12 @@
 mod connect;
 mod convert;
 mod entity;
+mod metadata;
 mod run;
 
 pub mod api_keys;
 pub mod base_models;
+pub mod chat_completions;
 pub mod checkpoints;
 pub mod error;
 pub mod events;
@@ -28,7 +30,8 @@ pub mod workers;
 pub use connect::{Store, StoreConfig};
 pub use error::{ApplyError, StoreError};
 pub use idempotency::{IdempotencyEntry, Replay};
-pub use jobs::{InsertLimits, MetadataFilter, Transition};
+pub use jobs::{InsertLimits, Transition};
+pub use metadata::MetadataFilter;
 pub use outbox::OutboxMessage;
 
 macro_rules! accessors {
@@ -69,6 +72,8 @@ accessors! {
     workers: workers::Workers<'_>;
     /// Who does what one process suffices for.
     leader: leader::Leader<'_>;
+    /// Chat completions that clients asked to keep.
+    chat_completions: chat_completions::ChatCompletions<'_>;
     /// Which request made which object.
     idempotency: idempotency::Idempotency<'_>;
 }

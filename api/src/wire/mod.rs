@@ -1,6 +1,7 @@
 //! OpenAI's JSON: what requests must look like and what replies look like. It knows no HTTP and no row.
 
 pub mod chat;
+pub mod chat_completions;
 pub mod chat_messages;
 pub mod chat_reply;
 pub mod completion;

@@ -3,6 +3,8 @@
 pub mod api_key;
 pub mod attempt;
 pub mod base_model;
+pub mod chat_completion;
+pub mod chat_completion_metadata;
 pub mod checkpoint;
 pub mod event;
 pub mod file;

@@ -4,6 +4,7 @@ mod harness;
 mod sample;
 
 mod apply;
+mod chat_completions;
 mod connect;
 mod files;
 mod idempotency;

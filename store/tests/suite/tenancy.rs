@@ -8,15 +8,21 @@ use domain::job_event::JobEvent;
 use domain::page::{Order, Page, PageRequest};
 use store::{ApplyError, IdempotencyEntry, MetadataFilter, StoreError};
 
+use crate::chat_completions;
 use crate::harness::{Db, on_both};
 use crate::sample::{self, at};
 
 on_both!(a_foreign_project_sees_and_changes_nothing);
 
 /// Every function that takes a project; the next test holds the list against the source.
-const WALKED: [&str; 21] = [
+const WALKED: [&str; 26] = [
     "api_keys::list",
     "api_keys::revoke",
+    "chat_completions::delete",
+    "chat_completions::find",
+    "chat_completions::list",
+    "chat_completions::messages",
+    "chat_completions::set_metadata",
     "checkpoints::list_visible",
     "events::list",
     "events::list_after_seq",
@@ -54,6 +60,8 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
     };
     let file = sample::file(&owner.id, at(0));
     store.files().insert(&file, Some(&request)).await.unwrap();
+    let stored = chat_completions::stored(&owner.id, 0, &[("k", "v")]);
+    store.chat_completions().insert(&stored, &[]).await.unwrap();
     let model = job.tuned_model_name();
     let me = &stranger.id;
     let page = PageRequest {
@@ -64,6 +72,13 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
 
     assert_eq!(store.api_keys().list(me).await.unwrap(), []);
     assert!(!store.api_keys().revoke(me, &key.id, at(2)).await.unwrap());
+    let (completions, id) = (store.chat_completions(), &stored.completion.id);
+    assert_eq!(completions.delete(me, id).await, Ok(false));
+    assert_eq!(completions.find(me, id).await, Ok(None));
+    assert_eq!(completions.messages(me, id).await, Ok(None));
+    assert_eq!(completions.set_metadata(me, id, None).await, Ok(None));
+    let listed = completions.list(me, &Default::default(), &page).await;
+    assert_eq!(listed.unwrap().items, []);
     let visible = store.checkpoints().list_visible(me, &job.id, &page).await;
     assert_eq!(visible, Err(StoreError::NotFound));
     assert_eq!(
@@ -137,6 +152,8 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
             .len(),
         15
     );
+    let kept = store.chat_completions().find(me, id).await;
+    assert_eq!(kept, Ok(Some(stored.clone())));
     assert_eq!(store.files().find(me, &file.id).await, Ok(Some(file)));
     assert_eq!(store.jobs().find(me, &live.id).await, Ok(Some(live)));
     assert!(

@@ -5,6 +5,7 @@ mod adapters;
 mod auth;
 mod batches;
 mod chat;
+mod chat_completions;
 mod export;
 mod files;
 mod fine_tuning;

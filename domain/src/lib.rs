@@ -6,6 +6,7 @@ pub mod api_key;
 pub mod attempt;
 pub mod base_model;
 pub mod batch;
+pub mod chat_completion;
 pub mod checkpoint;
 pub mod error;
 pub mod event;

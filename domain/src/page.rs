@@ -31,10 +31,47 @@ impl<T> Page<T> {
         Self { items, has_more }
     }
 
+    /// A page of a list that is at hand whole, oldest first. `None`: the cursor names none of its items.
+    pub fn cut(mut items: Vec<T>, request: &PageRequest, id: impl Fn(&T) -> &str) -> Option<Self> {
+        if request.order == Order::NewestFirst {
+            items.reverse();
+        }
+        if let Some(after) = &request.after {
+            let seen = items.iter().position(|item| id(item) == after)?;
+            items.drain(..=seen);
+        }
+        Some(Self::from_overfetch(items, request.limit))
+    }
+
     pub fn map<U>(self, f: impl FnMut(T) -> U) -> Page<U> {
         Page {
             items: self.items.into_iter().map(f).collect(),
             has_more: self.has_more,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_at_hand_is_cut_as_a_stored_one_is_paged() {
+        let cut = |after: Option<&str>, limit, order| {
+            let after = after.map(str::to_owned);
+            let request = PageRequest {
+                after,
+                limit,
+                order,
+            };
+            let page = Page::cut(vec!["a", "b", "c"], &request, |item| item)?;
+            Some((page.items, page.has_more))
+        };
+        use Order::{NewestFirst, OldestFirst};
+        assert_eq!(cut(None, 2, OldestFirst), Some((vec!["a", "b"], true)));
+        assert_eq!(cut(Some("b"), 2, OldestFirst), Some((vec!["c"], false)));
+        assert_eq!(cut(Some("c"), 1, NewestFirst), Some((vec!["b"], true)));
+        assert_eq!(cut(Some("a"), 1, NewestFirst), Some((vec![], false)));
+        assert_eq!(cut(Some("d"), 1, NewestFirst), None);
     }
 }

@@ -9,6 +9,7 @@ mod m20261125_000002_frozen_weights;
 mod m20261127_000004_administration;
 mod m20261127_000006_rate_limits;
 mod m20261127_000003_batches;
+mod m20261127_000002_stored_answers;
 mod table;
 
 /// Every migration, oldest first.
@@ -23,6 +24,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261127_000004_administration::Administration),
             Box::new(m20261127_000006_rate_limits::RateLimits),
             Box::new(m20261127_000003_batches::Batches),
+            Box::new(m20261127_000002_stored_answers::StoredAnswers),
         ]
     }
 }

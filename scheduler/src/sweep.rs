@@ -41,9 +41,29 @@ impl Scheduler {
         store.outbox().purge_sent(now.plus_s(-SENT_AGE_S)).await?;
         store.idempotency().purge(now).await?;
         while store.batches().purge_results(OUTCOMES).await? == OUTCOMES {}
+        self.sweep_stored_answers(now).await?;
         let n_deleted = self.sweep_deleted_files().await? + self.sweep_orphans(now).await?;
         counter!("luthier_objects_swept_total").increment(n_deleted as u64);
         Ok(n_deleted)
+    }
+
+    /// Completions that were kept as long as they are to be.
+    async fn sweep_stored_answers(&self, now: Timestamp) -> Result<(), PassError> {
+        let ttl_s = i64::try_from(self.shared.config.stored_answer_ttl_s).unwrap_or(i64::MAX);
+        if ttl_s == 0 {
+            return Ok(());
+        }
+        let until = Timestamp(now.0.saturating_sub(ttl_s.saturating_mul(1_000_000)));
+        let n_expired = self
+            .shared
+            .store
+            .chat_completions()
+            .remove_older(until)
+            .await?;
+        if n_expired > 0 {
+            tracing::info!(n_expired, "stored answers expired");
+        }
+        Ok(())
     }
 
     /// Files that clients deleted and no live job reads. Their tombstones already hide them.

@@ -12,28 +12,18 @@ use domain::id::{JobId, ProjectId, WorkerId};
 use domain::job::{FineTuningJob, JobState};
 use domain::page::{Page, PageRequest};
 use domain::time::Timestamp;
-use sea_orm::sea_query::{Expr, ExprTrait, Query};
+use sea_orm::sea_query::{Expr, ExprTrait, Query, SelectStatement};
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, Select};
 
 pub use insert::InsertLimits;
 
 use crate::connect::Store;
-use crate::convert::{from_code, text, unsigned};
+use crate::convert::{from_code, unsigned};
 use crate::entity::job::{Column, Entity};
 use crate::entity::{attempt, job_metadata, job_transition};
 use crate::error::StoreError;
+use crate::metadata::{MetadataFilter, with_metadata};
 use crate::page::{Cursor, paged};
-
-/// Which jobs a list shows, by their metadata.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum MetadataFilter {
-    #[default]
-    Any,
-    /// Jobs without metadata.
-    None_,
-    /// Jobs that have every one of these pairs.
-    All(Vec<(String, String)>),
-}
 
 /// One line of a job's history: everything that was applied to it but the beats.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,7 +76,8 @@ impl<'a> Jobs<'a> {
             None => None,
             Some(after) => Some(self.cursor(project, after).await?),
         };
-        let select = with_metadata(of(project), metadata)?;
+        let (key, value) = (job_metadata::Column::Key, job_metadata::Column::Value);
+        let select = with_metadata(of(project), metadata, pairs, key, value)?;
         let rows = self
             .0
             .all(paged(select, page, after, Column::CreatedAt, Column::Id))
@@ -197,32 +188,13 @@ pub(crate) fn terminal() -> impl Iterator<Item = &'static str> {
         .map(JobState::as_str)
 }
 
-fn with_metadata(
-    select: Select<Entity>,
-    metadata: &MetadataFilter,
-) -> Result<Select<Entity>, StoreError> {
-    use job_metadata::Column as M;
-    let pairs_of_job = || {
-        let mut pairs = Query::select();
-        pairs
-            .expr(Expr::val(1))
-            .from(job_metadata::Entity)
-            .and_where(
-                Expr::col((job_metadata::Entity, M::JobId)).eq(Expr::col((Entity, Column::Id))),
-            );
-        pairs
-    };
-    match metadata {
-        MetadataFilter::Any => Ok(select),
-        MetadataFilter::None_ => Ok(select.filter(Expr::exists(pairs_of_job()).not())),
-        MetadataFilter::All(wanted) => wanted.iter().try_fold(select, |select, (key, value)| {
-            let mut pairs = pairs_of_job();
-            pairs
-                .and_where(Expr::col((job_metadata::Entity, M::Key)).eq(text("metadata", key)?))
-                .and_where(
-                    Expr::col((job_metadata::Entity, M::Value)).eq(text("metadata", value)?),
-                );
-            Ok(select.filter(Expr::exists(pairs)))
-        }),
-    }
+/// The pairs of the job at hand.
+fn pairs() -> SelectStatement {
+    let job = Expr::col((job_metadata::Entity, job_metadata::Column::JobId));
+    let mut pairs = Query::select();
+    pairs
+        .expr(Expr::val(1))
+        .from(job_metadata::Entity)
+        .and_where(job.eq(Expr::col((Entity, Column::Id))));
+    pairs
 }

@@ -6,12 +6,14 @@
 mod connect;
 mod convert;
 mod entity;
+mod metadata;
 mod run;
 
 pub mod admin_keys;
 pub mod api_keys;
 pub mod base_models;
 pub mod batches;
+pub mod chat_completions;
 pub mod checkpoints;
 pub mod error;
 pub mod events;
@@ -35,7 +37,8 @@ pub use batches::Lease;
 pub use connect::{Store, StoreConfig};
 pub use error::{ApplyError, BatchError, StoreError};
 pub use idempotency::{IdempotencyEntry, Replay};
-pub use jobs::{InsertLimits, MetadataFilter, Transition};
+pub use jobs::{InsertLimits, Transition};
+pub use metadata::MetadataFilter;
 pub use outbox::OutboxMessage;
 
 macro_rules! accessors {
@@ -82,6 +85,8 @@ accessors! {
     workers: workers::Workers<'_>;
     /// Who does what one process suffices for.
     leader: leader::Leader<'_>;
+    /// Chat completions that clients asked to keep.
+    chat_completions: chat_completions::ChatCompletions<'_>;
     /// Which request made which object.
     idempotency: idempotency::Idempotency<'_>;
 }

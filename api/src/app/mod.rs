@@ -4,6 +4,7 @@
 pub mod adapters;
 pub mod batches;
 pub mod chat;
+pub mod chat_completions;
 pub mod completion;
 pub mod export;
 pub mod files;
@@ -16,7 +17,7 @@ pub mod upload;
 pub mod workers;
 pub mod x_training;
 
-use domain::page::{Order, PageRequest};
+use domain::page::{Order, Page, PageRequest};
 use platform::objects::ObjectsError;
 use store::StoreError;
 
@@ -77,5 +78,18 @@ pub fn page_request(
         after,
         limit,
         order,
+    })
+}
+
+/// A page of a list that is at hand whole, oldest first. Errors: 404 for an unknown `after`.
+pub fn cut<T>(
+    items: Vec<T>,
+    page: &PageRequest,
+    id: impl Fn(&T) -> &str,
+) -> Result<Page<T>, ApiError> {
+    let cut = Page::cut(items, page, id);
+    cut.ok_or_else(|| {
+        let after = page.after.clone().unwrap_or_default();
+        store_error(StoreError::UnknownAfter(after))
     })
 }

@@ -27,7 +27,7 @@ struct Frame {
 pub fn sse(answer: Answer, include_usage: bool) -> impl Stream<Item = Bytes> + Send + 'static {
     let frame = Frame {
         id: answer.id.to_string(),
-        created: answer.created,
+        created: answer.created_at.unix_s(),
         model: answer.model,
         n: answer.n,
         has_logprobs: answer.has_logprobs,
@@ -138,6 +138,7 @@ impl Frame {
 mod tests {
     use domain::generation::FinishReason;
     use domain::id::ChatCompletionId;
+    use domain::time::Timestamp;
     use futures::StreamExt;
 
     use super::*;
@@ -145,7 +146,7 @@ mod tests {
     async fn bytes_of(events: Vec<GenerateEvent>, include_usage: bool) -> String {
         let answer = Answer {
             id: ChatCompletionId::mint([0; 24]),
-            created: 7,
+            created_at: Timestamp::from_unix_s(7),
             model: "m".to_owned(),
             n: 1,
             has_logprobs: false,

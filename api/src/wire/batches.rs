@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 
 use super::decode::{At, Fields, metadata};
 use super::fine_tuning::file_id;
-use super::fine_tuning_job::pairs;
+
 use super::list::Listed;
 use super::nullable::Nullable;
-use super::reply::reply;
+use super::reply::{pairs, reply};
 use crate::body::Decode;
 use crate::error::ApiError;
 

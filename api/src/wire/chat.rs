@@ -76,9 +76,9 @@ pub struct CreateChatCompletionRequest {
     /// `{"type": "text"}`, `{"type": "json_object"}`, or `{"type": "json_schema", "json_schema": {"name": …, "schema": …, "strict": …}}`:
     /// the answer is JSON that the schema allows.
     pub response_format: Option<Value>,
-    /// Must be false or absent: answers are not stored.
+    /// Whether the answer and its messages are kept, to be read back; default false.
     pub store: Option<bool>,
-    /// Accepted; it has no meaning while answers are not stored.
+    /// Kept with the answer; without `store` it has no meaning.
     pub metadata: Option<std::collections::BTreeMap<String, String>>,
     /// `["text"]` only.
     pub modalities: Option<Vec<String>>,
@@ -100,12 +100,23 @@ pub struct ChatOrder {
     pub reply: ReplyForm,
     /// What comes by the route is live.
     pub priority: Priority,
+    /// What is kept with the answer, if that is asked for.
+    pub kept: Option<Kept>,
+}
+
+/// What of a request is kept with its answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Kept {
+    /// As the client spelled them.
+    pub messages: Vec<Value>,
+    pub metadata: Option<Vec<(String, String)>>,
 }
 
 impl Decode for ChatOrder {
     type Schema = CreateChatCompletionRequest;
 
     fn decode(mut body: Fields) -> Result<Self, ApiError> {
+        let kept = kept(&mut body)?;
         let order = Self {
             model: body.require("model")?.string_up_to(512)?,
             messages: messages(body.require("messages")?)?,
@@ -123,9 +134,9 @@ impl Decode for ChatOrder {
             top_logprobs: top_logprobs(&mut body)?,
             reply: reply_form(&mut body)?,
             priority: Priority::Live,
+            kept,
         };
         refuse_what_is_not_done(&mut body)?;
-        body.take("metadata").map(metadata).transpose()?;
         body.ignore(&IGNORED);
         body.finish()?;
         Ok(order)
@@ -145,6 +156,19 @@ impl ChatOrder {
         let n_chars = self.messages.iter().map(chars).sum();
         reckoned_tokens(n_chars, self.n, self.max_tokens)
     }
+}
+
+/// `store` and `metadata`. The messages are judged elsewhere.
+fn kept(body: &mut Fields) -> Result<Option<Kept>, ApiError> {
+    let metadata = body.take("metadata").map(metadata).transpose()?;
+    if !body.take("store").map_or(Ok(false), At::boolean)? {
+        return Ok(None);
+    }
+    let messages = match body.get("messages") {
+        Some(Value::Array(messages)) => messages.clone(),
+        _ => Vec::new(),
+    };
+    Ok(Some(Kept { messages, metadata }))
 }
 
 fn max_tokens(body: &mut Fields) -> Result<Option<u32>, ApiError> {
@@ -189,10 +213,6 @@ fn refuse_what_is_not_done(body: &mut Fields) -> Result<(), ApiError> {
         for item in at.items(0, 8)? {
             item.one_of(&["text"])?;
         }
-    }
-    if body.take("store").map_or(Ok(false), At::boolean)? {
-        let message = "Unsupported value: 'store' does not support true with this service: answers are not stored.";
-        return Err(ApiError::unsupported("store", message));
     }
     body.refuse(&["audio"], "This service answers in text only.")?;
     body.refuse(
@@ -279,6 +299,18 @@ mod tests {
             strict: true,
         };
         assert_eq!(read(format), expected);
+    }
+
+    #[test]
+    fn messages_are_kept_as_they_were_spelled_and_only_if_asked_for() {
+        let metadata = json!({"metadata": {"k": "v"}});
+        assert_eq!(decode(metadata.clone()).unwrap().kept, None);
+        let order = decode(json!({"metadata": {"k": "v"}, "store": true})).unwrap();
+        let kept = Kept {
+            messages: vec![json!({"role": "user", "content": "hi"})],
+            metadata: Some(vec![("k".to_owned(), "v".to_owned())]),
+        };
+        assert_eq!(order.kept, Some(kept));
     }
 
     #[test]
@@ -384,7 +416,12 @@ mod tests {
                 "parallel_tool_calls",
                 "invalid_type",
             ),
-            (json!({"store": true}), "store", "unsupported_value"),
+            (json!({"store": 1}), "store", "invalid_type"),
+            (
+                json!({"store": true, "metadata": {"a": "\u{0}"}}),
+                "metadata",
+                "invalid_value",
+            ),
             (
                 json!({"modalities": ["text", "audio"]}),
                 "modalities[1]",

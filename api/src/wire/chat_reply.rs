@@ -1,7 +1,9 @@
 //! Answers: `chat.completion`, and the chunks of `chat.completion.chunk`.
 
-use domain::generation::{FinishReason, TokenLogprob, TopLogprob};
+use domain::chat_completion;
+use domain::generation::{FinishReason, TokenLogprob, ToolCall, TopLogprob};
 use domain::usage::TokenUsage;
+use serde_json::Value;
 
 use super::nullable::Nullable;
 use super::reply::reply;
@@ -18,6 +20,8 @@ reply! {
         model: String,
         choices: Vec<Choice>,
         usage: Usage,
+        /// Only of a completion that is read back.
+        metadata: Option<Nullable<Value>>,
     }
 
     Choice as "Choice" {
@@ -38,7 +42,7 @@ reply! {
         /// Always null.
         refusal: Nullable<String>,
         /// Always empty.
-        annotations: Vec<serde_json::Value>,
+        annotations: Vec<Value>,
     }
 
     /// A call of a function.
@@ -135,14 +139,49 @@ reply! {
     }
 }
 
-impl ToolCallObject {
-    /// A call without arguments yet.
-    pub fn new(id: String, name: String) -> Self {
-        let arguments = String::new();
+impl From<ToolCall> for ToolCallObject {
+    fn from(call: ToolCall) -> Self {
         Self {
-            id,
+            id: call.id,
             r#type: "function",
-            function: CalledFunction { name, arguments },
+            function: CalledFunction {
+                name: call.name,
+                arguments: call.arguments,
+            },
+        }
+    }
+}
+
+impl From<chat_completion::ChatCompletion> for ChatCompletion {
+    fn from(completion: chat_completion::ChatCompletion) -> Self {
+        let choices = completion.choices.into_iter().zip(0..);
+        Self {
+            id: completion.id.to_string(),
+            object: "chat.completion",
+            created: completion.created_at.unix_s(),
+            model: completion.model,
+            choices: choices.map(Choice::from).collect(),
+            usage: completion.usage.into(),
+            metadata: None,
+        }
+    }
+}
+
+impl From<(chat_completion::Choice, u32)> for Choice {
+    fn from((choice, index): (chat_completion::Choice, u32)) -> Self {
+        let calls: Vec<ToolCallObject> = choice.tool_calls.into_iter().map(Into::into).collect();
+        let is_silent = choice.text.is_empty() && !calls.is_empty();
+        Self {
+            index,
+            message: AnswerMessage {
+                role: "assistant",
+                content: Nullable((!is_silent).then_some(choice.text)),
+                tool_calls: (!calls.is_empty()).then_some(calls),
+                refusal: Nullable(None),
+                annotations: Vec::new(),
+            },
+            logprobs: Nullable(choice.logprobs.map(Logprobs::from)),
+            finish_reason: finish_reason(choice.finish_reason),
         }
     }
 }

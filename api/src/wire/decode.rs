@@ -60,6 +60,11 @@ impl Fields {
         })
     }
 
+    /// The field as it stands, left where it is.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.map.get(key)
+    }
+
     /// The field; null is a value of the wrong type.
     pub fn require(&mut self, key: &str) -> Result<At, ApiError> {
         let path = self.path_of(key);
@@ -117,6 +122,10 @@ impl At {
 
     pub fn value(self) -> Value {
         self.value
+    }
+
+    pub fn is_null(&self) -> bool {
+        self.value.is_null()
     }
 
     pub fn is_string(&self) -> bool {
@@ -382,7 +391,12 @@ pub fn metadata(at: At) -> Result<Vec<(String, String)>, ApiError> {
             );
             return Err(ApiError::invalid(&path, "string_above_max_length", message));
         }
-        pairs.push((key, value.string_up_to(512)?));
+        let value = value.string_up_to(512)?;
+        if key.contains('\0') || value.contains('\0') {
+            let message = format!("Invalid '{path}': a text with NUL characters cannot be stored.");
+            return Err(ApiError::invalid(&path, "invalid_value", message));
+        }
+        pairs.push((key, value));
     }
     Ok(pairs)
 }

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::list::Listed;
 use super::nullable::Nullable;
 use super::number_or_auto::NumberOrAuto;
-use super::reply::reply;
+use super::reply::{pairs, reply};
 use super::x_training::shown;
 
 reply! {
@@ -167,16 +167,6 @@ impl From<JobError> for JobErrorObject {
             param: Nullable(error.param),
         }
     }
-}
-
-/// Metadata as an object.
-pub(super) fn pairs(pairs: Vec<(String, String)>) -> Value {
-    Value::Object(
-        pairs
-            .into_iter()
-            .map(|(k, v)| (k, Value::from(v)))
-            .collect(),
-    )
 }
 
 fn hyperparameters(

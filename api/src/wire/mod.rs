@@ -2,6 +2,7 @@
 
 pub mod batches;
 pub mod chat;
+pub mod chat_completions;
 pub mod chat_messages;
 pub mod chat_reply;
 pub mod completion;

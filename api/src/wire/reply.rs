@@ -68,10 +68,21 @@ macro_rules! reply {
 pub(crate) use reply;
 
 use poem_openapi::registry::{MetaSchema, MetaSchemaRef};
+use serde_json::Value;
 
 /// The name of a field that Rust spells with `r#`.
 pub fn plain(field: &'static str) -> &'static str {
     field.strip_prefix("r#").unwrap_or(field)
+}
+
+/// Metadata as an object.
+pub fn pairs(pairs: Vec<(String, String)>) -> Value {
+    Value::Object(
+        pairs
+            .into_iter()
+            .map(|(k, v)| (k, Value::from(v)))
+            .collect(),
+    )
 }
 
 /// The schema of an object from its fields: name, whether it is always there, schema, description.

@@ -171,6 +171,9 @@ section! {
         retry_backoff_max_s: u64 = 300,
         /// How often objects that no row names are looked for. Seconds.
         sweep_interval_s: u64 = 3600,
+        /// How long chat completions and responses are kept that clients asked to keep; 0: until they
+        /// are deleted. Seconds.
+        stored_answer_ttl_s: u64 = 30 * 24 * 3600,
     }
 }
 

@@ -1,10 +1,13 @@
 //! What is swept, and what must never be.
 
 use bytes::Bytes;
+use domain::chat_completion::{ChatCompletion, StoredChatCompletion};
+use domain::id::ChatCompletionId;
 use domain::job::JobState;
 use domain::message::Desired;
 use domain::object_key;
 use domain::time::Timestamp;
+use domain::usage::TokenUsage;
 
 use crate::house::House;
 
@@ -108,4 +111,30 @@ async fn superseded_checkpoints_go_and_those_to_resume_from_or_talk_to_stay() {
             "step {step}"
         );
     }
+}
+
+#[tokio::test]
+async fn stored_answers_go_when_their_time_is_over() {
+    let house = House::new().await;
+    let stored = StoredChatCompletion {
+        project_id: house.project.id.clone(),
+        completion: ChatCompletion {
+            id: ChatCompletionId::mint([7; 24]),
+            created_at: house.now(),
+            model: "m".to_owned(),
+            choices: Vec::new(),
+            usage: TokenUsage::default(),
+        },
+        metadata: None,
+    };
+    let completions = house.store.chat_completions();
+    completions.insert(&stored, &[]).await.unwrap();
+    house.advance_s(30 * DAY_S);
+    house.scheduler.sweep_pass().await.unwrap();
+    let (project, id) = (&house.project.id, &stored.completion.id);
+    let found = completions.find(project, id).await.unwrap();
+    assert_eq!(found, Some(stored.clone()));
+    house.advance_s(1);
+    house.scheduler.sweep_pass().await.unwrap();
+    assert_eq!(completions.find(project, id).await.unwrap(), None);
 }

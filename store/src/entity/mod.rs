@@ -6,6 +6,8 @@ pub mod attempt;
 pub mod base_model;
 pub mod batch;
 pub mod batch_result;
+pub mod chat_completion;
+pub mod chat_completion_metadata;
 pub mod checkpoint;
 pub mod event;
 pub mod file;

@@ -6,6 +6,7 @@ mod sample;
 
 mod apply;
 mod batches;
+mod chat_completions;
 mod connect;
 mod files;
 mod idempotency;

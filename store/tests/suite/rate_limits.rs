@@ -1,7 +1,9 @@
 //! What is left of a limit is drawn by all processes from one row.
 
 use domain::rate_limit::{Amount, ModelRateLimit, RateLimit};
-use store::rate_limits::Draw;
+use domain::id::ProjectId;
+use store::Store;
+use store::rate_limits::{Draw, Drawn};
 
 use crate::harness::{Db, on_both};
 use crate::sample::{self, at};
@@ -12,10 +14,28 @@ on_both!(
     a_project_s_own_limit_replaces_the_default,
 );
 
-const DEFAULT: RateLimit = RateLimit {
+pub const DEFAULT: RateLimit = RateLimit {
     requests_per_minute: 60,
     tokens_per_minute: 600,
 };
+
+/// A limit unlike the default.
+pub fn of_model(model: &str) -> ModelRateLimit {
+    ModelRateLimit {
+        model: model.to_owned(),
+        limit: RateLimit {
+            requests_per_minute: 7,
+            tokens_per_minute: 9,
+        },
+    }
+}
+
+/// Takes all that is left.
+pub async fn draw_all(store: &Store, project: &ProjectId, model: &str) -> Drawn {
+    let draw = needs(1e9, 1e9);
+    let drawn = store.rate_limits().draw(project, model, DEFAULT, draw, at(2));
+    drawn.await.unwrap()
+}
 
 fn amount(requests: f64, tokens: f64) -> Amount {
     Amount { requests, tokens }
@@ -68,13 +88,7 @@ async fn a_bucket_refills_with_time(db: Db) {
 async fn a_project_s_own_limit_replaces_the_default(db: Db) {
     let project = sample::project(&db.store).await;
     let rates = db.store.rate_limits();
-    let mut own = ModelRateLimit {
-        model: "m".to_owned(),
-        limit: RateLimit {
-            requests_per_minute: 7,
-            tokens_per_minute: 9,
-        },
-    };
+    let mut own = of_model("m");
     rates.upsert(&project.id, &own, at(0)).await.unwrap();
     own.limit.requests_per_minute = 3;
     rates.upsert(&project.id, &own, at(1)).await.unwrap();
@@ -83,11 +97,9 @@ async fn a_project_s_own_limit_replaces_the_default(db: Db) {
         std::slice::from_ref(&own)
     );
     let drawn = async |model| {
-        let draw = needs(100.0, 100.0);
-        let drawn = rates.draw(&project.id, model, DEFAULT, draw, at(2)).await;
-        let drawn = drawn.unwrap();
+        let drawn = draw_all(&db.store, &project.id, model).await;
         (drawn.given, drawn.limit)
     };
     assert_eq!(drawn("m").await, (amount(3.0, 9.0), own.limit));
-    assert_eq!(drawn("n").await, (amount(60.0, 100.0), DEFAULT));
+    assert_eq!(drawn("n").await, (amount(60.0, 600.0), DEFAULT));
 }

@@ -8,18 +8,25 @@ use domain::job_event::JobEvent;
 use domain::page::{Order, Page, PageRequest};
 use store::{ApplyError, BatchError, IdempotencyEntry, MetadataFilter, StoreError};
 
+use crate::chat_completions;
 use crate::harness::{Db, on_both};
+use crate::rate_limits;
 use crate::sample::{self, at};
 
 on_both!(a_foreign_project_sees_and_changes_nothing);
 
 /// Every function that takes a project; the next test holds the list against the source.
-const WALKED: [&str; 24] = [
+const WALKED: &[&str] = &[
     "api_keys::list",
     "api_keys::revoke",
     "batches::cancel",
     "batches::find",
     "batches::list",
+    "chat_completions::delete",
+    "chat_completions::find",
+    "chat_completions::list",
+    "chat_completions::messages",
+    "chat_completions::set_metadata",
     "checkpoints::list_visible",
     "events::list",
     "events::list_after_seq",
@@ -37,6 +44,9 @@ const WALKED: [&str; 24] = [
     "models::find",
     "models::list",
     "projects::find",
+    "rate_limits::draw",
+    "rate_limits::list",
+    "rate_limits::upsert",
     "usage::total_trained_tokens",
     "usage::trained_tokens",
 ];
@@ -58,7 +68,11 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
     let file = sample::file(&owner.id, at(0));
     store.files().insert(&file, Some(&request)).await.unwrap();
     let batch = sample::stored_batch(store, &owner, at(0)).await;
+    let stored = chat_completions::stored(&owner.id, 0, &[("k", "v")]);
+    store.chat_completions().insert(&stored, &[]).await.unwrap();
     let model = job.tuned_model_name();
+    let (rates, limited) = (store.rate_limits(), rate_limits::of_model("tiny"));
+    rates.upsert(&owner.id, &limited, at(0)).await.unwrap();
     let me = &stranger.id;
     let page = PageRequest {
         after: None,
@@ -73,6 +87,13 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
     assert_eq!(store.batches().find(me, &batch.id).await, Ok(None));
     let batches = store.batches().list(me, &page).await.unwrap();
     assert_eq!(batches.items, []);
+    let (completions, id) = (store.chat_completions(), &stored.completion.id);
+    assert_eq!(completions.delete(me, id).await, Ok(false));
+    assert_eq!(completions.find(me, id).await, Ok(None));
+    assert_eq!(completions.messages(me, id).await, Ok(None));
+    assert_eq!(completions.set_metadata(me, id, None).await, Ok(None));
+    let listed = completions.list(me, &Default::default(), &page).await;
+    assert_eq!(listed.unwrap().items, []);
     let visible = store.checkpoints().list_visible(me, &job.id, &page).await;
     assert_eq!(visible, Err(StoreError::NotFound));
     assert_eq!(
@@ -120,11 +141,19 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
     assert_eq!(store.models().delete(me, &model, at(2)).await, Ok(false));
     assert_eq!(store.models().find(me, &model).await, Ok(None));
     assert_eq!(store.models().list(me).await, Ok(Vec::new()));
+    assert_eq!(rates.list(me).await, Ok(Vec::new()));
+    let drawn = rate_limits::draw_all(store, me, "tiny").await;
+    assert_eq!(drawn.limit, rate_limits::DEFAULT);
+    let theirs = rate_limits::of_model("small");
+    rates.upsert(me, &theirs, at(1)).await.unwrap();
     assert_eq!(store.usage().total_trained_tokens(me).await, Ok(0));
     assert_eq!(store.usage().trained_tokens(me, &job.id).await, Ok(None));
 
     // The owner has everything still.
     let me = &owner.id;
+    assert_eq!(rates.list(me).await.unwrap(), std::slice::from_ref(&limited));
+    let drawn = rate_limits::draw_all(store, me, "tiny").await;
+    assert_eq!(drawn.given, limited.limit.per_minute());
     assert_eq!(store.api_keys().list(me).await.unwrap(), [key]);
     let batches = store.batches();
     assert_eq!(batches.find(me, &batch.id).await, Ok(Some(batch)));
@@ -148,6 +177,8 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
             .len(),
         15
     );
+    let kept = store.chat_completions().find(me, id).await;
+    assert_eq!(kept, Ok(Some(stored.clone())));
     assert_eq!(store.files().find(me, &file.id).await, Ok(Some(file)));
     assert_eq!(store.jobs().find(me, &live.id).await, Ok(Some(live)));
     assert!(
@@ -179,7 +210,7 @@ fn the_walk_leaves_out_no_function_that_takes_a_project() {
             }
         }
     }
-    let walked: BTreeSet<String> = WALKED.into_iter().map(str::to_owned).collect();
+    let walked = WALKED.iter().map(|name| (*name).to_owned()).collect();
     assert_eq!(found, walked);
 }
 

@@ -73,6 +73,7 @@ pub async fn bind(options: ApiOptions) -> Result<ApiServer, ApiStartError> {
         keys: Default::default(),
         http: state::worker_client()?,
         max_file_bytes: config.api.max_file_bytes,
+        max_upload_bytes: config.api.max_upload_bytes,
         scratch_dir: config.cache_dir().join("api"),
     };
     Ok(ApiServer {

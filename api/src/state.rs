@@ -23,6 +23,8 @@ pub struct State {
     /// Speaks to the workers.
     pub http: reqwest::Client,
     pub max_file_bytes: u64,
+    /// The same of a file that comes in parts.
+    pub max_upload_bytes: u64,
     /// Where a request may keep files while it runs.
     pub scratch_dir: PathBuf,
 }

@@ -13,4 +13,5 @@ mod openapi;
 mod support;
 mod tls;
 mod transport;
+mod uploads;
 mod x_training;

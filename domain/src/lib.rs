@@ -23,6 +23,7 @@ pub mod page;
 pub mod preference;
 pub mod project;
 pub mod time;
+pub mod upload;
 pub mod usage;
 pub mod worker;
 pub mod x_training;

@@ -6,6 +6,7 @@ use sea_orm_migration::{MigrationTrait, MigratorTrait};
 mod m20261123_000001_first;
 mod m20261125_000001_models_without_a_job;
 mod m20261125_000002_frozen_weights;
+mod m20261127_000001_uploads;
 mod table;
 
 /// Every migration, oldest first.
@@ -17,6 +18,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261123_000001_first::First),
             Box::new(m20261125_000001_models_without_a_job::ModelsWithoutAJob),
             Box::new(m20261125_000002_frozen_weights::FrozenWeights),
+            Box::new(m20261127_000001_uploads::Uploads),
         ]
     }
 }

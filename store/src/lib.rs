@@ -22,6 +22,7 @@ pub mod models;
 pub mod outbox;
 pub mod page;
 pub mod projects;
+pub mod uploads;
 pub mod usage;
 pub mod workers;
 
@@ -30,6 +31,7 @@ pub use error::{ApplyError, StoreError};
 pub use idempotency::{IdempotencyEntry, Replay};
 pub use jobs::{InsertLimits, MetadataFilter, Transition};
 pub use outbox::OutboxMessage;
+pub use uploads::AddedPart;
 
 macro_rules! accessors {
     ($($(#[$doc:meta])* $name:ident: $type:ty;)*) => {
@@ -49,6 +51,8 @@ accessors! {
     api_keys: api_keys::ApiKeys<'_>;
     /// Uploaded and produced files.
     files: files::Files<'_>;
+    /// Files that come in parts.
+    uploads: uploads::Uploads<'_>;
     /// Installed base models.
     base_models: base_models::BaseModels<'_>;
     /// Fine-tuning jobs.

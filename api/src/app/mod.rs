@@ -7,9 +7,10 @@ pub mod completion;
 pub mod export;
 pub mod files;
 pub mod fine_tuning;
+pub mod form;
 pub mod models;
 pub mod repeat;
-pub mod upload;
+pub mod uploads;
 pub mod workers;
 pub mod x_training;
 

@@ -6,9 +6,11 @@ pub mod completion;
 pub mod export;
 pub mod files;
 pub mod fine_tuning;
+pub mod form;
 pub mod health;
 pub mod models;
 pub mod reply;
+pub mod uploads;
 
 use domain::page::Order;
 use poem_openapi::{OpenApiService, Tags};
@@ -20,6 +22,7 @@ use crate::error::ApiError;
 pub enum Tag {
     Models,
     Files,
+    Uploads,
     FineTuning,
     Chat,
     Completions,
@@ -32,6 +35,7 @@ pub enum Tag {
 pub type Api = (
     models::ModelsApi,
     files::FilesApi,
+    uploads::UploadsApi,
     fine_tuning::FineTuningApi,
     chat::ChatApi,
     completion::CompletionApi,
@@ -45,6 +49,7 @@ pub fn service() -> OpenApiService<Api, ()> {
     let api = (
         models::ModelsApi,
         files::FilesApi,
+        uploads::UploadsApi,
         fine_tuning::FineTuningApi,
         chat::ChatApi,
         completion::CompletionApi,

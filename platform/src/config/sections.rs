@@ -131,8 +131,10 @@ section! {
         insecure: bool = false,
         /// The base URL that clients use, where it differs from `listen`.
         public_url: Option<String> = None,
-        /// Largest file that may be uploaded. Bytes.
+        /// Largest file that may be uploaded whole. Bytes.
         max_file_bytes: u64 = 512 * 1024 * 1024,
+        /// Largest file that may be uploaded in parts. Bytes.
+        max_upload_bytes: u64 = 8 << 30,
     }
 }
 

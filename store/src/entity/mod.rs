@@ -16,5 +16,7 @@ pub mod model;
 pub mod organization;
 pub mod outbox;
 pub mod project;
+pub mod upload;
+pub mod upload_part;
 pub mod usage;
 pub mod worker;

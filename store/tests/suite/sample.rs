@@ -9,7 +9,8 @@ use domain::event::NewEvent;
 use domain::file::{File, Purpose};
 use domain::hyperparameters::{Hyperparameters, ResolvedHyperparameters};
 use domain::id::{
-    CheckpointId, DispatchId, Entropy, FileId, JobId, KeyId, OrganizationId, ProjectId, WorkerId,
+    CheckpointId, DispatchId, Entropy, FileId, JobId, KeyId, OrganizationId, PartId, ProjectId,
+    UploadId, WorkerId,
 };
 use domain::job::{FineTuningJob, JobResult, JobSpec};
 use domain::job_event::JobEvent;
@@ -18,8 +19,9 @@ use domain::metrics::StepMetrics;
 use domain::model::{AdapterRef, TunedModel};
 use domain::project::Project;
 use domain::time::Timestamp;
+use domain::upload::{LIFETIME_S, Upload, UploadPart, UploadState};
 use domain::x_training::FrozenWeights;
-use store::{InsertLimits, Store};
+use store::{IdempotencyEntry, InsertLimits, Store};
 
 pub const BASE: &str = "tiny-base";
 
@@ -83,6 +85,44 @@ pub fn file(project: &ProjectId, created_at: Timestamp) -> File {
         created_at,
         expires_at: None,
         id,
+    }
+}
+
+/// Twelve bytes in parts, within an hour.
+pub fn upload(project: &ProjectId, created_at: Timestamp) -> Upload {
+    Upload {
+        id: UploadId::mint(entropy()),
+        project_id: project.clone(),
+        filename: "naïve ☃.jsonl".into(),
+        purpose: Purpose::FineTune,
+        size_bytes: 12,
+        file_lifetime_s: None,
+        created_at,
+        expires_at: created_at.plus_s(LIFETIME_S),
+        state: UploadState::Pending,
+    }
+}
+
+/// Four bytes.
+pub fn part(upload: &Upload, created_at: Timestamp) -> UploadPart {
+    let id = PartId::mint(entropy());
+    UploadPart {
+        upload_id: upload.id.clone(),
+        size_bytes: 4,
+        object_key: domain::object_key::upload_part(&upload.project_id, &upload.id, &id),
+        created_at,
+        id,
+    }
+}
+
+/// A request that names itself by `key`.
+pub fn request(endpoint: &str, key: &str) -> IdempotencyEntry {
+    IdempotencyEntry {
+        endpoint: endpoint.into(),
+        key: Some(key.into()),
+        api_key_id: KeyId::parse("key_1").unwrap(),
+        fingerprint: "f".into(),
+        expires_at: at(100_000),
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use domain::id::KeyId;
 use domain::job_event::JobEvent;
 use domain::page::{Order, Page, PageRequest};
-use store::{ApplyError, IdempotencyEntry, MetadataFilter, StoreError};
+use store::{AddedPart, ApplyError, IdempotencyEntry, MetadataFilter, StoreError};
 
 use crate::harness::{Db, on_both};
 use crate::sample::{self, at};
@@ -14,7 +14,7 @@ use crate::sample::{self, at};
 on_both!(a_foreign_project_sees_and_changes_nothing);
 
 /// Every function that takes a project; the next test holds the list against the source.
-const WALKED: [&str; 21] = [
+const WALKED: [&str; 26] = [
     "api_keys::list",
     "api_keys::revoke",
     "checkpoints::list_visible",
@@ -34,6 +34,11 @@ const WALKED: [&str; 21] = [
     "models::find",
     "models::list",
     "projects::find",
+    "uploads::add_part",
+    "uploads::cancel",
+    "uploads::complete",
+    "uploads::find",
+    "uploads::parts",
     "usage::total_trained_tokens",
     "usage::trained_tokens",
 ];
@@ -55,6 +60,16 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
     let file = sample::file(&owner.id, at(0));
     store.files().insert(&file, Some(&request)).await.unwrap();
     let model = job.tuned_model_name();
+    let upload = sample::upload(&owner.id, at(0));
+    let upload_request = sample::request("POST /uploads", "u");
+    store
+        .uploads()
+        .insert(&upload, &upload_request)
+        .await
+        .unwrap();
+    let part = sample::part(&upload, at(1));
+    let added = store.uploads().add_part(&owner.id, &part, 100).await;
+    assert_eq!(added, Ok(AddedPart::Added));
     let me = &stranger.id;
     let page = PageRequest {
         after: None,
@@ -111,6 +126,20 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
     assert_eq!(store.models().delete(me, &model, at(2)).await, Ok(false));
     assert_eq!(store.models().find(me, &model).await, Ok(None));
     assert_eq!(store.models().list(me).await, Ok(Vec::new()));
+    assert_eq!(store.uploads().find(me, &upload.id).await, Ok(None));
+    assert_eq!(store.uploads().parts(me, &upload.id).await, Ok(Vec::new()));
+    let more = sample::part(&upload, at(1));
+    assert_eq!(
+        store.uploads().add_part(me, &more, 100).await,
+        Ok(AddedPart::NotPending)
+    );
+    let stolen = sample::file(me, at(2));
+    let completed = store
+        .uploads()
+        .complete(me, &upload.id, &stolen, &upload_request)
+        .await;
+    assert_eq!(completed, Ok(false));
+    assert_eq!(store.uploads().cancel(me, &upload.id).await, Ok(false));
     assert_eq!(store.usage().total_trained_tokens(me).await, Ok(0));
     assert_eq!(store.usage().trained_tokens(me, &job.id).await, Ok(None));
 
@@ -138,6 +167,8 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
         15
     );
     assert_eq!(store.files().find(me, &file.id).await, Ok(Some(file)));
+    assert_eq!(store.uploads().parts(me, &upload.id).await, Ok(vec![part]));
+    assert_eq!(store.uploads().find(me, &upload.id).await, Ok(Some(upload)));
     assert_eq!(store.jobs().find(me, &live.id).await, Ok(Some(live)));
     assert!(
         idempotency

@@ -80,6 +80,7 @@ pub async fn bind(options: ApiOptions) -> Result<ApiServer, ApiStartError> {
         http: state::worker_client()?,
         batch_made: Default::default(),
         max_file_bytes: config.api.max_file_bytes,
+        max_upload_bytes: config.api.max_upload_bytes,
         scratch_dir: config.cache_dir().join("api"),
     };
     let state = Arc::new(state);

@@ -29,6 +29,8 @@ pub struct State {
     pub max_file_bytes: u64,
     /// Somebody made a batch here.
     pub batch_made: Notify,
+    /// The same of a file that comes in parts.
+    pub max_upload_bytes: u64,
     /// Where a request may keep files while it runs.
     pub scratch_dir: PathBuf,
 }

@@ -190,6 +190,49 @@ async fn a_file_may_expire() {
 }
 
 #[tokio::test]
+async fn a_batch_file_is_jsonl_and_goes_after_thirty_days() {
+    let app = App::start().await;
+    let text = ("file", Some("a.txt"), b"{}\n".as_slice());
+    let message = "Invalid file format for Batch API. Must be .jsonl";
+    let refused = send(&app, form(&[text, purpose("batch")])).await;
+    refused.assert_error(400, None, Some("file"), message);
+    let file = ("file", Some("a.jsonl"), b"{}\n".as_slice());
+    let made = send(&app, form(&[file, purpose("batch")])).await.json();
+    let lifetime = made["expires_at"].as_i64().unwrap() - made["created_at"].as_i64().unwrap();
+    assert_eq!(lifetime, 30 * 24 * 3600);
+    let shorter = [
+        file,
+        purpose("batch"),
+        ("expires_after[anchor]", None, b"created_at".as_slice()),
+        ("expires_after[seconds]", None, b"3600".as_slice()),
+    ];
+    let made = send(&app, form(&shorter)).await.json();
+    let lifetime = made["expires_at"].as_i64().unwrap() - made["created_at"].as_i64().unwrap();
+    assert_eq!(lifetime, 3600);
+    let half = [
+        file,
+        purpose("batch"),
+        ("expires_after[seconds]", None, b"3600".as_slice()),
+    ];
+    send(&app, form(&half))
+        .await
+        .assert_refused("missing_required_parameter", "expires_after.anchor");
+}
+
+#[tokio::test]
+async fn a_batch_file_above_its_limit_is_refused_wherever_its_purpose_stands() {
+    let app = App::start().await;
+    let content = vec![b' '; (200 << 20) + 1];
+    let file = ("file", Some("a.jsonl"), content.as_slice());
+    let message = "The request body is too large: at most 209715200 bytes are accepted.";
+    for parts in [[purpose("batch"), file], [file, purpose("batch")]] {
+        let refused = send(&app, form(&parts)).await;
+        refused.assert_error(413, None, None, message);
+    }
+    assert_eq!(n_objects(&app), 0);
+}
+
+#[tokio::test]
 async fn names_are_shown_and_never_become_paths() {
     let app = App::start().await;
     let long = format!("{}.jsonl", "n".repeat(400));
@@ -203,7 +246,7 @@ async fn names_are_shown_and_never_become_paths() {
         assert_eq!(made["filename"], json!(shown));
     }
     let file = ("file", Some(long.as_str()), b"{}\n".as_slice());
-    let made = send(&app, form(&[file, purpose("batch")])).await.json();
+    let made = send(&app, form(&[file, purpose("evals")])).await.json();
     assert_eq!(made["filename"].as_str().unwrap().len(), 255);
     assert!(
         walk(app.directory.path())

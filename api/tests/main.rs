@@ -18,4 +18,5 @@ mod rate_limits;
 mod support;
 mod tls;
 mod transport;
+mod uploads;
 mod x_training;

@@ -59,6 +59,21 @@ impl Purpose {
             .find(|p| p.as_str() == text)
     }
 
+    /// The largest file of this purpose, where the purpose itself has a limit. Bytes.
+    pub fn max_bytes(self) -> Option<u64> {
+        (self == Purpose::Batch).then_some(200 << 20)
+    }
+
+    /// Whether each line is a JSON object of its own, as the name's ending must say.
+    pub fn is_jsonl(self) -> bool {
+        matches!(self, Purpose::FineTune | Purpose::Batch)
+    }
+
+    /// How long a file is kept that nobody asked to keep for longer or shorter; `None`: until it is deleted. Seconds.
+    pub fn lifetime_s(self) -> Option<i64> {
+        (self == Purpose::Batch).then_some(30 * 24 * 3600)
+    }
+
     /// OpenAI lets clients read back only what they train on or what jobs and batches produced.
     pub fn is_downloadable(self) -> bool {
         matches!(

@@ -86,6 +86,10 @@ ids! {
     CheckpointPermissionId = "cp_";
     /// An uploaded or produced file.
     FileId = "file-";
+    /// A file that comes in parts.
+    UploadId = "upload_";
+    /// A part of an upload.
+    PartId = "part_";
     /// A fine-tuning job.
     JobId = "ftjob-";
     /// One line of a job's public story.

@@ -30,6 +30,7 @@ pub mod rate_limit;
 pub mod scope;
 pub mod service_account;
 pub mod time;
+pub mod upload;
 pub mod usage;
 pub mod user;
 mod words;

@@ -1,10 +1,15 @@
 //! Where bytes live in the bucket. Keys are made of ids and numbers, never of text a client chose.
 
-use crate::id::{AdapterId, FileId, JobId, ProjectId};
+use crate::id::{AdapterId, FileId, JobId, PartId, ProjectId, UploadId};
 
 /// The bytes of an uploaded or produced file.
 pub fn file(project: &ProjectId, file: &FileId) -> String {
     format!("projects/{project}/files/{file}")
+}
+
+/// The bytes of a part of an upload.
+pub fn upload_part(project: &ProjectId, upload: &UploadId, part: &PartId) -> String {
+    format!("projects/{project}/uploads/{upload}/{part}")
 }
 
 /// Everything one attempt of a job writes; a stale attempt can only leave orphans under its own prefix.

@@ -10,6 +10,7 @@ mod m20261127_000004_administration;
 mod m20261127_000006_rate_limits;
 mod m20261127_000003_batches;
 mod m20261127_000002_stored_answers;
+mod m20261127_000001_uploads;
 mod table;
 
 /// Every migration, oldest first.
@@ -25,6 +26,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261127_000006_rate_limits::RateLimits),
             Box::new(m20261127_000003_batches::Batches),
             Box::new(m20261127_000002_stored_answers::StoredAnswers),
+            Box::new(m20261127_000001_uploads::Uploads),
         ]
     }
 }

@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use domain::id::{AdapterId, FileId, JobId};
+use domain::id::{AdapterId, FileId, JobId, PartId};
 use domain::time::Timestamp;
 use metrics::counter;
 use platform::objects::ObjectMeta;
@@ -20,7 +20,11 @@ const WORKER_AGE_S: i64 = 3600;
 const SENT_AGE_S: i64 = 24 * 3600;
 /// Outcomes of batches that are over, dropped at a time.
 const OUTCOMES: u64 = 1000;
-/// Deleted files taken at a time.
+/// Who completes an upload when its time ends still finds its parts for this long. Seconds.
+const UPLOAD_GRACE_S: i64 = 3600;
+/// A late call hears for this long what became of an upload. Seconds.
+const UPLOAD_AGE_S: i64 = 7 * 24 * 3600;
+/// Deleted files, and parts of uploads, taken at a time.
 const BATCH: u64 = 100;
 /// Everything tenants own.
 const TENANTS: &str = "projects/";
@@ -42,7 +46,10 @@ impl Scheduler {
         store.idempotency().purge(now).await?;
         while store.batches().purge_results(OUTCOMES).await? == OUTCOMES {}
         self.sweep_stored_answers(now).await?;
-        let n_deleted = self.sweep_deleted_files().await? + self.sweep_orphans(now).await?;
+        let n_deleted = self.sweep_deleted_files().await?
+            + self.sweep_parts(now).await?
+            + self.sweep_orphans(now).await?;
+        store.uploads().purge(now.plus_s(-UPLOAD_AGE_S)).await?;
         counter!("luthier_objects_swept_total").increment(n_deleted as u64);
         Ok(n_deleted)
     }
@@ -83,6 +90,25 @@ impl Scheduler {
             n_deleted += n_purged;
             // Without a purged row the next batch would be the same one.
             if batch.len() < BATCH as usize || n_purged == 0 {
+                return Ok(n_deleted);
+            }
+        }
+    }
+
+    /// Parts of uploads that are over, so that nobody reads them any more.
+    async fn sweep_parts(&self, now: Timestamp) -> Result<usize, PassError> {
+        let uploads = self.shared.store.uploads();
+        let expired_by = now.plus_s(-UPLOAD_GRACE_S);
+        let mut n_deleted = 0;
+        loop {
+            let batch = uploads.leftover_parts(expired_by, BATCH).await?;
+            for part in &batch {
+                self.shared.objects.delete(&part.object_key).await?;
+                uploads.remove_part(&part.id).await?;
+                tracing::debug!(upload = %part.upload_id, part = %part.id, "part swept");
+            }
+            n_deleted += batch.len();
+            if batch.len() < BATCH as usize {
                 return Ok(n_deleted);
             }
         }
@@ -138,6 +164,7 @@ impl Scheduler {
                 .find_for_job(&file)
                 .await?
                 .is_none()),
+            Some(Owner::Part(part)) => Ok(!self.shared.store.uploads().has_part(&part).await?),
             Some(Owner::Step { job, folder }) => {
                 if !rows.steps.contains_key(&job) {
                     let checkpoints = self.shared.store.checkpoints().all(&job).await?;
@@ -194,6 +221,7 @@ struct Rows {
 #[derive(Debug, PartialEq, Eq)]
 enum Owner {
     File(FileId),
+    Part(PartId),
     /// `folder` is the key without the file's name.
     Adapter {
         folder: String,
@@ -211,6 +239,7 @@ impl Owner {
         let parts: Vec<&str> = key.split('/').collect();
         match parts[..] {
             ["projects", _, "files", file] => FileId::parse(file).ok().map(Owner::File),
+            ["projects", _, "uploads", _, part] => PartId::parse(part).ok().map(Owner::Part),
             ["projects", _, "adapters", adapter, _] => {
                 let folder = parts[..4].join("/");
                 AdapterId::parse(adapter)
@@ -230,7 +259,7 @@ impl Owner {
 
 #[cfg(test)]
 mod tests {
-    use domain::id::ProjectId;
+    use domain::id::{ProjectId, UploadId};
     use domain::object_key;
 
     use super::*;
@@ -247,6 +276,11 @@ mod tests {
             Some(Owner::File(file))
         );
         assert_eq!(Owner::of(&object_key::checkpoint_state(&prefix, 40)), step);
+        let (upload, part) = (UploadId::mint([5; 24]), PartId::mint([6; 24]));
+        assert_eq!(
+            Owner::of(&object_key::upload_part(&project, &upload, &part)),
+            Some(Owner::Part(part))
+        );
         let adapter = object_key::checkpoint_adapter(&prefix, 40);
         assert_eq!(Owner::of(&format!("{adapter}/adapter_config.json")), step);
         let folder = object_key::adapter(&project, &AdapterId::mint([4; 24]));

@@ -27,6 +27,7 @@ pub mod outbox;
 pub mod page;
 pub mod projects;
 pub mod rate_limits;
+pub mod uploads;
 pub mod usage;
 pub mod users;
 pub mod workers;
@@ -40,6 +41,7 @@ pub use idempotency::{IdempotencyEntry, Replay};
 pub use jobs::{InsertLimits, Transition};
 pub use metadata::MetadataFilter;
 pub use outbox::OutboxMessage;
+pub use uploads::AddedPart;
 
 macro_rules! accessors {
     ($($(#[$doc:meta])* $name:ident: $type:ty;)*) => {
@@ -61,6 +63,8 @@ accessors! {
     api_keys: api_keys::ApiKeys<'_>;
     /// Uploaded and produced files.
     files: files::Files<'_>;
+    /// Files that come in parts.
+    uploads: uploads::Uploads<'_>;
     /// Installed base models.
     base_models: base_models::BaseModels<'_>;
     /// Batches of requests, and their outcomes.

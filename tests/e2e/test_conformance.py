@@ -9,7 +9,7 @@ from pathlib import Path
 from service import MODEL, ROOT, Embedded, Production
 
 KIT = Path(os.environ.get("OPENAI_CONFORMANCE_KIT", ROOT.parent / "shared/openai")) / "sdk_conformance.py"
-SUITES = "auth,transport,models,files,ft_validation,ft_datafail,ft,chat,async"
+SUITES = "auth,transport,models,files,uploads,ft_validation,ft_datafail,ft,chat,async"
 
 
 @unittest.skipUnless(KIT.is_file(), f"skipped: no conformance kit at {KIT.parent.name}/ (set OPENAI_CONFORMANCE_KIT)")

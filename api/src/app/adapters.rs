@@ -22,8 +22,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use self::archive::{BadArchive, unpack};
 use super::fine_tuning::NONCE_CHARS;
+use super::form::{missing, no_form, text, unknown};
 use super::repeat::{Repeat, Request, fingerprint};
-use super::upload::{no_form, text};
 use super::x_training::find_base;
 use super::{models, objects_error, store_error, workers};
 use crate::auth::Caller;
@@ -115,8 +115,7 @@ where
             "suffix" => &mut form.suffix,
             // The rest is read all the same, so that the client, who is still sending, gets to read the answer.
             name => {
-                let message = format!("Unknown parameter: '{name}'.");
-                refused = Some(ApiError::invalid(name, "unknown_parameter", message));
+                refused = Some(unknown(name));
                 continue;
             }
         };
@@ -143,10 +142,6 @@ where
 
 /// The base model's name and the suffix.
 async fn judged(state: &State, form: Form) -> Result<(String, Option<String>), ApiError> {
-    let missing = |name: &'static str| {
-        let message = format!("Missing required parameter: '{name}'.");
-        ApiError::invalid(name, "missing_required_parameter", message)
-    };
     if !form.has_file {
         return Err(missing("file"));
     }

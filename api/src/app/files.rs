@@ -1,5 +1,7 @@
 //! Files: what is known of them, and their bytes.
 
+mod create;
+
 use domain::file::{File, Purpose};
 use domain::id::FileId;
 use domain::page::{Page, PageRequest};
@@ -10,6 +12,8 @@ use super::{objects_error, store_error};
 use crate::error::ApiError;
 use crate::state::State;
 use crate::wire::decode::echo;
+
+pub use create::create;
 
 /// Errors: 404 for an unknown `after`.
 pub async fn list(

@@ -9,11 +9,12 @@ pub mod completion;
 pub mod export;
 pub mod files;
 pub mod fine_tuning;
+pub mod form;
 pub mod models;
 pub mod rate_limits;
 pub mod moderations;
 pub mod repeat;
-pub mod upload;
+pub mod uploads;
 pub mod workers;
 pub mod x_training;
 

@@ -1,20 +1,14 @@
 //! `/v1/x/adapters`.
 
-use std::io;
-
-use bytes::Bytes;
-use futures::StreamExt;
-use futures::stream::BoxStream;
 use poem::web::Data;
-use poem::{Request, RequestBody};
-use poem_openapi::registry::{MetaMediaType, MetaRequest, MetaSchema, MetaSchemaRef};
-use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions, OpenApi};
+use poem_openapi::OpenApi;
+use poem_openapi::registry::MetaSchema;
 
 use super::Tag;
+use super::form::{self, Form, FormFields};
 use super::reply::{Made, RepeatHeaders};
 use crate::app;
 use crate::auth::Caller;
-use crate::body::{paced, refuse_encoding};
 use crate::error::ApiError;
 use crate::state::Shared;
 use crate::wire::models::Model;
@@ -33,74 +27,29 @@ impl AdaptersApi {
         state: Data<&Shared>,
         caller: Caller,
         repeat: RepeatHeaders,
-        form: AdapterForm,
+        form: Form<AdapterFields>,
     ) -> Result<Made<Model>, ApiError> {
-        let AdapterForm {
-            content_type,
-            chunks,
-        } = form;
-        let content_type = content_type.as_deref();
+        let content_type = form.content_type.as_deref();
         let created =
-            app::adapters::create(&state, &caller, content_type, &repeat.0, chunks).await?;
+            app::adapters::create(&state, &caller, content_type, &repeat.0, form.chunks).await?;
         Ok(Made::new(created.model.into(), created.is_replay))
     }
 }
 
-/// A multipart body as it comes.
-struct AdapterForm {
-    content_type: Option<String>,
-    chunks: BoxStream<'static, io::Result<Bytes>>,
-}
+struct AdapterFields;
 
-impl<'a> ApiExtractor<'a> for AdapterForm {
-    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
-    type ParamType = ();
-    type ParamRawType = ();
-
-    fn request_meta() -> Option<MetaRequest> {
-        let inline = |schema| MetaSchemaRef::Inline(Box::new(schema));
-        let described = |schema: MetaSchema, text| {
-            inline(MetaSchema {
-                description: Some(text),
-                ..schema
-            })
+impl FormFields for AdapterFields {
+    fn fields() -> Vec<(&'static str, MetaSchema, bool)> {
+        let described = |text| MetaSchema {
+            description: Some(text),
+            ..MetaSchema::new("string")
         };
-        let text = || MetaSchema::new("string");
-        let suffix = "1–64 characters of `[A-Za-z0-9_.-]`, a part of the model's name.";
-        let form = MetaSchema {
-            required: vec!["file", "base_model"],
-            properties: vec![
-                (
-                    "file",
-                    inline(MetaSchema::new_with_format("string", "binary")),
-                ),
-                (
-                    "base_model",
-                    described(text(), "The base model that the adapter was trained on."),
-                ),
-                ("suffix", described(text(), suffix)),
-            ],
-            ..MetaSchema::new("object")
-        };
-        Some(MetaRequest {
-            description: Some("The fields may come in any order."),
-            content: vec![MetaMediaType {
-                content_type: "multipart/form-data",
-                schema: inline(form),
-            }],
-            required: true,
-        })
-    }
-
-    async fn from_request(
-        request: &'a Request,
-        body: &mut RequestBody,
-        _options: ExtractParamOptions<Self::ParamType>,
-    ) -> poem::Result<Self> {
-        refuse_encoding(request.headers())?;
-        Ok(Self {
-            content_type: request.content_type().map(str::to_owned),
-            chunks: paced(body.take()?.into_bytes_stream()).boxed(),
-        })
+        let base_model = described("The base model that the adapter was trained on.");
+        let suffix = described("1–64 characters of `[A-Za-z0-9_.-]`, a part of the model's name.");
+        vec![
+            ("file", form::file(), true),
+            ("base_model", base_model, true),
+            ("suffix", suffix, false),
+        ]
     }
 }

@@ -4,8 +4,11 @@ use poem::web::Data;
 use poem_openapi::OpenApi;
 use poem_openapi::param::{Path, Query};
 use poem_openapi::payload::Json;
+use poem_openapi::registry::MetaSchema;
+use serde_json::json;
 
-use super::reply::{Download, Made, RepeatHeaders, UploadForm};
+use super::form::{self, Form, FormFields};
+use super::reply::{Download, Made, RepeatHeaders};
 use super::{Tag, order};
 use crate::app;
 use crate::auth::Caller;
@@ -45,15 +48,11 @@ impl FilesApi {
         state: Data<&Shared>,
         caller: Caller,
         repeat: RepeatHeaders,
-        form: UploadForm,
+        form: Form<FileFields>,
     ) -> Result<Made<FileObject>, ApiError> {
-        let UploadForm {
-            content_type,
-            chunks,
-        } = form;
+        let content_type = form.content_type.as_deref();
         let created =
-            app::upload::create(&state, &caller, content_type.as_deref(), &repeat.0, chunks)
-                .await?;
+            app::files::create(&state, &caller, content_type, &repeat.0, form.chunks).await?;
         Ok(Made::new(created.file.into(), created.is_replay))
     }
 
@@ -99,5 +98,32 @@ impl FilesApi {
     ) -> Result<Download, ApiError> {
         let (file, bytes) = app::files::content(&state, &caller.project, &file_id).await?;
         Ok(Download::new(&file.filename, Some(file.size_bytes), bytes))
+    }
+}
+
+struct FileFields;
+
+impl FormFields for FileFields {
+    fn fields() -> Vec<(&'static str, MetaSchema, bool)> {
+        let words = domain::file::Purpose::UPLOADABLE.into_iter();
+        let purpose = MetaSchema {
+            enum_items: words.map(|purpose| json!(purpose.as_str())).collect(),
+            ..MetaSchema::new("string")
+        };
+        let anchor = MetaSchema {
+            enum_items: vec![json!("created_at")],
+            ..MetaSchema::new("string")
+        };
+        let seconds = MetaSchema {
+            minimum: Some(*domain::file::EXPIRES_AFTER_S.start() as f64),
+            maximum: Some(*domain::file::EXPIRES_AFTER_S.end() as f64),
+            ..MetaSchema::new("integer")
+        };
+        vec![
+            ("file", form::file(), true),
+            ("purpose", purpose, true),
+            ("expires_after[anchor]", anchor, false),
+            ("expires_after[seconds]", seconds, false),
+        ]
     }
 }

@@ -7,10 +7,12 @@ pub mod completion;
 pub mod export;
 pub mod files;
 pub mod fine_tuning;
+pub mod form;
 pub mod health;
 pub mod models;
 pub mod moderations;
 pub mod reply;
+pub mod uploads;
 
 use domain::page::Order;
 use poem_openapi::{OpenApiService, Tags};
@@ -22,6 +24,7 @@ use crate::error::ApiError;
 pub enum Tag {
     Models,
     Files,
+    Uploads,
     FineTuning,
     Chat,
     Completions,
@@ -36,6 +39,7 @@ pub enum Tag {
 pub type Api = (
     models::ModelsApi,
     files::FilesApi,
+    uploads::UploadsApi,
     fine_tuning::FineTuningApi,
     chat::ChatApi,
     completion::CompletionApi,
@@ -51,6 +55,7 @@ pub fn service() -> OpenApiService<Api, ()> {
     let api = (
         models::ModelsApi,
         files::FilesApi,
+        uploads::UploadsApi,
         fine_tuning::FineTuningApi,
         chat::ChatApi,
         completion::CompletionApi,

@@ -12,8 +12,7 @@ use poem::http::{HeaderValue, header};
 use poem::{Body, IntoResponse, Request, RequestBody, Response};
 use poem_openapi::payload::{Json, Payload};
 use poem_openapi::registry::{
-    MetaMediaType, MetaParamIn, MetaRequest, MetaResponse, MetaResponses, MetaSchema,
-    MetaSchemaRef, Registry,
+    MetaMediaType, MetaParamIn, MetaResponse, MetaResponses, MetaSchema, MetaSchemaRef, Registry,
 };
 use poem_openapi::types::{ToJSON, Type};
 use poem_openapi::{ApiExtractor, ApiExtractorType, ApiResponse, ExtractParamOptions};
@@ -21,77 +20,10 @@ use serde_json::json;
 use store::MetadataFilter;
 
 use crate::app::repeat::Repeat;
-use crate::body::{paced, refuse_encoding};
 use crate::error::ApiError;
 use crate::wire::chat_reply::{ChatCompletion, ChatCompletionChunk};
 use crate::wire::completion_reply::{Completion, CompletionChunk};
 use crate::wire::decode::{At, metadata};
-
-/// A multipart body as it comes.
-pub struct UploadForm {
-    pub content_type: Option<String>,
-    pub chunks: BoxStream<'static, io::Result<Bytes>>,
-}
-
-impl<'a> ApiExtractor<'a> for UploadForm {
-    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
-    type ParamType = ();
-    type ParamRawType = ();
-
-    fn request_meta() -> Option<MetaRequest> {
-        let inline = |schema| MetaSchemaRef::Inline(Box::new(schema));
-        let words = domain::file::Purpose::UPLOADABLE;
-        let purpose = MetaSchema {
-            enum_items: words
-                .into_iter()
-                .map(|purpose| json!(purpose.as_str()))
-                .collect(),
-            ..MetaSchema::new("string")
-        };
-        let anchor = MetaSchema {
-            enum_items: vec![json!("created_at")],
-            ..MetaSchema::new("string")
-        };
-        let seconds = MetaSchema {
-            minimum: Some(*domain::file::EXPIRES_AFTER_S.start() as f64),
-            maximum: Some(*domain::file::EXPIRES_AFTER_S.end() as f64),
-            ..MetaSchema::new("integer")
-        };
-        let form = MetaSchema {
-            required: vec!["file", "purpose"],
-            properties: vec![
-                (
-                    "file",
-                    inline(MetaSchema::new_with_format("string", "binary")),
-                ),
-                ("purpose", inline(purpose)),
-                ("expires_after[anchor]", inline(anchor)),
-                ("expires_after[seconds]", inline(seconds)),
-            ],
-            ..MetaSchema::new("object")
-        };
-        Some(MetaRequest {
-            description: Some("The fields may come in any order."),
-            content: vec![MetaMediaType {
-                content_type: "multipart/form-data",
-                schema: inline(form),
-            }],
-            required: true,
-        })
-    }
-
-    async fn from_request(
-        request: &'a Request,
-        body: &mut RequestBody,
-        _options: ExtractParamOptions<Self::ParamType>,
-    ) -> poem::Result<Self> {
-        refuse_encoding(request.headers())?;
-        Ok(Self {
-            content_type: request.content_type().map(str::to_owned),
-            chunks: paced(body.take()?.into_bytes_stream()).boxed(),
-        })
-    }
-}
 
 /// What the headers say of being a repetition.
 pub struct RepeatHeaders(pub Repeat);

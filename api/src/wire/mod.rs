@@ -19,4 +19,5 @@ pub mod nullable;
 pub mod number_or_auto;
 pub mod rate_limits;
 pub mod reply;
+pub mod uploads;
 pub mod x_training;

@@ -131,8 +131,10 @@ section! {
         insecure: bool = false,
         /// The base URL that clients use, where it differs from `listen`.
         public_url: Option<String> = None,
-        /// Largest file that may be uploaded. Bytes.
+        /// Largest file that may be uploaded whole. Bytes.
         max_file_bytes: u64 = 512 * 1024 * 1024,
+        /// Largest file that may be uploaded in parts. Bytes.
+        max_upload_bytes: u64 = 8 << 30,
         /// Requests of batches that this process has under way at the same time; 0: it runs no batches.
         batch_requests: u32 = 16,
         /// How long a process may be silent before a batch that it runs is given to another. Seconds.

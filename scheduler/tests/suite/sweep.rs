@@ -2,12 +2,15 @@
 
 use bytes::Bytes;
 use domain::chat_completion::{ChatCompletion, StoredChatCompletion};
-use domain::id::ChatCompletionId;
+use domain::file::Purpose;
+use domain::id::{ChatCompletionId, KeyId, PartId, UploadId};
 use domain::job::JobState;
 use domain::message::Desired;
 use domain::object_key;
 use domain::time::Timestamp;
 use domain::usage::TokenUsage;
+use domain::upload::{LIFETIME_S, Upload, UploadPart, UploadState};
+use store::{AddedPart, IdempotencyEntry};
 
 use crate::house::House;
 
@@ -137,4 +140,88 @@ async fn stored_answers_go_when_their_time_is_over() {
     house.advance_s(1);
     house.scheduler.sweep_pass().await.unwrap();
     assert_eq!(completions.find(project, id).await.unwrap(), None);
+}
+
+/// A pending upload and the key of its one part.
+async fn upload_with_part(house: &House) -> (Upload, String) {
+    let upload = Upload {
+        id: UploadId::mint(rand::random()),
+        project_id: house.project.id.clone(),
+        filename: "big.jsonl".to_owned(),
+        purpose: Purpose::FineTune,
+        size_bytes: 1,
+        file_lifetime_s: None,
+        created_at: house.now(),
+        expires_at: house.now().plus_s(LIFETIME_S),
+        state: UploadState::Pending,
+    };
+    let request = IdempotencyEntry {
+        endpoint: "POST /uploads".to_owned(),
+        key: None,
+        api_key_id: KeyId::mint(rand::random()),
+        fingerprint: String::new(),
+        expires_at: house.now(),
+    };
+    let uploads = house.store.uploads();
+    uploads.insert(&upload, &request).await.unwrap();
+    let id = PartId::mint(rand::random());
+    let key = object_key::upload_part(&house.project.id, &upload.id, &id);
+    let bytes = Bytes::from_static(b"x");
+    house.objects.put_bytes(&key, bytes).await.unwrap();
+    let part = UploadPart {
+        id,
+        upload_id: upload.id.clone(),
+        size_bytes: 1,
+        object_key: key.clone(),
+        created_at: house.now(),
+    };
+    let added = uploads.add_part(&house.project.id, &part, 1).await;
+    assert_eq!(added, Ok(AddedPart::Added));
+    (upload, key)
+}
+
+#[tokio::test]
+async fn parts_go_with_their_upload_and_those_of_a_pending_one_stay() {
+    let house = House::new().await;
+    set_clock_to_real_time(&house);
+    let (pending, pending_key) = upload_with_part(&house).await;
+    let (cancelled, cancelled_key) = upload_with_part(&house).await;
+    let uploads = house.store.uploads();
+    uploads
+        .cancel(&house.project.id, &cancelled.id)
+        .await
+        .unwrap();
+    assert_eq!(house.scheduler.sweep_pass().await.unwrap(), 1);
+    assert!(exists(&house, &pending_key).await && !exists(&house, &cancelled_key).await);
+    // Whoever completes it at its last moment still reads it.
+    house.advance_s(2 * LIFETIME_S - 1);
+    assert_eq!(house.scheduler.sweep_pass().await.unwrap(), 0);
+    house.advance_s(1);
+    assert_eq!(house.scheduler.sweep_pass().await.unwrap(), 1);
+    assert!(!exists(&house, &pending_key).await);
+    let parts = uploads.parts(&house.project.id, &pending.id).await;
+    assert_eq!(parts, Ok(Vec::new()));
+    let found = uploads.find(&house.project.id, &pending.id).await;
+    assert!(
+        found.unwrap().is_some(),
+        "a late call hears what became of it"
+    );
+    house.advance_s(7 * DAY_S);
+    house.scheduler.sweep_pass().await.unwrap();
+    assert_eq!(uploads.find(&house.project.id, &pending.id).await, Ok(None));
+}
+
+#[tokio::test]
+async fn a_part_without_a_row_is_an_orphan() {
+    let house = House::new().await;
+    set_clock_to_real_time(&house);
+    let (upload, _key) = upload_with_part(&house).await;
+    let orphan = object_key::upload_part(&house.project.id, &upload.id, &PartId::mint([9; 24]));
+    let bytes = Bytes::from_static(b"x");
+    house.objects.put_bytes(&orphan, bytes).await.unwrap();
+    house.scheduler.sweep_pass().await.unwrap();
+    assert!(exists(&house, &orphan).await, "it may still get its row");
+    house.advance_s(DAY_S + 60);
+    house.scheduler.sweep_pass().await.unwrap();
+    assert!(!exists(&house, &orphan).await);
 }

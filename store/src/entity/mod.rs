@@ -25,6 +25,8 @@ pub mod project_user;
 pub mod rate_bucket;
 pub mod rate_limit;
 pub mod service_account;
+pub mod upload;
+pub mod upload_part;
 pub mod usage;
 pub mod user;
 pub mod worker;

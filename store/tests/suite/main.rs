@@ -18,3 +18,4 @@ mod pick;
 mod shared;
 mod tenancy;
 mod tenants;
+mod uploads;

@@ -10,8 +10,8 @@ use domain::event::NewEvent;
 use domain::file::{File, Purpose};
 use domain::hyperparameters::{Hyperparameters, ResolvedHyperparameters};
 use domain::id::{
-    BatchId, CheckpointId, DispatchId, Entropy, FileId, JobId, KeyId, OrganizationId, ProjectId,
-    WorkerId,
+    BatchId, CheckpointId, DispatchId, Entropy, FileId, JobId, KeyId, OrganizationId, PartId,
+    ProjectId, UploadId, WorkerId,
 };
 use domain::job::{FineTuningJob, JobResult, JobSpec};
 use domain::job_event::JobEvent;
@@ -21,8 +21,9 @@ use domain::model::{AdapterRef, TunedModel};
 use domain::project::Project;
 use domain::scope::Scopes;
 use domain::time::Timestamp;
+use domain::upload::{LIFETIME_S, Upload, UploadPart, UploadState};
 use domain::x_training::FrozenWeights;
-use store::{InsertLimits, Store};
+use store::{IdempotencyEntry, InsertLimits, Store};
 
 pub const BASE: &str = "tiny-base";
 
@@ -108,6 +109,44 @@ pub async fn stored_batch(store: &Store, project: &Project, now: Timestamp) -> B
     let batch = Batch::new(BatchId::mint(entropy()), project.id.clone(), spec, now);
     store.batches().insert(&batch, None).await.unwrap();
     batch
+}
+
+/// Twelve bytes in parts, within an hour.
+pub fn upload(project: &ProjectId, created_at: Timestamp) -> Upload {
+    Upload {
+        id: UploadId::mint(entropy()),
+        project_id: project.clone(),
+        filename: "naïve ☃.jsonl".into(),
+        purpose: Purpose::FineTune,
+        size_bytes: 12,
+        file_lifetime_s: None,
+        created_at,
+        expires_at: created_at.plus_s(LIFETIME_S),
+        state: UploadState::Pending,
+    }
+}
+
+/// Four bytes.
+pub fn part(upload: &Upload, created_at: Timestamp) -> UploadPart {
+    let id = PartId::mint(entropy());
+    UploadPart {
+        upload_id: upload.id.clone(),
+        size_bytes: 4,
+        object_key: domain::object_key::upload_part(&upload.project_id, &upload.id, &id),
+        created_at,
+        id,
+    }
+}
+
+/// A request that names itself by `key`.
+pub fn request(endpoint: &str, key: &str) -> IdempotencyEntry {
+    IdempotencyEntry {
+        endpoint: endpoint.into(),
+        key: Some(key.into()),
+        api_key_id: KeyId::parse("key_1").unwrap(),
+        fingerprint: "f".into(),
+        expires_at: at(100_000),
+    }
 }
 
 pub fn spec(training_file: &FileId) -> JobSpec {

@@ -6,7 +6,7 @@ use std::path::Path;
 use domain::id::KeyId;
 use domain::job_event::JobEvent;
 use domain::page::{Order, Page, PageRequest};
-use store::{ApplyError, BatchError, IdempotencyEntry, MetadataFilter, StoreError};
+use store::{AddedPart, ApplyError, BatchError, IdempotencyEntry, MetadataFilter, StoreError};
 
 use crate::chat_completions;
 use crate::harness::{Db, on_both};
@@ -47,6 +47,11 @@ const WALKED: &[&str] = &[
     "rate_limits::draw",
     "rate_limits::list",
     "rate_limits::upsert",
+    "uploads::add_part",
+    "uploads::cancel",
+    "uploads::complete",
+    "uploads::find",
+    "uploads::parts",
     "usage::total_trained_tokens",
     "usage::trained_tokens",
 ];
@@ -73,6 +78,16 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
     let model = job.tuned_model_name();
     let (rates, limited) = (store.rate_limits(), rate_limits::of_model("tiny"));
     rates.upsert(&owner.id, &limited, at(0)).await.unwrap();
+    let upload = sample::upload(&owner.id, at(0));
+    let upload_request = sample::request("POST /uploads", "u");
+    store
+        .uploads()
+        .insert(&upload, &upload_request)
+        .await
+        .unwrap();
+    let part = sample::part(&upload, at(1));
+    let added = store.uploads().add_part(&owner.id, &part, 100).await;
+    assert_eq!(added, Ok(AddedPart::Added));
     let me = &stranger.id;
     let page = PageRequest {
         after: None,
@@ -146,6 +161,20 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
     assert_eq!(drawn.limit, rate_limits::DEFAULT);
     let theirs = rate_limits::of_model("small");
     rates.upsert(me, &theirs, at(1)).await.unwrap();
+    assert_eq!(store.uploads().find(me, &upload.id).await, Ok(None));
+    assert_eq!(store.uploads().parts(me, &upload.id).await, Ok(Vec::new()));
+    let more = sample::part(&upload, at(1));
+    assert_eq!(
+        store.uploads().add_part(me, &more, 100).await,
+        Ok(AddedPart::NotPending)
+    );
+    let stolen = sample::file(me, at(2));
+    let completed = store
+        .uploads()
+        .complete(me, &upload.id, &stolen, &upload_request)
+        .await;
+    assert_eq!(completed, Ok(false));
+    assert_eq!(store.uploads().cancel(me, &upload.id).await, Ok(false));
     assert_eq!(store.usage().total_trained_tokens(me).await, Ok(0));
     assert_eq!(store.usage().trained_tokens(me, &job.id).await, Ok(None));
 
@@ -180,6 +209,8 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
     let kept = store.chat_completions().find(me, id).await;
     assert_eq!(kept, Ok(Some(stored.clone())));
     assert_eq!(store.files().find(me, &file.id).await, Ok(Some(file)));
+    assert_eq!(store.uploads().parts(me, &upload.id).await, Ok(vec![part]));
+    assert_eq!(store.uploads().find(me, &upload.id).await, Ok(Some(upload)));
     assert_eq!(store.jobs().find(me, &live.id).await, Ok(Some(live)));
     assert!(
         idempotency

@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use platform::config::{Config, ConfigError};
 use platform::objects::Objects;
+use platform::outbound::{Lookup, Outbound};
 use platform::service_token::ServiceKey;
 use platform::shutdown::Shutdown;
 use platform::telemetry::Metrics;
@@ -47,7 +48,7 @@ pub enum ApiStartError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Listen(#[from] ListenError),
-    #[error("cannot set up the HTTP client for the workers: {0}")]
+    #[error("cannot set up the HTTP client: {0}")]
     Client(#[from] reqwest::Error),
 }
 
@@ -73,6 +74,8 @@ pub async fn bind(options: ApiOptions) -> Result<ApiServer, ApiStartError> {
         service_key: ServiceKey::new(config.service_key()?),
         keys: Default::default(),
         http: state::worker_client()?,
+        outbound: Outbound::new(config.webhook_rules(), Lookup::System)?,
+        vault: config.vault()?,
         max_file_bytes: config.api.max_file_bytes,
         scratch_dir: config.cache_dir().join("api"),
     };

@@ -8,7 +8,9 @@ use domain::id::Entropy;
 use domain::time::Timestamp;
 use platform::config::Secret;
 use platform::objects::Objects;
+use platform::outbound::Outbound;
 use platform::service_token::ServiceKey;
+use platform::vault::Vault;
 use store::Store;
 
 use crate::auth::KeyCache;
@@ -22,6 +24,10 @@ pub struct State {
     pub keys: KeyCache,
     /// Speaks to the workers.
     pub http: reqwest::Client,
+    /// Speaks to where projects say.
+    pub outbound: Outbound,
+    /// Seals what is kept of their secrets.
+    pub vault: Vault,
     pub max_file_bytes: u64,
     /// Where a request may keep files while it runs.
     pub scratch_dir: PathBuf,

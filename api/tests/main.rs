@@ -14,4 +14,5 @@ mod openapi;
 mod support;
 mod tls;
 mod transport;
+mod webhooks;
 mod x_training;

@@ -30,5 +30,6 @@ pub mod time;
 pub mod usage;
 pub mod user;
 mod words;
+pub mod webhook;
 pub mod worker;
 pub mod x_training;

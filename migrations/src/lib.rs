@@ -7,6 +7,7 @@ mod m20261123_000001_first;
 mod m20261125_000001_models_without_a_job;
 mod m20261125_000002_frozen_weights;
 mod m20261127_000004_administration;
+mod m20261127_000005_webhooks;
 mod table;
 
 /// Every migration, oldest first.
@@ -19,6 +20,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261125_000001_models_without_a_job::ModelsWithoutAJob),
             Box::new(m20261125_000002_frozen_weights::FrozenWeights),
             Box::new(m20261127_000004_administration::Administration),
+            Box::new(m20261127_000005_webhooks::Webhooks),
         ]
     }
 }

@@ -7,6 +7,7 @@ mod secret;
 mod secrets;
 mod sections;
 mod value;
+mod webhooks;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ pub use layers::{Key, env_name};
 pub use secret::Secret;
 pub use sections::{
     ApiConfig, DatabaseConfig, LogConfig, ObjectsConfig, QueueConfig, SchedulerConfig,
-    SecretsConfig, WorkerConfig,
+    SecretsConfig, WebhooksConfig, WorkerConfig,
 };
 
 use value::ConfigValue;
@@ -81,6 +82,7 @@ pub struct Config {
     pub api: ApiConfig,
     pub scheduler: SchedulerConfig,
     pub worker: WorkerConfig,
+    pub webhooks: WebhooksConfig,
     pub secrets: SecretsConfig,
     pub log: LogConfig,
 }
@@ -95,6 +97,7 @@ impl Default for Config {
             api: ApiConfig::default(),
             scheduler: SchedulerConfig::default(),
             worker: WorkerConfig::default(),
+            webhooks: WebhooksConfig::default(),
             secrets: SecretsConfig::default(),
             log: LogConfig::default(),
         }

@@ -18,6 +18,8 @@ const ORPHAN_AGE_S: i64 = 24 * 3600;
 const WORKER_AGE_S: i64 = 3600;
 /// Sent messages are kept this long, for whoever looks into an incident. Seconds.
 const SENT_AGE_S: i64 = 24 * 3600;
+/// Webhook deliveries that are over are kept as long after what they tell of. Seconds.
+const DELIVERY_AGE_S: i64 = 14 * 24 * 3600;
 /// Deleted files taken at a time.
 const BATCH: u64 = 100;
 /// Everything tenants own.
@@ -38,6 +40,11 @@ impl Scheduler {
             .await?;
         store.outbox().purge_sent(now.plus_s(-SENT_AGE_S)).await?;
         store.idempotency().purge(now).await?;
+        let webhooks = store.webhooks();
+        webhooks
+            .purge_deliveries(now.plus_s(-DELIVERY_AGE_S))
+            .await?;
+        webhooks.purge_secrets(now).await?;
         let n_deleted = self.sweep_deleted_files().await? + self.sweep_orphans(now).await?;
         counter!("luthier_objects_swept_total").increment(n_deleted as u64);
         Ok(n_deleted)

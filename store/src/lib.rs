@@ -25,6 +25,7 @@ pub mod page;
 pub mod projects;
 pub mod usage;
 pub mod users;
+pub mod webhooks;
 pub mod workers;
 
 pub use admin_keys::FoundAdminKey;
@@ -34,6 +35,7 @@ pub use error::{ApplyError, StoreError};
 pub use idempotency::{IdempotencyEntry, Replay};
 pub use jobs::{InsertLimits, MetadataFilter, Transition};
 pub use outbox::OutboxMessage;
+pub use webhooks::{DueDelivery, SealedSecret, WebhookChange};
 
 macro_rules! accessors {
     ($($(#[$doc:meta])* $name:ident: $type:ty;)*) => {
@@ -71,6 +73,8 @@ accessors! {
     usage: usage::Usage<'_>;
     /// Messages that wait for the broker.
     outbox: outbox::Outbox<'_>;
+    /// Where projects are told of what happened, and what is on its way there.
+    webhooks: webhooks::Webhooks<'_>;
     /// Workers as they described themselves.
     workers: workers::Workers<'_>;
     /// Who does what one process suffices for.

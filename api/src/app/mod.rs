@@ -10,6 +10,7 @@ pub mod fine_tuning;
 pub mod models;
 pub mod repeat;
 pub mod upload;
+pub mod webhooks;
 pub mod workers;
 pub mod x_training;
 

@@ -9,6 +9,7 @@ pub mod fine_tuning;
 pub mod health;
 pub mod models;
 pub mod reply;
+pub mod webhooks;
 
 use domain::page::Order;
 use poem_openapi::{OpenApiService, Tags};
@@ -23,6 +24,7 @@ pub enum Tag {
     FineTuning,
     Chat,
     Completions,
+    Webhooks,
     /// Beyond OpenAI's API.
     Extensions,
     Operations,
@@ -35,6 +37,7 @@ pub type Api = (
     fine_tuning::FineTuningApi,
     chat::ChatApi,
     completion::CompletionApi,
+    webhooks::WebhooksApi,
     adapters::AdaptersApi,
     export::ExportApi,
     health::HealthApi,
@@ -48,6 +51,7 @@ pub fn service() -> OpenApiService<Api, ()> {
         fine_tuning::FineTuningApi,
         chat::ChatApi,
         completion::CompletionApi,
+        webhooks::WebhooksApi,
         adapters::AdaptersApi,
         export::ExportApi,
         health::HealthApi,

@@ -16,4 +16,5 @@ pub mod models;
 pub mod nullable;
 pub mod number_or_auto;
 pub mod reply;
+pub mod webhooks;
 pub mod x_training;

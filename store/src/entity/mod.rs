@@ -21,4 +21,7 @@ pub mod project_user;
 pub mod service_account;
 pub mod usage;
 pub mod user;
+pub mod webhook_delivery;
+pub mod webhook_endpoint;
+pub mod webhook_secret;
 pub mod worker;

@@ -15,3 +15,4 @@ mod pick;
 mod shared;
 mod tenancy;
 mod tenants;
+mod webhooks;

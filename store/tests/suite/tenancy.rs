@@ -6,6 +6,7 @@ use std::path::Path;
 use domain::id::KeyId;
 use domain::job_event::JobEvent;
 use domain::page::{Order, Page, PageRequest};
+use domain::webhook::WebhookEventType;
 use store::{ApplyError, IdempotencyEntry, MetadataFilter, StoreError};
 
 use crate::harness::{Db, on_both};
@@ -14,7 +15,7 @@ use crate::sample::{self, at};
 on_both!(a_foreign_project_sees_and_changes_nothing);
 
 /// Every function that takes a project; the next test holds the list against the source.
-const WALKED: [&str; 21] = [
+const WALKED: [&str; 28] = [
     "api_keys::list",
     "api_keys::revoke",
     "checkpoints::list_visible",
@@ -36,6 +37,13 @@ const WALKED: [&str; 21] = [
     "projects::find",
     "usage::total_trained_tokens",
     "usage::trained_tokens",
+    "webhooks/secrets::rotate_secret",
+    "webhooks/secrets::secrets",
+    "webhooks::count",
+    "webhooks::delete",
+    "webhooks::find",
+    "webhooks::list",
+    "webhooks::update",
 ];
 
 async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
@@ -54,6 +62,7 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
     };
     let file = sample::file(&owner.id, at(0));
     store.files().insert(&file, Some(&request)).await.unwrap();
+    let endpoint = sample::endpoint(store, &owner, &WebhookEventType::ALL).await;
     let model = job.tuned_model_name();
     let me = &stranger.id;
     let page = PageRequest {
@@ -113,6 +122,17 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
     assert_eq!(store.models().list(me).await, Ok(Vec::new()));
     assert_eq!(store.usage().total_trained_tokens(me).await, Ok(0));
     assert_eq!(store.usage().trained_tokens(me, &job.id).await, Ok(None));
+    let (webhooks, id) = (store.webhooks(), &endpoint.id);
+    assert_eq!(webhooks.count(me).await, Ok(0));
+    assert_eq!(webhooks.find(me, id).await, Ok(None));
+    assert_eq!(webhooks.list(me, &page).await.unwrap().items, []);
+    let change = sample::change(&endpoint);
+    assert_eq!(webhooks.update(me, id, &change).await, Ok(false));
+    let new = sample::sealed();
+    let rotated = webhooks.rotate_secret(me, id, &new, "h", None, at(2));
+    assert_eq!(rotated.await, Ok(false));
+    assert_eq!(webhooks.secrets(me, id, at(2)).await, Ok(Vec::new()));
+    assert_eq!(webhooks.delete(me, id).await, Ok(false));
 
     // The owner has everything still.
     let me = &owner.id;
@@ -151,13 +171,23 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
         store.usage().trained_tokens(me, &job.id).await,
         Ok(Some(5_070))
     );
+    let webhooks = store.webhooks();
+    assert_eq!(
+        webhooks
+            .secrets(me, &endpoint.id, at(2))
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
+    assert_eq!(webhooks.find(me, &endpoint.id).await, Ok(Some(endpoint)));
 }
 
 #[test]
 fn the_walk_leaves_out_no_function_that_takes_a_project() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = BTreeSet::new();
-    for folder in [src.clone(), src.join("jobs")] {
+    for folder in [src.clone(), src.join("jobs"), src.join("webhooks")] {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|e| e == "rs") {

@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use platform::config::{Config, ConfigError};
 use platform::objects::Objects;
+use platform::outbound::{Lookup, Outbound};
 use platform::service_token::ServiceKey;
 use platform::shutdown::Shutdown;
 use platform::telemetry::Metrics;
@@ -50,7 +51,7 @@ pub enum ApiStartError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Listen(#[from] ListenError),
-    #[error("cannot set up the HTTP client for the workers: {0}")]
+    #[error("cannot set up the HTTP client: {0}")]
     Client(#[from] reqwest::Error),
 }
 
@@ -79,6 +80,8 @@ pub async fn bind(options: ApiOptions) -> Result<ApiServer, ApiStartError> {
         gate: Gate::new(&config.limits),
         http: state::worker_client()?,
         batch_made: Default::default(),
+        outbound: Outbound::new(config.webhook_rules(), Lookup::System)?,
+        vault: config.vault()?,
         max_file_bytes: config.api.max_file_bytes,
         max_upload_bytes: config.api.max_upload_bytes,
         scratch_dir: config.cache_dir().join("api"),

@@ -8,7 +8,9 @@ use domain::id::Entropy;
 use domain::time::Timestamp;
 use platform::config::Secret;
 use platform::objects::Objects;
+use platform::outbound::Outbound;
 use platform::service_token::ServiceKey;
+use platform::vault::Vault;
 use store::Store;
 use tokio::sync::Notify;
 
@@ -26,6 +28,10 @@ pub struct State {
     pub gate: Gate,
     /// Speaks to the workers.
     pub http: reqwest::Client,
+    /// Speaks to where projects say.
+    pub outbound: Outbound,
+    /// Seals what is kept of their secrets.
+    pub vault: Vault,
     pub max_file_bytes: u64,
     /// Somebody made a batch here.
     pub batch_made: Notify,

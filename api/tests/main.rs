@@ -19,4 +19,5 @@ mod support;
 mod tls;
 mod transport;
 mod uploads;
+mod webhooks;
 mod x_training;

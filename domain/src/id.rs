@@ -102,6 +102,14 @@ ids! {
     DispatchId = "disp_";
     /// A worker process, new at each start.
     WorkerId = "worker_";
+    /// Where a project hears of what happened.
+    WebhookEndpointId = "we_";
+    /// A signing secret of an endpoint, as a row; not the secret.
+    WebhookSecretId = "wkey_";
+    /// Something that happened.
+    WebhookEventId = "evt_";
+    /// One event on its way to one endpoint.
+    WebhookDeliveryId = "wh_";
     /// One HTTP request.
     RequestId = "req_";
     /// A batch of requests.

@@ -11,6 +11,7 @@ use crate::job::{FineTuningJob, JobResult, JobState, Progress};
 use crate::metrics::StepMetrics;
 use crate::model::TunedModel;
 use crate::time::Timestamp;
+use crate::webhook::WebhookEventType;
 
 /// Lost leases in a row without a newer checkpoint before the job is given up.
 pub const MAX_CRASHES_WITHOUT_PROGRESS: u32 = 3;
@@ -138,6 +139,8 @@ pub enum Effect {
     },
     /// Outbox: tell the workers at once what the next beat would tell them.
     PublishControl,
+    /// Tell the project's endpoints that the job ended.
+    RaiseWebhook(WebhookEventType),
 }
 
 /// Why an event changes nothing.
@@ -165,6 +168,7 @@ impl FineTuningJob {
         next.advance(event, now, &mut effects)?;
         if next.p.state != self.p.state {
             next.p.state_since = now;
+            effects.extend(WebhookEventType::of_job(next.p.state).map(Effect::RaiseWebhook));
         }
         Ok((next, effects))
     }

@@ -34,5 +34,6 @@ pub mod upload;
 pub mod usage;
 pub mod user;
 mod words;
+pub mod webhook;
 pub mod worker;
 pub mod x_training;

@@ -209,6 +209,8 @@ fn check_change(
     );
     let offer = usize::from(matches!(event, JobEvent::Offered { .. }));
     assert_eq!(count(|e| matches!(e, Effect::PublishOffer { .. })), offer);
+    let ended = usize::from(to.state.is_terminal());
+    assert_eq!(count(|e| matches!(e, Effect::RaiseWebhook(_))), ended);
 }
 
 fn check_rejection(job: &FineTuningJob, event: &JobEvent, h: Happening, reject: &Reject) {

@@ -44,6 +44,11 @@ pub enum Command {
         #[command(subcommand)]
         command: ModelCommand,
     },
+    /// Keep the secrets of tenants.
+    Secrets {
+        #[command(subcommand)]
+        command: SecretsCommand,
+    },
     /// Print the OpenAPI document.
     Openapi,
 }
@@ -184,6 +189,15 @@ pub enum ModelCommand {
     },
     /// List the installed base models.
     List {
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum SecretsCommand {
+    /// Seal with secrets.encryption_key what an older key sealed.
+    Reseal {
         #[command(flatten)]
         place: Place,
     },

@@ -9,6 +9,7 @@ mod opened;
 mod progress;
 mod quickstart;
 mod roles;
+mod secrets;
 mod up;
 mod worker_process;
 
@@ -57,7 +58,7 @@ fn leave_no_core() -> rustix::io::Result<()> {
 }
 
 async fn run(command: cli::Command) -> anyhow::Result<()> {
-    use cli::{AdminKeyCommand, Command, KeyCommand, ModelCommand};
+    use cli::{AdminKeyCommand, Command, KeyCommand, ModelCommand, SecretsCommand};
     match command {
         Command::Quickstart(options) => quickstart::run(options).await,
         Command::Up(options) => up::run(options).await,
@@ -84,6 +85,9 @@ async fn run(command: cli::Command) -> anyhow::Result<()> {
             }
             ModelCommand::List { place } => model::list_command(&place).await,
         },
+        Command::Secrets {
+            command: SecretsCommand::Reseal { place },
+        } => secrets::reseal_command(&place).await,
         Command::Openapi => {
             // It ends with its line break.
             print!("{}", api::openapi_document());

@@ -11,6 +11,7 @@ mod m20261127_000006_rate_limits;
 mod m20261127_000003_batches;
 mod m20261127_000002_stored_answers;
 mod m20261127_000001_uploads;
+mod m20261127_000005_webhooks;
 mod table;
 
 /// Every migration, oldest first.
@@ -27,6 +28,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261127_000003_batches::Batches),
             Box::new(m20261127_000002_stored_answers::StoredAnswers),
             Box::new(m20261127_000001_uploads::Uploads),
+            Box::new(m20261127_000005_webhooks::Webhooks),
         ]
     }
 }

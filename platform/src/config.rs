@@ -7,6 +7,7 @@ mod secret;
 mod secrets;
 mod sections;
 mod value;
+mod webhooks;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ pub use layers::{Key, env_name};
 pub use secret::Secret;
 pub use sections::{
     ApiConfig, DatabaseConfig, LimitsConfig, LogConfig, ObjectsConfig, QueueConfig,
-    SchedulerConfig, SecretsConfig, WorkerConfig,
+    SchedulerConfig, SecretsConfig, WebhooksConfig, WorkerConfig,
 };
 
 use value::ConfigValue;
@@ -82,6 +83,7 @@ pub struct Config {
     pub limits: LimitsConfig,
     pub scheduler: SchedulerConfig,
     pub worker: WorkerConfig,
+    pub webhooks: WebhooksConfig,
     pub secrets: SecretsConfig,
     pub log: LogConfig,
 }
@@ -97,6 +99,7 @@ impl Default for Config {
             limits: LimitsConfig::default(),
             scheduler: SchedulerConfig::default(),
             worker: WorkerConfig::default(),
+            webhooks: WebhooksConfig::default(),
             secrets: SecretsConfig::default(),
             log: LogConfig::default(),
         }

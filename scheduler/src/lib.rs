@@ -18,6 +18,7 @@ mod scheduler;
 mod server;
 mod sweep;
 mod validate;
+mod webhooks;
 
 pub use clock::Clock;
 pub use error::PassError;

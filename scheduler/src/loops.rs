@@ -29,15 +29,17 @@ enum Duty {
     Relay,
     Reap,
     Sweep,
+    Webhooks,
 }
 
 impl Duty {
-    const ALL: [Duty; 5] = [
+    const ALL: [Duty; 6] = [
         Duty::Validate,
         Duty::Dispatch,
         Duty::Relay,
         Duty::Reap,
         Duty::Sweep,
+        Duty::Webhooks,
     ];
 
     fn name(self) -> &'static str {
@@ -47,6 +49,7 @@ impl Duty {
             Duty::Relay => "relay",
             Duty::Reap => "reap",
             Duty::Sweep => "sweep",
+            Duty::Webhooks => "webhooks",
         }
     }
 }
@@ -106,6 +109,7 @@ impl Scheduler {
             Duty::Dispatch | Duty::Relay => Duration::from_millis(500),
             Duty::Reap => Duration::from_secs(config.reaper_interval_s),
             Duty::Sweep => Duration::from_secs(config.sweep_interval_s),
+            Duty::Webhooks => Duration::from_secs(1),
         }
     }
 
@@ -117,6 +121,7 @@ impl Scheduler {
             Duty::Relay => self.relay_pass().await.map(drop),
             Duty::Reap => self.reap_pass().await.map(drop),
             Duty::Sweep => self.sweep_pass().await.map(drop),
+            Duty::Webhooks => self.webhook_pass().await.map(drop),
         }
     }
 
@@ -126,6 +131,7 @@ impl Scheduler {
             Duty::Validate => wake.validated.notified().await,
             Duty::Dispatch => wake.queued.notified().await,
             Duty::Relay => wake.outbox.notified().await,
+            Duty::Webhooks => wake.ended.notified().await,
             Duty::Reap | Duty::Sweep => std::future::pending().await,
         }
     }

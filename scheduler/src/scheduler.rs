@@ -8,6 +8,8 @@ use domain::job::{FineTuningJob, JobState};
 use domain::time::Timestamp;
 use platform::config::{Config, SchedulerConfig};
 use platform::objects::Objects;
+use platform::outbound::{Lookup, Outbound};
+use platform::vault::Vault;
 use store::{Store, StoreError};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::base_text::BaseTexts;
 use crate::clock::Clock;
 use crate::hints::Hints;
+use crate::server::StartError;
 use crate::validate::Validations;
 
 /// What a scheduler stands on.
@@ -41,6 +44,10 @@ pub(crate) struct Shared {
     pub clock: Clock,
     pub config: SchedulerConfig,
     pub base_texts: BaseTexts,
+    /// Calls where projects say.
+    pub outbound: Outbound,
+    /// Opens what signs those calls.
+    pub vault: Vault,
     pub wake: Wake,
     /// Set at shutdown: no more offers, claims, validations.
     pub draining: CancellationToken,
@@ -61,12 +68,15 @@ pub(crate) struct Wake {
     pub queued: Notify,
     /// The outbox has a new message.
     pub outbox: Notify,
+    /// A job ended: endpoints may have to be told.
+    pub ended: Notify,
     /// A validation ended: there is room for the next.
     pub validated: Notify,
 }
 
 impl Scheduler {
-    pub fn new(options: SchedulerOptions) -> Self {
+    /// Errors: a secret is missing, or the system's certificates cannot be read.
+    pub fn new(options: SchedulerOptions) -> Result<Self, StartError> {
         let SchedulerOptions {
             config,
             store,
@@ -80,8 +90,11 @@ impl Scheduler {
             objects,
             hints: queue,
             clock,
-            config: config.scheduler,
             base_texts,
+            outbound: Outbound::new(config.webhook_rules(), Lookup::System)
+                .map_err(StartError::Client)?,
+            vault: config.vault()?,
+            config: config.scheduler,
             wake: Wake::default(),
             draining: CancellationToken::new(),
             broker_down: AtomicBool::new(false),
@@ -89,9 +102,9 @@ impl Scheduler {
             last_reap: Mutex::new(None),
             swept_until: Mutex::new(0),
         };
-        Self {
+        Ok(Self {
             shared: Arc::new(shared),
-        }
+        })
     }
 
     pub(crate) async fn now(&self) -> Result<Timestamp, StoreError> {
@@ -113,6 +126,7 @@ impl Scheduler {
             JobState::Dispatched | JobState::Cancelling | JobState::Pausing => {
                 self.shared.wake.outbox.notify_one();
             }
+            state if state.is_terminal() => self.shared.wake.ended.notify_one(),
             _ => {}
         }
     }

@@ -27,6 +27,8 @@ pub enum StartError {
     },
     #[error("{0}")]
     Config(#[from] ConfigError),
+    #[error("cannot set up the HTTP client for webhooks: {0}")]
+    Client(reqwest::Error),
 }
 
 /// A scheduler whose door listens; nothing is answered before [`SchedulerServer::serve`].
@@ -49,7 +51,7 @@ pub async fn bind(options: SchedulerOptions) -> Result<SchedulerServer, StartErr
     let address = listener.local_addr().map_err(failed)?;
     let acceptor = TcpAcceptor::from_tokio(listener).map_err(failed)?;
     Ok(SchedulerServer {
-        scheduler: Scheduler::new(options),
+        scheduler: Scheduler::new(options)?,
         acceptor,
         address,
         key,

@@ -24,6 +24,8 @@ const OUTCOMES: u64 = 1000;
 const UPLOAD_GRACE_S: i64 = 3600;
 /// A late call hears for this long what became of an upload. Seconds.
 const UPLOAD_AGE_S: i64 = 7 * 24 * 3600;
+/// Webhook deliveries that are over are kept as long after what they tell of. Seconds.
+const DELIVERY_AGE_S: i64 = 14 * 24 * 3600;
 /// Deleted files, and parts of uploads, taken at a time.
 const BATCH: u64 = 100;
 /// Everything tenants own.
@@ -46,6 +48,11 @@ impl Scheduler {
         store.idempotency().purge(now).await?;
         while store.batches().purge_results(OUTCOMES).await? == OUTCOMES {}
         self.sweep_stored_answers(now).await?;
+        let webhooks = store.webhooks();
+        webhooks
+            .purge_deliveries(now.plus_s(-DELIVERY_AGE_S))
+            .await?;
+        webhooks.purge_secrets(now).await?;
         let n_deleted = self.sweep_deleted_files().await?
             + self.sweep_parts(now).await?
             + self.sweep_orphans(now).await?;

@@ -30,6 +30,7 @@ pub mod rate_limits;
 pub mod uploads;
 pub mod usage;
 pub mod users;
+pub mod webhooks;
 pub mod workers;
 
 pub use admin_keys::FoundAdminKey;
@@ -42,6 +43,7 @@ pub use jobs::{InsertLimits, Transition};
 pub use metadata::MetadataFilter;
 pub use outbox::OutboxMessage;
 pub use uploads::AddedPart;
+pub use webhooks::{DueDelivery, SealedSecret, WebhookChange};
 
 macro_rules! accessors {
     ($($(#[$doc:meta])* $name:ident: $type:ty;)*) => {
@@ -85,6 +87,8 @@ accessors! {
     rate_limits: rate_limits::RateLimits<'_>;
     /// Messages that wait for the broker.
     outbox: outbox::Outbox<'_>;
+    /// Where projects are told of what happened, and what is on its way there.
+    webhooks: webhooks::Webhooks<'_>;
     /// Workers as they described themselves.
     workers: workers::Workers<'_>;
     /// Who does what one process suffices for.

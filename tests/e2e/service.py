@@ -52,6 +52,9 @@ def wait_until(what, condition, limit_s=60):
 class Service:
     """Shared by both forms: a directory, processes with logs, a client."""
 
+    # What every process finds in its environment, for forms of one test.
+    env = {}
+
     def __init__(self):
         self.dir = Path(tempfile.mkdtemp(prefix="luthier-e2e-"))
         self.processes = {}
@@ -67,7 +70,8 @@ class Service:
     def spawn(self, name, *args, env=None):
         log = open(self.dir / f"{name}.log", "ab")
         process = subprocess.Popen(
-            [str(a) for a in args], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(env),
+            [str(a) for a in args], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            env=environment({**self.env, **(env or {})}),
         )
         self.processes[name] = process
         return process

@@ -15,6 +15,8 @@ pub mod rate_limits;
 pub mod moderations;
 pub mod repeat;
 pub mod uploads;
+pub mod upload;
+pub mod webhooks;
 pub mod workers;
 pub mod x_training;
 

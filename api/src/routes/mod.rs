@@ -13,6 +13,7 @@ pub mod models;
 pub mod moderations;
 pub mod reply;
 pub mod uploads;
+pub mod webhooks;
 
 use domain::page::Order;
 use poem_openapi::{OpenApiService, Tags};
@@ -30,6 +31,7 @@ pub enum Tag {
     Completions,
     Batches,
     Moderations,
+    Webhooks,
     /// Beyond OpenAI's API.
     Extensions,
     Operations,
@@ -45,6 +47,7 @@ pub type Api = (
     completion::CompletionApi,
     batches::BatchesApi,
     moderations::ModerationsApi,
+    webhooks::WebhooksApi,
     adapters::AdaptersApi,
     export::ExportApi,
     health::HealthApi,
@@ -61,6 +64,7 @@ pub fn service() -> OpenApiService<Api, ()> {
         completion::CompletionApi,
         batches::BatchesApi,
         moderations::ModerationsApi,
+        webhooks::WebhooksApi,
         adapters::AdaptersApi,
         export::ExportApi,
         health::HealthApi,

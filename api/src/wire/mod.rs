@@ -20,4 +20,5 @@ pub mod number_or_auto;
 pub mod rate_limits;
 pub mod reply;
 pub mod uploads;
+pub mod webhooks;
 pub mod x_training;

@@ -1,4 +1,4 @@
-//! The two secrets of an installation: required in production, made on first start on one machine.
+//! The secrets of an installation: required in production, made on first start on one machine.
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Write};
@@ -32,6 +32,7 @@ impl Config {
         for (slot, name) in [
             (&mut self.secrets.key_pepper, "key_pepper"),
             (&mut self.secrets.service_key, "service_key"),
+            (&mut self.secrets.encryption_key, "encryption_key"),
         ] {
             if slot.is_none() {
                 let path = dir.join(name);
@@ -47,6 +48,11 @@ impl Config {
         let pairs = [
             ("secrets.key_pepper", &self.secrets.key_pepper),
             ("secrets.service_key", &self.secrets.service_key),
+            ("secrets.encryption_key", &self.secrets.encryption_key),
+            (
+                "secrets.encryption_key_previous",
+                &self.secrets.encryption_key_previous,
+            ),
         ];
         for (key, secret) in pairs {
             let Some(secret) = secret else { continue };

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::value::ConfigValue;
 use super::{LogFormat, Secret, WorkerDevice};
+use crate::outbound::AllowedHost;
 
 /// Why a value could not be stored in a section.
 pub(super) enum SetError {
@@ -212,12 +213,27 @@ section! {
 }
 
 section! {
+    /// `[webhooks]`: where tenants may have themselves told of what happened.
+    WebhooksConfig {
+        /// Receivers that are not public and may be told all the same, on any port: host names, addresses, networks.
+        allowed_hosts: Vec<AllowedHost> = Vec::new(),
+        /// Allows `http://` beside `https://`; of public receivers on port 80.
+        allow_http: bool = false,
+    }
+}
+
+section! {
     /// `[secrets]`: what the processes of one installation share.
     SecretsConfig {
         /// HMAC key under which API keys are stored; at least 32 bytes. Losing it voids every key.
         key_pepper: Option<Secret<String>> = None,
         /// Signs the tokens with which the processes recognise each other; at least 32 bytes.
         service_key: Option<Secret<String>> = None,
+        /// Seals the secrets of tenants that are kept, such as those that sign webhooks; at least 32 bytes. Unset: a key
+        /// is derived from `key_pepper`.
+        encryption_key: Option<Secret<String>> = None,
+        /// The one before `encryption_key`, until `luthier secrets reseal` is done.
+        encryption_key_previous: Option<Secret<String>> = None,
     }
 }
 

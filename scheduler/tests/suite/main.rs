@@ -14,3 +14,4 @@ mod stops;
 mod sweep;
 mod two;
 mod walk;
+mod webhooks;

@@ -29,4 +29,7 @@ pub mod upload;
 pub mod upload_part;
 pub mod usage;
 pub mod user;
+pub mod webhook_delivery;
+pub mod webhook_endpoint;
+pub mod webhook_secret;
 pub mod worker;

@@ -80,7 +80,7 @@ impl Jobs<'_> {
             return Ok(None);
         }
         effects::record_transition(&tx, name, &job, &next, now).await?;
-        effects.carry_out(&tx, &next.id, n_events, now).await?;
+        effects.carry_out(&tx, &next, n_events, now).await?;
         tx.commit().await?;
         Ok(Some(next))
     }

@@ -8,6 +8,7 @@ use domain::job::FineTuningJob;
 use domain::job_event::Effect;
 use domain::message::{ControlMessage, OfferMessage, train_queue};
 use domain::time::Timestamp;
+use domain::webhook::WebhookEvent;
 use sea_orm::sea_query::OnConflict;
 use sea_orm::{
     ActiveValue, ColumnTrait, DatabaseTransaction, EntityTrait, IntoActiveModel, QueryFilter,
@@ -18,7 +19,7 @@ use crate::entity::{
     attempt, checkpoint, event, file, job_transition, metric, model, outbox, usage,
 };
 use crate::error::StoreError;
-use crate::{checkpoints, files, metrics, models};
+use crate::{checkpoints, files, metrics, models, webhooks};
 
 /// The version of the messages this program writes.
 const MESSAGE_VERSION: u32 = 1;
@@ -40,6 +41,7 @@ pub struct Batch {
     begun: Vec<attempt::ActiveModel>,
     ended: Vec<(u32, String)>,
     messages: Vec<outbox::ActiveModel>,
+    webhook: Option<WebhookEvent>,
 }
 
 impl Batch {
@@ -108,6 +110,9 @@ impl Batch {
                 self.messages
                     .push(message_row(CONTROL_QUEUE.to_owned(), json(&control), now));
             }
+            Effect::RaiseWebhook(event_type) => {
+                self.webhook = Some(WebhookEvent::new(event_type, job.id.as_str(), now)?);
+            }
         }
         Ok(())
     }
@@ -120,11 +125,11 @@ impl Batch {
     pub async fn carry_out(
         self,
         tx: &DatabaseTransaction,
-        job: &JobId,
+        job: &FineTuningJob,
         n_events: i64,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        append_events(tx, job, n_events, self.events, now).await?;
+        append_events(tx, &job.id, n_events, self.events, now).await?;
         upsert_metrics(tx, self.metrics.into_values().collect()).await?;
         insert_all::<checkpoint::Entity>(tx, self.checkpoints).await?;
         insert_all::<file::Entity>(tx, self.files).await?;
@@ -132,9 +137,13 @@ impl Batch {
         insert_all::<usage::Entity>(tx, self.usage).await?;
         insert_all::<attempt::Entity>(tx, self.begun).await?;
         for (number, ending) in self.ended {
-            end_attempt(tx, job, number, ending, now).await?;
+            end_attempt(tx, &job.id, number, ending, now).await?;
         }
-        insert_all::<outbox::Entity>(tx, self.messages).await
+        insert_all::<outbox::Entity>(tx, self.messages).await?;
+        if let Some(event) = &self.webhook {
+            webhooks::raise(tx, &job.project_id, event).await?;
+        }
+        Ok(())
     }
 }
 

@@ -19,3 +19,4 @@ mod shared;
 mod tenancy;
 mod tenants;
 mod uploads;
+mod webhooks;

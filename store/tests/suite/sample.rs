@@ -11,7 +11,7 @@ use domain::file::{File, Purpose};
 use domain::hyperparameters::{Hyperparameters, ResolvedHyperparameters};
 use domain::id::{
     BatchId, CheckpointId, DispatchId, Entropy, FileId, JobId, KeyId, OrganizationId, PartId,
-    ProjectId, UploadId, WorkerId,
+    ProjectId, UploadId, WebhookEndpointId, WebhookSecretId, WorkerId,
 };
 use domain::job::{FineTuningJob, JobResult, JobSpec};
 use domain::job_event::JobEvent;
@@ -22,8 +22,9 @@ use domain::project::Project;
 use domain::scope::Scopes;
 use domain::time::Timestamp;
 use domain::upload::{LIFETIME_S, Upload, UploadPart, UploadState};
+use domain::webhook::{WebhookEndpoint, WebhookEventType};
 use domain::x_training::FrozenWeights;
-use store::{IdempotencyEntry, InsertLimits, Store};
+use store::{IdempotencyEntry, InsertLimits, SealedSecret, Store, WebhookChange};
 
 pub const BASE: &str = "tiny-base";
 
@@ -345,6 +346,43 @@ pub async fn succeeded_job(store: &Store, project: &Project, now: Timestamp) -> 
         job = store.jobs().apply(&job.id, event, now).await.unwrap();
     }
     job
+}
+
+/// A stored endpoint that is told of these.
+pub async fn endpoint(
+    store: &Store,
+    project: &Project,
+    event_types: &[WebhookEventType],
+) -> WebhookEndpoint {
+    let endpoint = WebhookEndpoint {
+        id: WebhookEndpointId::mint(entropy()),
+        project_id: project.id.clone(),
+        name: "naïve ☃".into(),
+        url: "https://example.com/hook".into(),
+        event_types: event_types.to_vec(),
+        secret_hint: "whsec_…abcd".into(),
+        created_at: at(0),
+        updated_at: at(0),
+        disabled_at: None,
+    };
+    store.webhooks().insert(&endpoint, &sealed()).await.unwrap();
+    endpoint
+}
+
+pub fn sealed() -> SealedSecret {
+    let id = WebhookSecretId::mint(entropy());
+    let sealed = format!("sealed for {id}");
+    SealedSecret { id, sealed }
+}
+
+/// A change that changes nothing but the time.
+pub fn change(endpoint: &WebhookEndpoint) -> WebhookChange {
+    WebhookChange {
+        name: endpoint.name.clone(),
+        url: endpoint.url.clone(),
+        event_types: endpoint.event_types.clone(),
+        updated_at: at(9),
+    }
 }
 
 pub fn error(code: &str) -> JobError {

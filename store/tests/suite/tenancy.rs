@@ -6,6 +6,7 @@ use std::path::Path;
 use domain::id::KeyId;
 use domain::job_event::JobEvent;
 use domain::page::{Order, Page, PageRequest};
+use domain::webhook::WebhookEventType;
 use store::{AddedPart, ApplyError, BatchError, IdempotencyEntry, MetadataFilter, StoreError};
 
 use crate::chat_completions;
@@ -54,6 +55,13 @@ const WALKED: &[&str] = &[
     "uploads::parts",
     "usage::total_trained_tokens",
     "usage::trained_tokens",
+    "webhooks/secrets::rotate_secret",
+    "webhooks/secrets::secrets",
+    "webhooks::count",
+    "webhooks::delete",
+    "webhooks::find",
+    "webhooks::list",
+    "webhooks::update",
 ];
 
 async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
@@ -75,6 +83,7 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
     let batch = sample::stored_batch(store, &owner, at(0)).await;
     let stored = chat_completions::stored(&owner.id, 0, &[("k", "v")]);
     store.chat_completions().insert(&stored, &[]).await.unwrap();
+    let endpoint = sample::endpoint(store, &owner, &WebhookEventType::ALL).await;
     let model = job.tuned_model_name();
     let (rates, limited) = (store.rate_limits(), rate_limits::of_model("tiny"));
     rates.upsert(&owner.id, &limited, at(0)).await.unwrap();
@@ -177,6 +186,17 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
     assert_eq!(store.uploads().cancel(me, &upload.id).await, Ok(false));
     assert_eq!(store.usage().total_trained_tokens(me).await, Ok(0));
     assert_eq!(store.usage().trained_tokens(me, &job.id).await, Ok(None));
+    let (webhooks, id) = (store.webhooks(), &endpoint.id);
+    assert_eq!(webhooks.count(me).await, Ok(0));
+    assert_eq!(webhooks.find(me, id).await, Ok(None));
+    assert_eq!(webhooks.list(me, &page).await.unwrap().items, []);
+    let change = sample::change(&endpoint);
+    assert_eq!(webhooks.update(me, id, &change).await, Ok(false));
+    let new = sample::sealed();
+    let rotated = webhooks.rotate_secret(me, id, &new, "h", None, at(2));
+    assert_eq!(rotated.await, Ok(false));
+    assert_eq!(webhooks.secrets(me, id, at(2)).await, Ok(Vec::new()));
+    assert_eq!(webhooks.delete(me, id).await, Ok(false));
 
     // The owner has everything still.
     let me = &owner.id;
@@ -206,7 +226,7 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
             .len(),
         15
     );
-    let kept = store.chat_completions().find(me, id).await;
+    let kept = completions.find(me, &stored.completion.id).await;
     assert_eq!(kept, Ok(Some(stored.clone())));
     assert_eq!(store.files().find(me, &file.id).await, Ok(Some(file)));
     assert_eq!(store.uploads().parts(me, &upload.id).await, Ok(vec![part]));
@@ -224,13 +244,23 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
         store.usage().trained_tokens(me, &job.id).await,
         Ok(Some(5_070))
     );
+    let webhooks = store.webhooks();
+    assert_eq!(
+        webhooks
+            .secrets(me, &endpoint.id, at(2))
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
+    assert_eq!(webhooks.find(me, &endpoint.id).await, Ok(Some(endpoint)));
 }
 
 #[test]
 fn the_walk_leaves_out_no_function_that_takes_a_project() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = BTreeSet::new();
-    for folder in [src.clone(), src.join("jobs")] {
+    for folder in [src.clone(), src.join("jobs"), src.join("webhooks")] {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|e| e == "rs") {

@@ -138,3 +138,19 @@ async fn requests_at_the_same_time_are_bounded_and_an_answer_given_up_frees_its_
     }
     assert_eq!(reply.status, 200);
 }
+
+#[tokio::test]
+async fn two_processes_keep_one_limit() {
+    let mut app = limited(5, 1_000_000).await;
+    let first = app.base.clone();
+    app.start_another().await;
+    let mut n_answered = 0;
+    for turn in 0..10 {
+        let base = if turn % 2 == 0 { &first } else { &app.base };
+        let body = json!({"model": BASE_MODEL, "messages": [{"role": "user", "content": "hi"}]});
+        let call = app.http.post(format!("{base}/v1/chat/completions"));
+        let sent = call.bearer_auth(&app.key).json(&body).send().await.unwrap();
+        n_answered += u32::from(sent.status() == 200);
+    }
+    assert_eq!(n_answered, 5);
+}

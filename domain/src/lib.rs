@@ -33,7 +33,7 @@ pub mod time;
 pub mod upload;
 pub mod usage;
 pub mod user;
-mod words;
 pub mod webhook;
+mod words;
 pub mod worker;
 pub mod x_training;

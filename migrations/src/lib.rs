@@ -6,12 +6,12 @@ use sea_orm_migration::{MigrationTrait, MigratorTrait};
 mod m20261123_000001_first;
 mod m20261125_000001_models_without_a_job;
 mod m20261125_000002_frozen_weights;
-mod m20261127_000004_administration;
-mod m20261127_000006_rate_limits;
-mod m20261127_000003_batches;
-mod m20261127_000002_stored_answers;
 mod m20261127_000001_uploads;
+mod m20261127_000002_stored_answers;
+mod m20261127_000003_batches;
+mod m20261127_000004_administration;
 mod m20261127_000005_webhooks;
+mod m20261127_000006_rate_limits;
 mod table;
 
 /// Every migration, oldest first.

@@ -18,6 +18,7 @@ use crate::error::{ApiError, Kind};
 use crate::state::{Shared, State};
 use crate::wire::batches::{BatchOrder, INPUT_FILE};
 use crate::wire::chat::ChatOrder;
+use crate::wire::chat_reply::ChatCompletion;
 use crate::wire::completion::CompletionOrder;
 use crate::wire::decode::{Fields, echo};
 use crate::wire::fine_tuning::unknown_file;
@@ -153,7 +154,8 @@ pub async fn answer(
                 priority,
                 ..decoded(body)?
             };
-            json(&chat::whole(chat::begin(state, project, order).await?).await?)
+            let whole = chat::whole(chat::begin(state, project, order).await?).await?;
+            json(&ChatCompletion::from(whole))
         }
         BatchEndpoint::Completions => {
             let order = CompletionOrder {

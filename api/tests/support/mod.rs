@@ -33,11 +33,9 @@ pub struct App {
     pub project: Project,
     pub store: Store,
     pub objects: Objects,
-    pub config: Config,
     pub worker: FakeWorker,
     pub http: reqwest::Client,
     pub directory: tempfile::TempDir,
-    config: Config,
     /// Ends the API that answers at `base`.
     pub shutdown: Shutdown,
 }
@@ -169,11 +167,9 @@ impl App {
             project,
             store,
             objects,
-            config,
             worker,
             http,
             directory,
-            config,
             shutdown,
         }
     }

@@ -8,8 +8,8 @@ use domain::job::JobState;
 use domain::message::Desired;
 use domain::object_key;
 use domain::time::Timestamp;
-use domain::usage::TokenUsage;
 use domain::upload::{LIFETIME_S, Upload, UploadPart, UploadState};
+use domain::usage::TokenUsage;
 use store::{AddedPart, IdempotencyEntry};
 
 use crate::house::House;

@@ -1,7 +1,7 @@
 //! What is left of a limit is drawn by all processes from one row.
 
-use domain::rate_limit::{Amount, ModelRateLimit, RateLimit};
 use domain::id::ProjectId;
+use domain::rate_limit::{Amount, ModelRateLimit, RateLimit};
 use store::Store;
 use store::rate_limits::{Draw, Drawn};
 
@@ -33,7 +33,9 @@ pub fn of_model(model: &str) -> ModelRateLimit {
 /// Takes all that is left.
 pub async fn draw_all(store: &Store, project: &ProjectId, model: &str) -> Drawn {
     let draw = needs(1e9, 1e9);
-    let drawn = store.rate_limits().draw(project, model, DEFAULT, draw, at(2));
+    let drawn = store
+        .rate_limits()
+        .draw(project, model, DEFAULT, draw, at(2));
     drawn.await.unwrap()
 }
 

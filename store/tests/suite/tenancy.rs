@@ -200,7 +200,10 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
 
     // The owner has everything still.
     let me = &owner.id;
-    assert_eq!(rates.list(me).await.unwrap(), std::slice::from_ref(&limited));
+    assert_eq!(
+        rates.list(me).await.unwrap(),
+        std::slice::from_ref(&limited)
+    );
     let drawn = rate_limits::draw_all(store, me, "tiny").await;
     assert_eq!(drawn.given, limited.limit.per_minute());
     assert_eq!(store.api_keys().list(me).await.unwrap(), [key]);

@@ -19,11 +19,12 @@ enum Ground {
 use Ground::{Organization, Project};
 
 /// A path, and everything below it. The first row that fits counts.
-const TABLE: [(&str, Ground); 16] = [
+const TABLE: [(&str, Ground); 18] = [
     ("/v1/organization", Organization),
     ("/v1/fine_tuning/checkpoints", Organization),
     ("/v1/fine_tuning/alpha/graders", Project(Resource::Evals)),
     ("/v1/fine_tuning", Project(Resource::FineTuning)),
+    ("/v1/x/fine_tuning", Project(Resource::FineTuning)),
     ("/v1/files", Project(Resource::Files)),
     ("/v1/uploads", Project(Resource::Files)),
     ("/v1/models", Project(Resource::Models)),
@@ -36,6 +37,7 @@ const TABLE: [(&str, Ground); 16] = [
     ("/v1/moderations", Project(Resource::Answers)),
     ("/v1/batches", Project(Resource::Batches)),
     ("/v1/webhook_endpoints", Project(Resource::Webhooks)),
+    ("/v1/webhook_event_types", Project(Resource::Webhooks)),
 ];
 
 /// Whether the table has a row for `path`.

@@ -78,6 +78,7 @@ pub async fn bind(options: ApiOptions) -> Result<ApiServer, ApiStartError> {
         service_key: ServiceKey::new(config.service_key()?),
         keys: Default::default(),
         gate: Gate::new(&config.limits),
+        newsroom: Default::default(),
         http: state::worker_client()?,
         batch_made: Default::default(),
         outbound: Outbound::new(config.webhook_rules(), Lookup::System)?,
@@ -122,12 +123,13 @@ impl ApiServer {
     pub async fn serve(self, shutdown: Shutdown) -> io::Result<()> {
         let routes = routes::service().into_endpoint().data(self.state.clone());
         let public = Outer::new(routes, self.state.clone());
-        let operational = operational::endpoint(self.state, self.metrics);
+        let operational = operational::endpoint(self.state.clone(), self.metrics);
         tracing::info!(address = %self.public.address(), "the API answers");
         tokio::join!(
             self.public.serve(public, shutdown.begun()),
             self.operational.serve(operational, shutdown.begun()),
             self.batches.run(shutdown.clone()),
+            self.state.newsroom.run(&self.state.store, shutdown.clone()),
         );
         Ok(())
     }

@@ -14,6 +14,7 @@ use platform::vault::Vault;
 use store::Store;
 use tokio::sync::Notify;
 
+use crate::app::job_news::Newsroom;
 use crate::app::rate_limits::Gate;
 use crate::auth::KeyCache;
 
@@ -26,6 +27,8 @@ pub struct State {
     pub keys: KeyCache,
     /// Lets requests for generated text pass.
     pub gate: Gate,
+    /// Tells those who follow a job what is new.
+    pub newsroom: Newsroom,
     /// Speaks to the workers.
     pub http: reqwest::Client,
     /// Speaks to where projects say.

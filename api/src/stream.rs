@@ -2,6 +2,7 @@
 
 pub mod chat;
 pub mod completion;
+pub mod job_news;
 
 use bytes::Bytes;
 use futures::future::ready;

@@ -9,6 +9,7 @@ mod chat_completions;
 mod export;
 mod files;
 mod fine_tuning;
+mod job_stream;
 mod jobs;
 mod logs;
 mod models;

@@ -29,7 +29,7 @@ impl<'a> Events<'a> {
         self.0.jobs().check_owner(project, job).await?;
         let mut select = Entity::find().filter(Column::JobId.eq(job.as_str()));
         if let Some(after) = &page.after {
-            let seq = self.seq_of(job, after).await?;
+            let seq = int(self.seq_of(job, after).await?)?;
             select = select.filter(match page.order {
                 Order::NewestFirst => Column::Seq.lt(seq),
                 Order::OldestFirst => Column::Seq.gt(seq),
@@ -47,14 +47,31 @@ impl<'a> Events<'a> {
         Ok(Page::from_overfetch(events, page.limit))
     }
 
-    async fn seq_of(self, job: &JobId, event: &str) -> Result<i64, StoreError> {
+    /// The sequence number of one of the job's events. Errors: `UnknownAfter`.
+    pub async fn seq_of(self, job: &JobId, event: &str) -> Result<u64, StoreError> {
         let select = Entity::find()
             .filter(Column::JobId.eq(job.as_str()))
             .filter(Column::Id.eq(event.replace('\0', "")));
         let row = self.0.one(select).await?;
-        Ok(row
-            .ok_or_else(|| StoreError::UnknownAfter(event.to_owned()))?
-            .seq)
+        let row = row.ok_or_else(|| StoreError::UnknownAfter(event.to_owned()))?;
+        unsigned(row.seq)
+    }
+
+    /// The last sequence number of each of these jobs that has events.
+    pub async fn last_seqs(self, jobs: &[JobId]) -> Result<Vec<(JobId, u64)>, StoreError> {
+        let ids = jobs.iter().map(JobId::as_str);
+        let select = Entity::find()
+            .select_only()
+            .column(Column::JobId)
+            .column_as(Column::Seq.max(), "last_seq")
+            .filter(Column::JobId.is_in(ids))
+            .group_by(Column::JobId)
+            .into_tuple::<(String, i64)>();
+        let rows = async { Ok::<_, StoreError>(select.all(&self.0.read).await?) };
+        let rows = self.0.bounded(rows).await?;
+        rows.into_iter()
+            .map(|(id, seq)| Ok((JobId::parse(&id)?, unsigned(seq)?)))
+            .collect()
     }
 
     /// The events after `seq` (the first one has 1), oldest first.

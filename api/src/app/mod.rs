@@ -10,6 +10,7 @@ pub mod export;
 pub mod files;
 pub mod fine_tuning;
 pub mod form;
+pub mod job_news;
 pub mod models;
 pub mod moderations;
 pub mod rate_limits;

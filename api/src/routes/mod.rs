@@ -9,6 +9,7 @@ pub mod files;
 pub mod fine_tuning;
 pub mod form;
 pub mod health;
+pub mod job_stream;
 pub mod models;
 pub mod moderations;
 pub mod reply;
@@ -48,6 +49,7 @@ pub type Api = (
     batches::BatchesApi,
     moderations::ModerationsApi,
     webhooks::WebhooksApi,
+    job_stream::JobStreamApi,
     adapters::AdaptersApi,
     export::ExportApi,
     health::HealthApi,
@@ -65,6 +67,7 @@ pub fn service() -> OpenApiService<Api, ()> {
         batches::BatchesApi,
         moderations::ModerationsApi,
         webhooks::WebhooksApi,
+        job_stream::JobStreamApi,
         adapters::AdaptersApi,
         export::ExportApi,
         health::HealthApi,

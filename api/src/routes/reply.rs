@@ -259,24 +259,64 @@ impl<W, C> AnswerReply<W, C> {
     }
 }
 
+/// No cache may keep it.
+const NO_CACHE: HeaderValue = HeaderValue::from_static("no-cache, must-revalidate");
+
+fn event_stream(bytes: BoxStream<'static, Bytes>) -> Response {
+    let mut response = Response::builder()
+        .content_type("text/event-stream; charset=utf-8")
+        .body(Body::from_bytes_stream(bytes.map(Ok::<_, io::Error>)));
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, NO_CACHE);
+    // A proxy that waits for more would undo the stream.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+fn event_stream_meta<C: Type>() -> MetaMediaType {
+    let events = MetaSchema {
+        items: Some(Box::new(C::schema_ref())),
+        ..MetaSchema::new_with_format("array", "event-stream")
+    };
+    MetaMediaType {
+        content_type: "text/event-stream",
+        schema: MetaSchemaRef::Inline(Box::new(events)),
+    }
+}
+
+/// Server-sent events whose data are `C`.
+pub struct EventStream<C>(BoxStream<'static, Bytes>, PhantomData<C>);
+
+impl<C> EventStream<C> {
+    pub fn new(bytes: impl Stream<Item = Bytes> + Send + 'static) -> Self {
+        Self(bytes.boxed(), PhantomData)
+    }
+}
+
+impl<C: Send> IntoResponse for EventStream<C> {
+    fn into_response(self) -> Response {
+        event_stream(self.0)
+    }
+}
+
+impl<C: Type> ApiResponse for EventStream<C> {
+    fn meta() -> MetaResponses {
+        ok(vec![event_stream_meta::<C>()])
+    }
+
+    fn register(registry: &mut Registry) {
+        C::register(registry);
+    }
+}
+
 impl<W: ToJSON + Send, C: Send> IntoResponse for AnswerReply<W, C> {
     fn into_response(self) -> Response {
         let (mut response, head) = match self {
             AnswerReply::Whole(answer, head) => (Json(*answer).into_response(), head),
-            AnswerReply::Stream(bytes, head, _) => {
-                let body = Body::from_bytes_stream(bytes.map(Ok::<_, io::Error>));
-                let mut response = Response::builder()
-                    .content_type("text/event-stream; charset=utf-8")
-                    .body(body);
-                // A proxy that waits for more would undo the stream.
-                let no = HeaderValue::from_static("no");
-                response.headers_mut().insert("x-accel-buffering", no);
-                (response, head)
-            }
+            AnswerReply::Stream(bytes, head, _) => (event_stream(bytes), head),
         };
         let headers = response.headers_mut();
-        let no_cache = HeaderValue::from_static("no-cache, must-revalidate");
-        headers.insert(header::CACHE_CONTROL, no_cache);
+        headers.insert(header::CACHE_CONTROL, NO_CACHE);
         if let Ok(model) = HeaderValue::try_from(head.model) {
             headers.insert("openai-model", model);
         }
@@ -289,20 +329,11 @@ impl<W: ToJSON + Send, C: Send> IntoResponse for AnswerReply<W, C> {
 
 impl<W: ToJSON, C: Type> ApiResponse for AnswerReply<W, C> {
     fn meta() -> MetaResponses {
-        let chunks = MetaSchema {
-            items: Some(Box::new(C::schema_ref())),
-            ..MetaSchema::new_with_format("array", "event-stream")
+        let whole = MetaMediaType {
+            content_type: Json::<W>::CONTENT_TYPE,
+            schema: W::schema_ref(),
         };
-        ok(vec![
-            MetaMediaType {
-                content_type: Json::<W>::CONTENT_TYPE,
-                schema: W::schema_ref(),
-            },
-            MetaMediaType {
-                content_type: "text/event-stream",
-                schema: MetaSchemaRef::Inline(Box::new(chunks)),
-            },
-        ])
+        ok(vec![whole, event_stream_meta::<C>()])
     }
 
     fn register(registry: &mut Registry) {

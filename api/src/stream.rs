@@ -3,6 +3,7 @@
 pub mod chat;
 pub mod completion;
 pub mod job_news;
+pub mod response;
 
 use bytes::Bytes;
 use futures::future::ready;
@@ -37,10 +38,14 @@ fn push(out: &mut Vec<u8>, value: &impl ToJSON) {
 
 /// The last event of a stream that cannot go on.
 fn push_error(out: &mut Vec<u8>, error: &ApiError) {
+    note(error);
+    push(out, &error.body());
+}
+
+fn note(error: &ApiError) {
     tracing::warn!(
         detail = error.detail,
         "a stream ends with an error: {}",
         error.message
     );
-    push(out, &error.body());
 }

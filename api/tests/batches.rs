@@ -187,6 +187,26 @@ async fn completions_are_answered_too_and_streams_are_not() {
 }
 
 #[tokio::test]
+async fn a_batch_of_responses_is_answered_as_the_route_answers() {
+    let app = App::start().await;
+    let line = json!({
+        "custom_id": "a", "method": "POST", "url": "/v1/responses", "body": {"model": BASE_MODEL, "input": "hi"},
+    });
+    let fields = json!({"endpoint": "/v1/responses"});
+    let made = create(&app, &line.to_string(), fields).await.json();
+    let batch = over(&app, made["id"].as_str().unwrap()).await;
+    assert_eq!(batch["usage"]["output_tokens"], json!(3), "{batch}");
+    assert_eq!(app.worker.last().priority, Priority::Spare);
+    let answered = lines(&app, &batch, "output_file_id").await;
+    let response = &answered["a"]["response"]["body"];
+    let id = response["id"].as_str().unwrap();
+    assert_eq!(
+        app.get(&format!("/v1/responses/{id}")).await.json(),
+        *response
+    );
+}
+
+#[tokio::test]
 async fn a_bad_input_fails_the_batch_and_names_the_lines() {
     let app = App::start().await;
     let input = chats(&["a"]) + "{\n" + &chats(&["a"]);

@@ -16,6 +16,7 @@ mod models;
 mod moderations;
 mod openapi;
 mod rate_limits;
+mod response;
 mod support;
 mod tls;
 mod transport;

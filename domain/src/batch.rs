@@ -36,6 +36,7 @@ macro_rules! endpoints {
 endpoints! {
     ChatCompletions = "/v1/chat/completions",
     Completions = "/v1/completions",
+    Responses = "/v1/responses",
 }
 
 impl BatchEndpoint {

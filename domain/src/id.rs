@@ -118,6 +118,8 @@ ids! {
     BatchRequestId = "batch_req_";
     /// One chat completion.
     ChatCompletionId = "chatcmpl-";
+    /// One response.
+    ResponseId = "resp_";
     /// One completion of texts.
     CompletionId = "cmpl-";
 }

@@ -27,6 +27,7 @@ pub mod preference;
 pub mod project;
 pub mod project_user;
 pub mod rate_limit;
+pub mod response;
 pub mod scope;
 pub mod service_account;
 pub mod time;

@@ -61,19 +61,16 @@ impl Scheduler {
         Ok(n_deleted)
     }
 
-    /// Completions that were kept as long as they are to be.
+    /// Chat completions and responses that were kept as long as they are to be.
     async fn sweep_stored_answers(&self, now: Timestamp) -> Result<(), PassError> {
         let ttl_s = i64::try_from(self.shared.config.stored_answer_ttl_s).unwrap_or(i64::MAX);
         if ttl_s == 0 {
             return Ok(());
         }
         let until = Timestamp(now.0.saturating_sub(ttl_s.saturating_mul(1_000_000)));
-        let n_expired = self
-            .shared
-            .store
-            .chat_completions()
-            .remove_older(until)
-            .await?;
+        let store = &self.shared.store;
+        let n_expired = store.chat_completions().remove_older(until).await?
+            + store.responses().remove_older(until).await?;
         if n_expired > 0 {
             tracing::info!(n_expired, "stored answers expired");
         }

@@ -27,6 +27,7 @@ pub mod outbox;
 pub mod page;
 pub mod projects;
 pub mod rate_limits;
+pub mod responses;
 pub mod uploads;
 pub mod usage;
 pub mod users;
@@ -95,6 +96,8 @@ accessors! {
     leader: leader::Leader<'_>;
     /// Chat completions that clients asked to keep.
     chat_completions: chat_completions::ChatCompletions<'_>;
+    /// Responses that are kept.
+    responses: responses::Responses<'_>;
     /// Which request made which object.
     idempotency: idempotency::Idempotency<'_>;
 }

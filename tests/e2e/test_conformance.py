@@ -9,7 +9,7 @@ from pathlib import Path
 from service import MODEL, ROOT, Embedded, Production
 
 KIT = Path(os.environ.get("OPENAI_CONFORMANCE_KIT", ROOT.parent / "shared/openai")) / "sdk_conformance.py"
-SUITES = "auth,transport,models,files,uploads,ft_validation,ft_datafail,ft,chat,async"
+SUITES = "auth,transport,models,files,uploads,ft_validation,ft_datafail,ft,chat,responses,async"
 
 
 @unittest.skipUnless(KIT.is_file(), f"skipped: no conformance kit at {KIT.parent.name}/ (set OPENAI_CONFORMANCE_KIT)")
@@ -22,8 +22,8 @@ class Conformance(unittest.TestCase):
              "--fail-on", "core", "--only", SUITES, "--poll", "0.3", "--job-timeout", "300"],
             capture_output=True, text=True, timeout=900)
         self.assertEqual(done.returncode, 0, f"{done.stdout[-8000:]}\n{done.stderr[-2000:]}")
-        # What is left of its second level: stored completions, rate limits.
-        self.assertRegex(done.stdout, r"expected: \d+ passed, [0-2] failed")
+        # What is left of its second level: a call whose arguments the random model does not end in time.
+        self.assertRegex(done.stdout, r"expected: \d+ passed, [01] failed; nice: \d+ passed, 0 failed")
         print(done.stdout.strip().splitlines()[-1], file=sys.stderr)
 
     def test_the_embedded_form_conforms(self):

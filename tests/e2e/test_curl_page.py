@@ -26,3 +26,4 @@ class CurlPage(unittest.TestCase):
         self.assertIn('"chat.completion"', done.stdout)
         self.assertIn('\\"urgent\\"', done.stdout)
         self.assertIn('"open_ticket"', done.stdout)
+        self.assertIn('"previous_response_id":"resp_', done.stdout)

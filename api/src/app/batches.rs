@@ -11,7 +11,7 @@ use serde_json::Value;
 use store::{BatchError, StoreError};
 
 use super::repeat::{Repeat, Request, fingerprint};
-use super::{chat, completion, files, store_error};
+use super::{chat, completion, files, response, store_error};
 use crate::auth::Caller;
 use crate::body::Decode;
 use crate::error::{ApiError, Kind};
@@ -22,6 +22,8 @@ use crate::wire::chat_reply::ChatCompletion;
 use crate::wire::completion::CompletionOrder;
 use crate::wire::decode::{Fields, echo};
 use crate::wire::fine_tuning::unknown_file;
+use crate::wire::response::ResponseOrder;
+use crate::wire::response_reply::ResponseObject;
 
 const CREATE: &str = "POST /batches";
 
@@ -163,6 +165,14 @@ pub async fn answer(
                 ..decoded(body)?
             };
             json(&completion::whole(completion::begin(state, project, order).await?).await?)
+        }
+        BatchEndpoint::Responses => {
+            let order = ResponseOrder {
+                priority,
+                ..decoded(body)?
+            };
+            let whole = response::whole(response::begin(state, project, order).await?).await?;
+            json(&ResponseObject::from(whole))
         }
     })
 }

@@ -15,6 +15,7 @@ pub mod models;
 pub mod moderations;
 pub mod rate_limits;
 pub mod repeat;
+pub mod response;
 pub mod uploads;
 pub mod webhooks;
 pub mod workers;

@@ -13,6 +13,7 @@ pub mod job_stream;
 pub mod models;
 pub mod moderations;
 pub mod reply;
+pub mod response;
 pub mod uploads;
 pub mod webhooks;
 
@@ -29,6 +30,7 @@ pub enum Tag {
     Uploads,
     FineTuning,
     Chat,
+    Responses,
     Completions,
     Batches,
     Moderations,
@@ -45,6 +47,7 @@ pub type Api = (
     uploads::UploadsApi,
     fine_tuning::FineTuningApi,
     chat::ChatApi,
+    response::ResponseApi,
     completion::CompletionApi,
     batches::BatchesApi,
     moderations::ModerationsApi,
@@ -63,6 +66,7 @@ pub fn service() -> OpenApiService<Api, ()> {
         uploads::UploadsApi,
         fine_tuning::FineTuningApi,
         chat::ChatApi,
+        response::ResponseApi,
         completion::CompletionApi,
         batches::BatchesApi,
         moderations::ModerationsApi,

@@ -24,6 +24,7 @@ use crate::error::ApiError;
 use crate::wire::chat_reply::{ChatCompletion, ChatCompletionChunk};
 use crate::wire::completion_reply::{Completion, CompletionChunk};
 use crate::wire::decode::{At, metadata};
+use crate::wire::response_reply::{ResponseEvent, ResponseObject};
 
 /// What the headers say of being a repetition.
 pub struct RepeatHeaders(pub Repeat);
@@ -246,6 +247,7 @@ pub enum AnswerReply<W, C> {
 }
 
 pub type ChatReply = AnswerReply<ChatCompletion, ChatCompletionChunk>;
+pub type ResponseReply = AnswerReply<ResponseObject, ResponseEvent>;
 pub type CompletionReply = AnswerReply<Completion, CompletionChunk>;
 
 impl<W, C> AnswerReply<W, C> {

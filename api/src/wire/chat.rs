@@ -234,14 +234,14 @@ fn response_format(at: At) -> Result<ResponseFormat, ApiError> {
     let format = match kind {
         "text" => ResponseFormat::Text,
         "json_object" => ResponseFormat::JsonObject,
-        _ => json_schema(fields.require("json_schema")?)?,
+        _ => json_schema(fields.require("json_schema")?.object()?)?,
     };
     fields.finish()?;
     Ok(format)
 }
 
-fn json_schema(at: At) -> Result<ResponseFormat, ApiError> {
-    let mut fields = at.object()?;
+/// A schema with its name.
+pub(super) fn json_schema(mut fields: Fields) -> Result<ResponseFormat, ApiError> {
     name_of(fields.require("name")?)?;
     fields.take("description").map(At::string).transpose()?;
     let strict = fields.take("strict").map_or(Ok(false), At::boolean)?;

@@ -10,7 +10,7 @@ use crate::error::ApiError;
 /// Most messages of one request; a context holds fewer.
 const MAX_MESSAGES: usize = 8192;
 const MAX_PARTS: usize = 4096;
-const MAX_TOOLS: usize = 128;
+pub(super) const MAX_TOOLS: usize = 128;
 /// Longest name of a function or of a schema. Characters.
 const MAX_NAME_CHARS: usize = 64;
 /// Keys that the SDKs send back with an assistant's message and that say nothing to the model.

@@ -166,14 +166,7 @@ async fn generate(shared: Data<&Arc<Shared>>, request: &Request, body: Body) -> 
     {
         return refusal(*status, error);
     }
-    match asked
-        .messages
-        .last()
-        .unwrap()
-        .content
-        .as_deref()
-        .unwrap_or_default()
-    {
+    match said(&asked) {
         "too long" => refusal(
             400,
             &GenerateError::ContextLengthExceeded {
@@ -214,6 +207,12 @@ async fn generate(shared: Data<&Arc<Shared>>, request: &Request, body: Body) -> 
     }
 }
 
+/// The last message's text.
+fn said(asked: &GenerateRequest) -> &str {
+    let last = asked.messages.last().unwrap();
+    last.content.as_deref().unwrap_or_default()
+}
+
 fn refusal(status: u16, error: &GenerateError) -> Response {
     Response::builder()
         .status(StatusCode::from_u16(status).unwrap())
@@ -233,7 +232,7 @@ fn lines(events: Vec<GenerateEvent>) -> Response {
         .body(bytes)
 }
 
-/// "Hello", then " wörld" of each answer; where calls are required, two calls instead.
+/// "Hello", then " wörld" of each answer, cut off where there is "no room"; where calls are required, two calls instead.
 fn answer(asked: &GenerateRequest) -> Vec<GenerateEvent> {
     if asked.tool_choice == ToolChoice::Required {
         return calls();
@@ -251,9 +250,13 @@ fn answer(asked: &GenerateRequest) -> Vec<GenerateEvent> {
                     .collect(),
             });
         }
+        let is_cut = said(asked) == "no room";
         events.push(GenerateEvent::Finished {
             index,
-            finish_reason: FinishReason::Stop,
+            finish_reason: match is_cut {
+                true => FinishReason::Length,
+                false => FinishReason::Stop,
+            },
         });
     }
     let usage = TokenUsage {

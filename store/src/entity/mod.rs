@@ -24,6 +24,7 @@ pub mod project;
 pub mod project_user;
 pub mod rate_bucket;
 pub mod rate_limit;
+pub mod response;
 pub mod service_account;
 pub mod upload;
 pub mod upload_part;

@@ -15,6 +15,7 @@ mod models;
 mod outbox;
 mod pages;
 mod pick;
+mod responses;
 mod shared;
 mod tenancy;
 mod tenants;

@@ -12,6 +12,7 @@ use store::{AddedPart, ApplyError, BatchError, IdempotencyEntry, MetadataFilter,
 use crate::chat_completions;
 use crate::harness::{Db, on_both};
 use crate::rate_limits;
+use crate::responses;
 use crate::sample::{self, at};
 
 on_both!(a_foreign_project_sees_and_changes_nothing);
@@ -48,6 +49,8 @@ const WALKED: &[&str] = &[
     "rate_limits::draw",
     "rate_limits::list",
     "rate_limits::upsert",
+    "responses::delete",
+    "responses::find",
     "uploads::add_part",
     "uploads::cancel",
     "uploads::complete",
@@ -84,6 +87,8 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
     let stored = chat_completions::stored(&owner.id, 0, &[("k", "v")]);
     store.chat_completions().insert(&stored, &[]).await.unwrap();
     let endpoint = sample::endpoint(store, &owner, &WebhookEventType::ALL).await;
+    let turn = responses::stored(&owner.id, 0);
+    store.responses().insert(&turn).await.unwrap();
     let model = job.tuned_model_name();
     let (rates, limited) = (store.rate_limits(), rate_limits::of_model("tiny"));
     rates.upsert(&owner.id, &limited, at(0)).await.unwrap();
@@ -118,6 +123,9 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
     assert_eq!(completions.set_metadata(me, id, None).await, Ok(None));
     let listed = completions.list(me, &Default::default(), &page).await;
     assert_eq!(listed.unwrap().items, []);
+    let (responses, id) = (store.responses(), &turn.response.id);
+    assert_eq!(responses.delete(me, id).await, Ok(false));
+    assert_eq!(responses.find(me, id).await, Ok(None));
     let visible = store.checkpoints().list_visible(me, &job.id, &page).await;
     assert_eq!(visible, Err(StoreError::NotFound));
     assert_eq!(
@@ -229,6 +237,7 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
             .len(),
         15
     );
+    assert_eq!(responses.find(me, id).await, Ok(Some(turn.clone())));
     let kept = completions.find(me, &stored.completion.id).await;
     assert_eq!(kept, Ok(Some(stored.clone())));
     assert_eq!(store.files().find(me, &file.id).await, Ok(Some(file)));

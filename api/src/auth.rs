@@ -1,8 +1,11 @@
-//! Who calls: a project or an administrator, by its API key. Runs before anything else on `/v1`.
+//! Who calls: a project or an administrator, by its API key or the token of a trusted issuer. Runs before anything else
+//! on `/v1`.
 
 mod cache;
 mod extract;
+mod jwks;
 mod look_up;
+mod token;
 
 use std::sync::Arc;
 
@@ -23,8 +26,9 @@ use crate::error::{ApiError, Kind};
 use crate::state::State;
 
 pub use cache::KeyCache;
+pub use token::Issuers;
 
-/// The project that calls, and the key it calls with.
+/// The project that calls, and the key it calls with; with a token, what stands for whom it speaks for.
 #[derive(Debug, Clone)]
 pub struct Caller {
     pub project: Arc<Project>,
@@ -57,25 +61,45 @@ struct Known {
     expires_at: Option<Timestamp>,
 }
 
+/// What came as a bearer, judged without looking anything up.
+#[derive(Debug, Clone, Copy)]
+enum Bearer {
+    Key(KeyKind),
+    Token,
+}
+
+impl Bearer {
+    fn recognise(state: &State, text: &str) -> Option<Self> {
+        let key = KeyKind::recognise(text).map(Bearer::Key);
+        key.or_else(|| state.issuers.recognise(text).then_some(Bearer::Token))
+    }
+}
+
 /// Finds the caller by the `Authorization` header, and judges whether its key opens this route.
 /// Errors: 401; 403; 503 where the database cannot be asked.
 pub async fn authenticate(state: &State, request: &Request) -> Result<Principal, ApiError> {
     let headers = request.headers();
     let key = bearer(headers).ok_or_else(no_key)?;
     // Before anything is looked up: a wrong key costs no query.
-    let kind = KeyKind::recognise(&key).ok_or_else(|| wrong_key(&key))?;
+    let bearer = Bearer::recognise(state, &key).ok_or_else(|| wrong_key(&key))?;
     let hmac = key_hmac(&state.key_pepper, &key);
     let known = match state.keys.get(&hmac) {
         Some(known) => known,
         None => {
-            let known = look_up::by_hmac(state, kind, &hmac).await?;
+            let known = match bearer {
+                Bearer::Key(kind) => look_up::by_hmac(state, kind, &hmac).await?,
+                Bearer::Token => Some(token::open(state, &key).await?),
+            };
             let known = known.ok_or_else(|| wrong_key(&key))?;
             state.keys.insert(hmac, known.clone());
             known
         }
     };
     if known.expires_at.is_some_and(|at| at <= state.now()) {
-        return Err(expired(&key));
+        return Err(match bearer {
+            Bearer::Key(_) => expired(&key),
+            Bearer::Token => token::expired(),
+        });
     }
     check_tenant(headers, &known.principal)?;
     let path = request.uri().path();

@@ -66,6 +66,11 @@ impl Kind {
         }
     }
 
+    /// As the OpenAPI document names the status.
+    pub fn code(self) -> String {
+        self.status().as_str().to_owned()
+    }
+
     fn of(status: StatusCode) -> Self {
         let kind = Self::ALL.into_iter().find(|kind| kind.status() == status);
         match kind {

@@ -6,6 +6,7 @@ mod app;
 pub mod auth;
 mod batches;
 mod body;
+mod document;
 mod error;
 mod listener;
 mod multipart;
@@ -51,7 +52,7 @@ pub enum ApiStartError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Listen(#[from] ListenError),
-    #[error("cannot set up the HTTP client: {0}")]
+    #[error("cannot set up an HTTP client: {0}")]
     Client(#[from] reqwest::Error),
 }
 
@@ -79,12 +80,14 @@ pub async fn bind(options: ApiOptions) -> Result<ApiServer, ApiStartError> {
         keys: Default::default(),
         gate: Gate::new(&config.limits),
         newsroom: Default::default(),
+        issuers: auth::Issuers::new(&config.auth.issuers)?,
         http: state::worker_client()?,
         batch_made: Default::default(),
         outbound: Outbound::new(config.webhook_rules(), Lookup::System)?,
         vault: config.vault()?,
         max_file_bytes: config.api.max_file_bytes,
         max_upload_bytes: config.api.max_upload_bytes,
+        max_unfinished_jobs: config.limits.unfinished_jobs,
         scratch_dir: config.cache_dir().join("api"),
     };
     let state = Arc::new(state);
@@ -137,11 +140,5 @@ impl ApiServer {
 
 /// The OpenAPI document, as JSON that ends with a line break: what the routes say of themselves.
 pub fn openapi_document() -> String {
-    let spec = routes::service().spec();
-    // Sorted, so that a change shows where it is.
-    let mut document: serde_json::Value =
-        serde_json::from_str(&spec).expect("the document is JSON — a bug in poem-openapi");
-    document.sort_all_objects();
-    let text = serde_json::to_string_pretty(&document).expect("a value becomes JSON");
-    text + "\n"
+    document::text()
 }

@@ -1,5 +1,6 @@
 //! What surrounds every route: request id, caller, timing, the envelope for whatever goes wrong, one line of log.
 
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::time::Instant;
 
@@ -11,7 +12,8 @@ use poem::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use poem::{Endpoint, IntoResponse, PathPattern, Request, Response};
 
 use crate::auth::{Principal, authenticate};
-use crate::error::{ApiError, preflight_status};
+use crate::document;
+use crate::error::{ApiError, Kind, preflight_status};
 use crate::state::Shared;
 use crate::wire::decode::echo;
 
@@ -28,11 +30,18 @@ const EXPOSED: HeaderValue = HeaderValue::from_static(
 pub struct Outer<E> {
     inner: E,
     state: Shared,
+    /// What 405 names, by the shape of the path.
+    methods: HashMap<String, HeaderValue>,
 }
 
 impl<E> Outer<E> {
     pub fn new(inner: E, state: Shared) -> Self {
-        Self { inner, state }
+        let methods = document::methods();
+        Self {
+            inner,
+            state,
+            methods,
+        }
     }
 }
 
@@ -73,6 +82,9 @@ impl<E: Endpoint> Endpoint for Outer<E> {
             Err(error) => (error.as_response(), Some(error)),
         };
         let rate = response.data::<RateStatus>().copied();
+        if let Some(methods) = self.methods_instead(&seen, error.as_ref()) {
+            response.headers_mut().insert(header::ALLOW, methods);
+        }
         decorate(response.headers_mut(), &seen, is_api, caller.as_ref());
         if let Some(rate) = rate {
             tell_rate(response.headers_mut(), &rate);
@@ -97,6 +109,13 @@ impl<E: Endpoint> Outer<E> {
             one_segment_models(request);
         }
         Ok(())
+    }
+
+    /// The methods that the path knows, where it was asked with another one.
+    fn methods_instead(&self, seen: &Seen, error: Option<&ApiError>) -> Option<HeaderValue> {
+        let route = seen.route.as_ref()?;
+        let is_wrong = error.is_some_and(|error| error.kind == Kind::MethodNotAllowed);
+        is_wrong.then(|| self.methods.get(&document::shape(&route.0)).cloned())?
     }
 
     async fn answer(&self, request: Request, seen: &mut Seen) -> Result<Response, ApiError> {

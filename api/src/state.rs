@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 
 use crate::app::job_news::Newsroom;
 use crate::app::rate_limits::Gate;
-use crate::auth::KeyCache;
+use crate::auth::{Issuers, KeyCache};
 
 /// Shared by all requests.
 pub struct State {
@@ -29,6 +29,8 @@ pub struct State {
     pub gate: Gate,
     /// Tells those who follow a job what is new.
     pub newsroom: Newsroom,
+    /// Whose tokens open the API beside keys.
+    pub issuers: Issuers,
     /// Speaks to the workers.
     pub http: reqwest::Client,
     /// Speaks to where projects say.
@@ -40,6 +42,8 @@ pub struct State {
     pub batch_made: Notify,
     /// The same of a file that comes in parts.
     pub max_upload_bytes: u64,
+    /// Of one project.
+    pub max_unfinished_jobs: u64,
     /// Where a request may keep files while it runs.
     pub scratch_dir: PathBuf,
 }

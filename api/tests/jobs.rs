@@ -46,6 +46,28 @@ async fn a_finished_job_shows_its_result() {
 }
 
 #[tokio::test]
+async fn a_project_has_so_many_unfinished_jobs_and_no_more() {
+    let app = App::start_with(|config| config.limits.unfinished_jobs = 2).await;
+    let order = json!({"model": BASE_MODEL, "training_file": app.upload(b"{}\n").await});
+    let create = async || app.post(JOBS, order.clone()).await;
+    let first = create().await.json()["id"].as_str().unwrap().to_owned();
+    assert_eq!(create().await.status, 200);
+    let refused = create().await;
+    assert_eq!(
+        (refused.status.as_u16(), &refused.json()["error"]["message"]),
+        (
+            429,
+            &json!(
+                "This project already has 2 unfinished fine-tuning jobs. Please wait until one has ended."
+            )
+        )
+    );
+    let cancelled = app.post(&format!("{JOBS}/{first}/cancel"), json!({})).await;
+    assert_eq!(cancelled.status, 200);
+    assert_eq!(create().await.status, 200);
+}
+
+#[tokio::test]
 async fn a_failed_job_shows_why() {
     let app = App::start().await;
     let id = app.new_job(json!({})).await;

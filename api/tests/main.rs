@@ -19,6 +19,7 @@ mod rate_limits;
 mod response;
 mod support;
 mod tls;
+mod token;
 mod transport;
 mod uploads;
 mod webhooks;

@@ -31,7 +31,7 @@ fn every_operation_of_v1_needs_a_key_and_says_how_it_fails() {
             assert_eq!(has_key, path.starts_with("/v1/"), "{method} {path}");
             assert!(operation["operationId"].is_string(), "{method} {path}");
             if has_key {
-                for status in ["400", "401", "404", "500", "503"] {
+                for status in ["400", "401", "403", "404", "500", "503"] {
                     let error = &operation["responses"][status]["content"]["application/json; charset=utf-8"];
                     assert_eq!(
                         error["schema"]["$ref"], "#/components/schemas/ErrorResponse",

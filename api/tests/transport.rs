@@ -52,6 +52,13 @@ async fn an_unknown_route_and_a_wrong_method_are_refused_in_the_envelope() {
         None,
         "Not allowed to PUT on /v1/fine_tuning/jobs.",
     );
+    assert_eq!(put.header("allow"), "GET, POST");
+    let one = app.request(Method::PATCH, "/v1/files/file-x");
+    let one = Reply::of(one.send().await.unwrap()).await;
+    assert_eq!(
+        (one.status.as_u16(), one.header("allow")),
+        (405, "DELETE, GET")
+    );
     let trace = Reply::of(
         app.request(Method::TRACE, "/v1/models")
             .send()

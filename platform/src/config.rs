@@ -2,6 +2,7 @@
 //! environment and the command line, in this order; a later layer wins.
 
 mod error;
+mod issuers;
 mod layers;
 mod secret;
 mod secrets;
@@ -13,10 +14,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 pub use error::ConfigError;
+pub use issuers::{Issuer, KeysAt, Signature};
 pub use layers::{Key, env_name};
 pub use secret::Secret;
 pub use sections::{
-    ApiConfig, DatabaseConfig, LimitsConfig, LogConfig, ObjectsConfig, QueueConfig,
+    ApiConfig, AuthConfig, DatabaseConfig, LimitsConfig, LogConfig, ObjectsConfig, QueueConfig,
     SchedulerConfig, SecretsConfig, WebhooksConfig, WorkerConfig,
 };
 
@@ -81,6 +83,7 @@ pub struct Config {
     pub queue: QueueConfig,
     pub api: ApiConfig,
     pub limits: LimitsConfig,
+    pub auth: AuthConfig,
     pub scheduler: SchedulerConfig,
     pub worker: WorkerConfig,
     pub webhooks: WebhooksConfig,
@@ -97,6 +100,7 @@ impl Default for Config {
             queue: QueueConfig::default(),
             api: ApiConfig::default(),
             limits: LimitsConfig::default(),
+            auth: AuthConfig::default(),
             scheduler: SchedulerConfig::default(),
             worker: WorkerConfig::default(),
             webhooks: WebhooksConfig::default(),
@@ -294,6 +298,7 @@ impl Config {
             self.limits.requests_per_minute,
         )?;
         at_least_one("limits.tokens_per_minute", self.limits.tokens_per_minute)?;
+        at_least_one("limits.unfinished_jobs", self.limits.unfinished_jobs)?;
         at_least_one(
             "limits.concurrent_requests",
             self.limits.concurrent_requests as u64,

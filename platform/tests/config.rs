@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use platform::config::{Config, ConfigError, LogFormat, WorkerDevice, env_name};
+use platform::config::{Config, ConfigError, KeysAt, LogFormat, Signature, WorkerDevice, env_name};
 
 fn example_path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config.example.toml")
@@ -145,6 +145,38 @@ fn a_worker_s_device_is_the_cpu_a_gpu_by_its_number_or_what_there_is() {
     for text in ["", "CUDA", "cuda:", "cuda:-1", "cuda:x", "cuda:0,1"] {
         assert!(device(text).is_err(), "{text:?}");
     }
+}
+
+#[test]
+fn an_issuer_is_whole_or_refused() {
+    let issuer = |more: &str| {
+        let text = format!("[auth]\nissuers = [{{ issuer = \"i\", audience = \"a\", {more} }}]");
+        load(&text, &[], &[]).map(|config| config.auth.issuers)
+    };
+    let rest = "algorithms = [\"RS256\"]";
+    let issuers = issuer(&format!("jwks_url = \"https://id/keys\", {rest}")).unwrap();
+    assert_eq!(issuers[0].keys, KeysAt::Url("https://id/keys".to_owned()));
+    assert_eq!(issuers[0].project_claim, "project_id");
+    issuer(&format!("jwks_file = \"keys.json\", {rest}")).unwrap();
+    issuer(&format!("jwks_url = \"http://127.0.0.1:80/keys\", {rest}")).unwrap();
+    for bad in [
+        rest.to_owned(),
+        format!("jwks_url = \"http://id/keys\", {rest}"),
+        format!("jwks_url = \"http://127.0.0.1.evil/keys\", {rest}"),
+        format!("jwks_url = \"https://id\", jwks_file = \"keys.json\", {rest}"),
+        "jwks_file = \"keys.json\", algorithms = []".to_owned(),
+        "jwks_file = \"keys.json\", algorithms = [\"HS256\"]".to_owned(),
+        "jwks_file = \"keys.json\", algorithms = [\"none\"]".to_owned(),
+        format!("jwks_file = \"keys.json\", aud = \"x\", {rest}"),
+    ] {
+        assert!(
+            issuer(&bad).unwrap_err().contains("a list of issuers"),
+            "{bad}"
+        );
+    }
+    let json = r#"[{"issuer": "i", "audience": "a", "jwks_file": "k", "algorithms": ["EdDSA"]}]"#;
+    let config = load("", &[("LUTHIER_AUTH_ISSUERS", json)], &[]).unwrap();
+    assert_eq!(config.auth.issuers[0].algorithms, [Signature::EdDSA]);
 }
 
 #[test]

@@ -20,14 +20,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 import service  # noqa: E402
 import tiny_model  # noqa: E402, F401
+from issuer import Issuer  # noqa: E402
 from service import MODEL, ROOT, Embedded, Production, examples, finish, wait_until  # noqa: E402, F401
 
 MAX_FILE_BYTES = 24 << 20
-SETTINGS = {"LUTHIER_API_MAX_FILE_BYTES": str(MAX_FILE_BYTES)}
+ISSUER = Issuer()
+MAX_UNFINISHED_JOBS = 20
+SETTINGS = {
+    "LUTHIER_API_MAX_FILE_BYTES": str(MAX_FILE_BYTES), "LUTHIER_AUTH_ISSUERS": ISSUER.setting(),
+    "LUTHIER_LIMITS_UNFINISHED_JOBS": str(MAX_UNFINISHED_JOBS),
+}
 MULTIPART = "multipart/form-data; boundary=XX"
 # What an error must never show: how the service is made, where it lies, what opens it.
 INSIDES = re.compile(
-    r"panicked|backtrace|\bSELECT |\bINSERT INTO |sqlx|sea_orm|sqlite|SQLite|/tmp/|/home/|/root/|\.rs:\d|postgres(ql)?://|amqp://")
+    r"panicked|backtrace|\bSELECT |\bINSERT INTO |sqlx|sea_orm|sqlite|SQLite|/(tmp|home|root)/|\.rs:\d|postgres(ql)?://|amqp://")
 
 
 class Bounded:
@@ -127,7 +133,7 @@ class Target:
     """A running service. `a` attacks, `b` is another project of its organisation, `c` one of another organisation."""
 
     def __init__(self, form):
-        self.service = form()
+        self.service, self.issuer = form(), ISSUER
         self.address = ("127.0.0.1", self.service.port)
         organization, project = self.rows("select organization_id, id from projects")[0]
         self.a = Tenant(self, project, self.service.key)
@@ -139,13 +145,23 @@ class Target:
         for tenant in (self.b, self.c):
             tenant.job_id
         self.began = time.monotonic()
+        self.revoked_key = self.key("--project", "default", "--name", "revoked")
+        assert self.send("GET", "/v1/models", key=self.revoked_key).status == 200
+        self.execute("update api_keys set revoked_at = 1 where name = 'revoked'")
         self.dribbling = Dribble([self.begin_slowly(i) for i in range(60)])
 
     def tenant(self, name, organization):
         project = f"proj_{secrets.token_hex(12)}"
         self.execute("insert into projects (id, organization_id, name, created_at) "
                      f"values ('{project}', '{organization}', '{name}', 1)")
-        return Tenant(self, project, self.service.luthier("key", "create", "--project", name, *self.service.place))
+        return Tenant(self, project, self.key("--project", name))
+
+    def key(self, *order):
+        return self.service.luthier("key", "create", *order, *self.service.place)
+
+    @functools.cached_property
+    def admin_key(self):
+        return self.service.luthier("admin-key", "create", *self.service.place)
 
     @property
     def is_embedded(self):
@@ -206,7 +222,7 @@ class Target:
         """The answer, judged. `body`: bytes, or what becomes JSON. `key`: another than A's; `""`: none."""
         return self.send_unjudged(method, path, body, **options).judge()
 
-    def send_unjudged(self, method, path, body=None, *, key=None, headers=()):
+    def send_unjudged(self, method, path, body=None, *, key=None, headers=(), address=None):
         key = self.a.key if key is None else key
         headers = dict(headers)
         if key:
@@ -214,7 +230,7 @@ class Target:
         if body is not None and not isinstance(body, bytes):
             body = json.dumps(body).encode()
             headers.setdefault("Content-Type", "application/json")
-        connection = http.client.HTTPConnection(*self.address, timeout=60)
+        connection = http.client.HTTPConnection(*(address or self.address), timeout=60)
         try:
             try:
                 connection.request(method, path, body, headers)

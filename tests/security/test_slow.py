@@ -1,4 +1,5 @@
-"""Clients that say next to nothing for long (API4). They begin when the service starts, and are judged at the end of the run."""
+"""What takes its time: keys that were revoked (API2), clients that say next to nothing (API4). It begins when the service starts, and is
+judged at the end of the run."""
 
 import time
 
@@ -10,6 +11,12 @@ BODY_S, HEAD_S = 30, 60
 
 @in_both_forms
 class Slow:
+    def test_s05_a_key_that_was_revoked_by_another_process(self):
+        def is_refused():
+            return self.send("GET", "/v1/models", key=self.target.revoked_key).status == 401
+
+        wait_until("the key opens nothing any more", is_refused, max(1, self.target.began + 61 - time.monotonic()))
+
     def test_s57_clients_that_dribble(self):
         dribbling = self.target.dribbling
         begun = time.monotonic()

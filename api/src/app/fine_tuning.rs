@@ -60,10 +60,13 @@ pub async fn create(
         now,
     );
     let entry = request.entry(now);
+    let limits = InsertLimits {
+        max_active: Some(state.max_unfinished_jobs),
+    };
     let inserted = state
         .store
         .jobs()
-        .insert(&job, events, &InsertLimits::default(), Some(&entry))
+        .insert(&job, events, &limits, Some(&entry))
         .await;
     match inserted {
         Ok(()) => Ok(Created {

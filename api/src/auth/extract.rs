@@ -33,7 +33,7 @@ impl<'a> ApiExtractor<'a> for Caller {
     type ParamRawType = ();
 
     fn register(registry: &mut Registry) {
-        let description = "A project's API key: `Authorization: Bearer sk-proj-…`.";
+        let description = "A project's API key: `Authorization: Bearer sk-proj-…`; or a token (JWT) of an issuer that the operator trusts.";
         register(registry, PROJECT_KEY, description);
     }
 

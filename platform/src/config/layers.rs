@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use super::sections::{Raw, Section, SectionKey, SetError};
 use super::value::ConfigValue;
 use super::{
-    ApiConfig, Config, ConfigError, DatabaseConfig, LimitsConfig, LogConfig, ObjectsConfig,
-    QueueConfig, SchedulerConfig, SecretsConfig, WebhooksConfig, WorkerConfig,
+    ApiConfig, AuthConfig, Config, ConfigError, DatabaseConfig, LimitsConfig, LogConfig,
+    ObjectsConfig, QueueConfig, SchedulerConfig, SecretsConfig, WebhooksConfig, WorkerConfig,
 };
 
 /// Variables that start with these belong to the tests and the build, not to the configuration;
@@ -44,6 +44,7 @@ pub(super) fn keys() -> Vec<Key> {
     .chain(of("queue", QueueConfig::keys()))
     .chain(of("api", ApiConfig::keys()))
     .chain(of("limits", LimitsConfig::keys()))
+    .chain(of("auth", AuthConfig::keys()))
     .chain(of("scheduler", SchedulerConfig::keys()))
     .chain(of("worker", WorkerConfig::keys()))
     .chain(of("webhooks", WebhooksConfig::keys()))
@@ -206,6 +207,7 @@ fn store(
         Some(("queue", key)) => config.queue.set(key, value),
         Some(("api", key)) => config.api.set(key, value),
         Some(("limits", key)) => config.limits.set(key, value),
+        Some(("auth", key)) => config.auth.set(key, value),
         Some(("scheduler", key)) => config.scheduler.set(key, value),
         Some(("worker", key)) => config.worker.set(key, value),
         Some(("webhooks", key)) => config.webhooks.set(key, value),

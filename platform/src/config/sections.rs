@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::value::ConfigValue;
-use super::{LogFormat, Secret, WorkerDevice};
+use super::{Issuer, LogFormat, Secret, WorkerDevice};
 use crate::outbound::AllowedHost;
 
 /// Why a value could not be stored in a section.
@@ -144,7 +144,7 @@ section! {
 }
 
 section! {
-    /// `[limits]`: what one project may ask of generated text, where it has no limit of its own.
+    /// `[limits]`: what one project may ask for; of generated text where it has no limit of its own.
     LimitsConfig {
         /// Requests a minute to one base model and what is tuned from it, over all API processes.
         requests_per_minute: u64 = 10_000,
@@ -152,6 +152,16 @@ section! {
         tokens_per_minute: u64 = 10_000_000,
         /// Requests of one project that one API process answers at the same time.
         concurrent_requests: usize = 512,
+        /// Fine-tuning jobs of one project that have not ended.
+        unfinished_jobs: u64 = 100,
+    }
+}
+
+section! {
+    /// `[auth]`: who is let in beside keys.
+    AuthConfig {
+        /// Whose bearer tokens (JWTs) stand for a project.
+        issuers: Vec<Issuer> = Vec::new(),
     }
 }
 

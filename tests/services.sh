@@ -2,6 +2,7 @@
 
 OPENAI_PYTHON=3.54.0
 OPENAI_NODE=7.57.0
+SCHEMATHESIS=4.32.5
 
 apt_install() {
     command -v apt-get >/dev/null || { echo "needs $*: install them by hand, this is no Debian"; return 1; }
@@ -57,11 +58,11 @@ start_rabbitmq() {
 }
 
 install_python_sdk() {
-    local venv=$tools/venv stamp=$tools/venv/.openai-$OPENAI_PYTHON
+    local venv=$tools/venv stamp=$tools/venv/.openai-$OPENAI_PYTHON-schemathesis-$SCHEMATHESIS
     [ -f "$stamp" ] && return 0
     python3 -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv
     python3 -m venv "$venv"
-    "$venv/bin/pip" install --quiet "openai==$OPENAI_PYTHON" jsonschema==4.26.0 pyyaml==6.0.3 >"$log/pip.log" 2>&1 ||
+    "$venv/bin/pip" install --quiet "openai==$OPENAI_PYTHON" jsonschema==4.26.0 pyyaml==6.0.3 "schemathesis==$SCHEMATHESIS" >"$log/pip.log" 2>&1 ||
         { tail -n 20 "$log/pip.log"; return 1; }
     touch "$stamp"
 }

@@ -22,7 +22,16 @@ async fn main() -> Result<(), Failure> {
     match args[..] {
         ["worker", address] => worker(address).await,
         ["watch", address, path, key, n] => watch(address, path, key, n.parse()?).await,
-        [method @ ("get" | "post"), address, path, key, body, connections, seconds, rate] => {
+        [
+            method @ ("get" | "post"),
+            address,
+            path,
+            key,
+            body,
+            connections,
+            seconds,
+            rate,
+        ] => {
             let request = request(method, path, key, body);
             let load = Load {
                 address: address.to_owned(),
@@ -78,7 +87,11 @@ impl Load {
         }))
     }
 
-    async fn send(self: Arc<Self>, begun: Instant, turn: Arc<AtomicU64>) -> Result<Vec<f64>, Failure> {
+    async fn send(
+        self: Arc<Self>,
+        begun: Instant,
+        turn: Arc<AtomicU64>,
+    ) -> Result<Vec<f64>, Failure> {
         let mut connection = Connection::open(&self.address).await?;
         let mut latencies_s = Vec::new();
         loop {
@@ -129,11 +142,15 @@ async fn read_head(stream: &mut BufReader<TcpStream>) -> Result<String, Failure>
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await?);
     }
-    Ok(String::from_utf8(head)?.to_ascii_lowercase().replacen("http/", "HTTP/", 1))
+    Ok(String::from_utf8(head)?
+        .to_ascii_lowercase()
+        .replacen("http/", "HTTP/", 1))
 }
 
 fn content_length(head: &str) -> Option<usize> {
-    let line = head.lines().find_map(|line| line.strip_prefix("content-length:"))?;
+    let line = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length:"))?;
     line.trim().parse().ok()
 }
 
@@ -150,7 +167,9 @@ async fn watch(address: &str, path: &str, key: &str, n: usize) -> Result<(), Fai
         held.push(stream);
     }
     println!("open");
-    tokio::io::stdin().read_to_end(&mut Vec::new()).await?;
+    let until_closed = || std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+    tokio::task::spawn_blocking(until_closed).await??;
+    drop(held);
     Ok(())
 }
 

@@ -19,7 +19,7 @@ enum Ground {
 use Ground::{Organization, Project};
 
 /// A path, and everything below it. The first row that fits counts.
-const TABLE: [(&str, Ground); 18] = [
+const TABLE: &[(&str, Ground)] = &[
     ("/v1/organization", Organization),
     ("/v1/fine_tuning/checkpoints", Organization),
     ("/v1/fine_tuning/alpha/graders", Project(Resource::Evals)),
@@ -29,7 +29,11 @@ const TABLE: [(&str, Ground); 18] = [
     ("/v1/uploads", Project(Resource::Files)),
     ("/v1/models", Project(Resource::Models)),
     ("/v1/x/models", Project(Resource::Models)),
+    ("/v1/x/model_aliases", Project(Resource::Models)),
     ("/v1/x/adapters", Project(Resource::Models)),
+    // A dry run is a job but for its training.
+    ("/v1/x/files", Project(Resource::FineTuning)),
+    ("/v1/x/dry_runs", Project(Resource::FineTuning)),
     ("/v1/chat", Project(Resource::Answers)),
     ("/v1/completions", Project(Resource::Answers)),
     ("/v1/responses", Project(Resource::Answers)),

@@ -9,7 +9,7 @@ mod token;
 
 use std::sync::Arc;
 
-use domain::api_key::{KeyKind, redact};
+use domain::api_key::{KeyKind, redact, spell};
 use domain::id::KeyId;
 use domain::project::{Organization, Project};
 use domain::scope::Scopes;
@@ -126,6 +126,26 @@ impl Principal {
         match self {
             Principal::Project(caller) => Some(&caller.project),
             Principal::Admin(_) => None,
+        }
+    }
+}
+
+/// The secret of a new key, and what is kept of it.
+pub struct NewSecret {
+    /// Shown once, then forgotten.
+    pub value: String,
+    pub hmac: String,
+    pub redacted: String,
+}
+
+impl NewSecret {
+    /// Draws a secret.
+    pub fn mint(pepper: &Secret<String>, kind: KeyKind) -> Self {
+        let value = spell(kind, &rand::random());
+        Self {
+            hmac: key_hmac(pepper, &value),
+            redacted: redact(&value),
+            value,
         }
     }
 }

@@ -66,8 +66,20 @@ fn operations(document: &mut Value) -> impl Iterator<Item = (&String, &mut Map<S
     paths.filter_map(|(path, methods)| Some((path, methods.as_object_mut()?)))
 }
 
-/// Adds what an operation can answer without having been asked.
+/// Adds how an operation reads an object in its query, and what it can answer without having been asked.
 fn complete(operation: &mut Value) {
+    let parameters = operation.get_mut("parameters");
+    for parameter in parameters
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+    {
+        if parameter["schema"]["type"] == "object" {
+            // `metadata[key]=value`, which nothing else in the framework can say.
+            parameter["style"] = "deepObject".into();
+            parameter["explode"] = true.into();
+        }
+    }
     let has_key = operation.get("security").is_some();
     let has_body = operation.get("requestBody").is_some();
     let error = operation["responses"][Kind::BadRequest.code()].clone();

@@ -164,7 +164,7 @@ impl ApiError {
 
     /// The same request may be answered a moment later.
     pub fn is_passing(&self) -> bool {
-        matches!(self.kind, Kind::Unavailable | Kind::TooManyRequests)
+        self.kind == Kind::Unavailable
     }
 
     #[must_use]

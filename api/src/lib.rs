@@ -85,6 +85,8 @@ pub async fn bind(options: ApiOptions) -> Result<ApiServer, ApiStartError> {
         batch_made: Default::default(),
         outbound: Outbound::new(config.webhook_rules(), Lookup::System)?,
         vault: config.vault()?,
+        ledger: Default::default(),
+        prices: config.prices.models.clone(),
         max_file_bytes: config.api.max_file_bytes,
         max_upload_bytes: config.api.max_upload_bytes,
         max_unfinished_jobs: config.limits.unfinished_jobs,
@@ -127,13 +129,17 @@ impl ApiServer {
         let routes = routes::service().into_endpoint().data(self.state.clone());
         let public = Outer::new(routes, self.state.clone());
         let operational = operational::endpoint(self.state.clone(), self.metrics);
+        let (ledger, store) = (&self.state.ledger, &self.state.store);
         tracing::info!(address = %self.public.address(), "the API answers");
         tokio::join!(
             self.public.serve(public, shutdown.begun()),
             self.operational.serve(operational, shutdown.begun()),
             self.batches.run(shutdown.clone()),
             self.state.newsroom.run(&self.state.store, shutdown.clone()),
+            ledger.keep(store, shutdown.begun()),
         );
+        // What was answered while we stopped.
+        ledger.flush(store).await;
         Ok(())
     }
 }

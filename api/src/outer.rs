@@ -85,6 +85,10 @@ impl<E: Endpoint> Endpoint for Outer<E> {
         if let Some(methods) = self.methods_instead(&seen, error.as_ref()) {
             response.headers_mut().insert(header::ALLOW, methods);
         }
+        if matches!(caller, Some(Principal::Admin(_))) && seen.method != Method::GET {
+            // Whatever an administrator took away is gone at once in this process.
+            self.state.keys.forget();
+        }
         decorate(response.headers_mut(), &seen, is_api, caller.as_ref());
         if let Some(rate) = rate {
             tell_rate(response.headers_mut(), &rate);

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use domain::id::Entropy;
 use domain::time::Timestamp;
-use platform::config::Secret;
+use platform::config::{ModelPrice, Secret};
 use platform::objects::Objects;
 use platform::outbound::Outbound;
 use platform::service_token::ServiceKey;
@@ -15,6 +15,7 @@ use store::Store;
 use tokio::sync::Notify;
 
 use crate::app::job_news::Newsroom;
+use crate::app::ledger::Ledger;
 use crate::app::rate_limits::Gate;
 use crate::auth::{Issuers, KeyCache};
 
@@ -37,6 +38,9 @@ pub struct State {
     pub outbound: Outbound,
     /// Seals what is kept of their secrets.
     pub vault: Vault,
+    /// What answers took and is not stored yet.
+    pub ledger: Arc<Ledger>,
+    pub prices: Vec<ModelPrice>,
     pub max_file_bytes: u64,
     /// Somebody made a batch here.
     pub batch_made: Notify,

@@ -425,3 +425,13 @@ async fn the_same_key_makes_one_batch() {
     assert_eq!(first.json()["id"], second.json()["id"]);
     assert_eq!(second.header("idempotent-replayed"), "true");
 }
+
+#[tokio::test]
+async fn the_limits_of_a_minute_are_for_live_requests() {
+    let app = App::start_with(|config| config.limits.requests_per_minute = 1).await;
+    let batch = over(&app, &created(&app, &chats(&["hi", "ho", "hu"])).await).await;
+    assert_eq!(batch["request_counts"]["completed"], 3);
+    let live = json!({"model": BASE_MODEL, "messages": [{"role": "user", "content": "hi"}]});
+    assert_eq!(app.post(CHAT, live.clone()).await.status, 200);
+    assert_eq!(app.post(CHAT, live).await.status, 429);
+}

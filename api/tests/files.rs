@@ -4,7 +4,7 @@ use futures::StreamExt;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{App, Reply};
+use crate::support::{self, App, Reply};
 
 /// A form as it stands on the wire, so that order and spelling are the test's own.
 fn form(parts: &[(&str, Option<&str>, &[u8])]) -> Vec<u8> {
@@ -221,12 +221,17 @@ async fn a_batch_file_is_jsonl_and_goes_after_thirty_days() {
 
 #[tokio::test]
 async fn a_batch_file_above_its_limit_is_refused_wherever_its_purpose_stands() {
+    const LIMIT: usize = 200 << 20;
     let app = App::start().await;
-    let content = vec![b' '; (200 << 20) + 1];
-    let file = ("file", Some("a.jsonl"), content.as_slice());
+    let purpose = form(&[purpose("batch")]);
+    let (purpose, end) = purpose.split_at(purpose.len() - "--XX--\r\n".len());
+    let head =
+        "--XX\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.jsonl\"\r\n\r\n";
     let message = "The request body is too large: at most 209715200 bytes are accepted.";
-    for parts in [[purpose("batch"), file], [file, purpose("batch")]] {
-        let refused = send(&app, form(&parts)).await;
+    for (before, behind) in [(purpose, &b""[..]), (b"", purpose)] {
+        let before = [before, head.as_bytes()].concat();
+        let behind = [b"\r\n", behind, end].concat();
+        let refused = send(&app, support::body(before, LIMIT + 1, behind)).await;
         refused.assert_error(413, None, None, message);
     }
     assert_eq!(n_objects(&app), 0);

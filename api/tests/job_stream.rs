@@ -81,7 +81,10 @@ async fn events_come_as_they_happen_and_the_job_at_the_end() {
         assert_eq!(data(&last), ended);
         assert_eq!(ended["status"], "succeeded");
         let events = format!("/v1/fine_tuning/jobs/{job}/events?limit=100");
-        let mut listed = app.get(&events).await.json()["data"].as_array().unwrap().clone();
+        let mut listed = app.get(&events).await.json()["data"]
+            .as_array()
+            .unwrap()
+            .clone();
         listed.reverse();
         let read: Vec<Value> = rest.iter().map(|block| data(block)).collect();
         assert_eq!(read, listed[1..]);

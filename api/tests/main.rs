@@ -2,16 +2,20 @@
 
 mod access;
 mod adapters;
+mod administration;
 mod auth;
 mod batches;
 mod chat;
 mod chat_completions;
+mod dry_runs;
+mod embeddings;
 mod export;
 mod files;
 mod fine_tuning;
 mod job_stream;
 mod jobs;
 mod logs;
+mod model_aliases;
 mod models;
 mod moderations;
 mod openapi;
@@ -22,5 +26,6 @@ mod tls;
 mod token;
 mod transport;
 mod uploads;
+mod usage;
 mod webhooks;
 mod x_training;

@@ -1,10 +1,10 @@
 //! Limits of requests and tokens on generated text.
 
 use domain::id::JobId;
-use domain::rate_limit::{ModelRateLimit, RateLimit};
+use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{App, BASE_MODEL, Reply, now};
+use crate::support::{App, BASE_MODEL, Reply};
 
 async fn chat(app: &App, key: &str, fields: Value) -> Reply {
     let mut body = json!({"model": BASE_MODEL, "messages": [{"role": "user", "content": "hi"}]});
@@ -105,15 +105,17 @@ async fn a_project_s_own_limit_holds_for_what_is_tuned_from_the_model() {
     let app = App::start().await;
     let job = JobId::parse(&app.new_job(json!({})).await).unwrap();
     let tuned = app.succeed(&job).await;
-    let own = ModelRateLimit {
-        model: BASE_MODEL.to_owned(),
-        limit: RateLimit {
-            requests_per_minute: 1,
-            tokens_per_minute: 1_000,
-        },
+    let path = format!("/organization/projects/{}/rate_limits", app.project.id);
+    let listed = app.admin(Method::GET, &path, json!(null)).await.json();
+    let of = |requests: u64| {
+        json!({"id": "rl-tiny-llama", "object": "project.rate_limit", "model": BASE_MODEL,
+            "max_requests_per_1_minute": requests, "max_tokens_per_1_minute": 10_000_000})
     };
-    let rates = app.store.rate_limits();
-    rates.upsert(&app.project.id, &own, now()).await.unwrap();
+    assert_eq!(listed["data"], json!([of(10_000)]));
+    let change = json!({"max_requests_per_1_minute": 1});
+    let path = format!("{path}/rl-tiny-llama");
+    let changed = app.admin(Method::POST, &path, change).await;
+    assert_eq!(changed.json(), of(1));
     assert_eq!(chat(&app, &app.key, json!({})).await.status, 200);
     let refused = chat(&app, &app.key, json!({"model": tuned})).await;
     assert_eq!(refused.status, 429);
@@ -153,4 +155,36 @@ async fn two_processes_keep_one_limit() {
         n_answered += u32::from(sent.status() == 200);
     }
     assert_eq!(n_answered, 5);
+}
+
+#[tokio::test]
+async fn a_limit_that_cannot_be_is_refused_by_name() {
+    let app = App::start().await;
+    let path = format!("/organization/projects/{}/rate_limits", app.project.id);
+    for (change, code, param) in [
+        (
+            json!({"max_requests_per_1_minute": 0}),
+            "integer_below_min_value",
+            "max_requests_per_1_minute",
+        ),
+        (
+            json!({"max_images_per_1_minute": 1}),
+            "unsupported_parameter",
+            "max_images_per_1_minute",
+        ),
+        (json!({"model": "x"}), "unknown_parameter", "model"),
+    ] {
+        let reply = app
+            .admin(Method::POST, &format!("{path}/rl-tiny-llama"), change)
+            .await;
+        reply.assert_refused(code, param);
+    }
+    let unknown = app
+        .admin(Method::POST, &format!("{path}/rl-no"), json!({}))
+        .await;
+    assert_eq!(unknown.status, 404);
+    let after = app
+        .admin(Method::GET, &format!("{path}?after=rl-no"), json!(null))
+        .await;
+    assert_eq!(after.status, 404);
 }

@@ -37,6 +37,7 @@ endpoints! {
     ChatCompletions = "/v1/chat/completions",
     Completions = "/v1/completions",
     Responses = "/v1/responses",
+    Embeddings = "/v1/embeddings",
 }
 
 impl BatchEndpoint {

@@ -92,6 +92,8 @@ ids! {
     PartId = "part_";
     /// A fine-tuning job.
     JobId = "ftjob-";
+    /// A job that is judged and never made.
+    DryRunId = "dryrun_";
     /// One line of a job's public story.
     EventId = "ftevent-";
     /// A checkpoint of a job.

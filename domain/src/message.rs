@@ -309,6 +309,47 @@ pub enum GenerateError {
     Internal { reason: String },
 }
 
+/// `POST /v1/embed` at the worker: what a model makes of one text as a whole, as [`EmbedEvent`] lines (NDJSON).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EmbedRequest {
+    pub model: ServedModel,
+    pub input: Prompt,
+    #[serde(default, skip_serializing_if = "Priority::is_live")]
+    pub priority: Priority,
+}
+
+/// One line of the worker's answer; before the first one an error comes as the body of a 4xx/5xx reply.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum EmbedEvent {
+    /// The text waits or is being read: comes at once, and again every few seconds.
+    Queued,
+    /// Last line of a complete answer.
+    Embedded(Embedded),
+    /// Last line of a broken one.
+    Failed { error: GenerateError },
+}
+
+/// What a model makes of a text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Embedded {
+    /// (D): the mean over the tokens of the last layer's states after the last norm, of unit length.
+    pub embedding: Vec<f32>,
+    pub prompt_tokens: u64,
+}
+
+impl From<GenerateError> for EmbedEvent {
+    fn from(error: GenerateError) -> Self {
+        EmbedEvent::Failed { error }
+    }
+}
+
+impl From<GenerateError> for GenerateEvent {
+    fn from(error: GenerateError) -> Self {
+        GenerateEvent::Failed { error }
+    }
+}
+
 /// `POST /v1/export` at the worker: a base model and its adapter as one, as bytes: a zip for `merged`, else the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExportRequest {

@@ -43,6 +43,14 @@ impl<T> Page<T> {
         Some(Self::from_overfetch(items, request.limit))
     }
 
+    /// Errors: the first one that `f` has.
+    pub fn try_map<U, E>(self, f: impl FnMut(T) -> Result<U, E>) -> Result<Page<U>, E> {
+        Ok(Page {
+            items: self.items.into_iter().map(f).collect::<Result<_, E>>()?,
+            has_more: self.has_more,
+        })
+    }
+
     pub fn map<U>(self, f: impl FnMut(T) -> U) -> Page<U> {
         Page {
             items: self.items.into_iter().map(f).collect(),

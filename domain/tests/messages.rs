@@ -300,6 +300,28 @@ fn a_request_for_an_answer() {
 }
 
 #[test]
+fn a_request_for_an_embedding_and_its_answer() {
+    let model = ServedModel {
+        base_model: "tiny".into(),
+        adapter: Some(adapter(6)),
+    };
+    let request = EmbedRequest {
+        model,
+        input: Prompt::Tokens(vec![1, 5]),
+        priority: Priority::Spare,
+    };
+    check("embed_request", &request);
+    check("embed_event_queued", &EmbedEvent::Queued);
+    let embedded = EmbedEvent::Embedded(Embedded {
+        embedding: vec![0.6, -0.8],
+        prompt_tokens: 2,
+    });
+    check("embed_event_embedded", &embedded);
+    let error = GenerateError::Busy;
+    check("embed_event_failed", &EmbedEvent::Failed { error });
+}
+
+#[test]
 fn the_lines_of_an_answer() {
     let logprob = TokenLogprob {
         token: "hé".into(),

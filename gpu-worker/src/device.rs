@@ -307,6 +307,23 @@ impl Device {
         })
     }
 
+    /// What the base, perhaps with an adapter, makes of a text as a whole: [`engine::generate::Embedding`], on the CPU. Dropping the
+    /// future ends it within one step.
+    pub(crate) async fn embed(
+        &self,
+        base: BaseFolder,
+        adapter: Option<Arc<Adapter>>,
+        tokens: Vec<u32>,
+    ) -> Result<Vec<f32>, DeviceError> {
+        let embed = |reply| serving::Command::Embed {
+            base,
+            adapter,
+            tokens,
+            reply,
+        };
+        ask(&self.serving, embed).await
+    }
+
     /// Makes a trainer, loading the base first where needed; it lives until the returned guard is dropped. One at a time: a second one replaces the first.
     pub(crate) async fn begin_training(
         &self,

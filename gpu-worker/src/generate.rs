@@ -1,6 +1,9 @@
-//! The worker's HTTP door: `POST /v1/generate` streams one conversation's answers as lines of JSON, `POST /v1/export` is `export`'s, `GET /healthz` says that the process lives. It turns messages into tokens and tokens into text; the device computes.
+//! The worker's HTTP door: `POST /v1/generate` streams one conversation's answers as lines of JSON, `POST /v1/embed` is `embed`'s,
+//! `POST /v1/export` is `export`'s, `GET /healthz` says that the process lives. It turns messages into tokens and tokens into text; the
+//! device computes.
 
 mod answer;
+mod embed;
 mod grammar;
 mod places;
 mod stop;
@@ -44,6 +47,7 @@ pub(crate) fn routes(worker: Arc<Worker>, key: ServiceKey) -> impl poem::Endpoin
     use poem::EndpointExt;
     Route::new()
         .at("/v1/generate", poem::post(generate))
+        .at("/v1/embed", poem::post(embed::embed))
         .at("/v1/export", poem::post(crate::export::export))
         .at("/healthz", poem::get(healthz))
         .data(worker)

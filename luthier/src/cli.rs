@@ -39,10 +39,25 @@ pub enum Command {
         #[command(subcommand)]
         command: AdminKeyCommand,
     },
+    /// Add users, whom keys and memberships can belong to.
+    User {
+        #[command(subcommand)]
+        command: UserCommand,
+    },
+    /// Check the log of what administrators did.
+    Audit {
+        #[command(subcommand)]
+        command: AuditCommand,
+    },
     /// Install and list base models.
     Model {
         #[command(subcommand)]
         command: ModelCommand,
+    },
+    /// Give base models other names, for every project.
+    Alias {
+        #[command(subcommand)]
+        command: AliasCommand,
     },
     /// Keep the secrets of tenants.
     Secrets {
@@ -137,6 +152,9 @@ pub struct KeyOrder {
     /// What to call the key.
     #[arg(long, value_name = "NAME", default_value = "command line")]
     pub name: String,
+    /// Make it the key of this user, a member of the project: it opens as long as the user is one [default: nobody's].
+    #[arg(long, value_name = "EMAIL")]
+    pub user: Option<String>,
     /// Restrict the key to this scope, such as `api.files.read`; may be repeated. `api.read` reads everything [default:
     /// everything].
     #[arg(long = "scope", value_name = "SCOPE")]
@@ -158,10 +176,42 @@ pub struct AdminKeyOrder {
     /// What to call the key.
     #[arg(long, value_name = "NAME", default_value = "command line")]
     pub name: String,
+    /// Make it the key of this owner of the organization: it opens as long as the user is one [default: nobody's].
+    #[arg(long, value_name = "EMAIL")]
+    pub user: Option<String>,
     #[command(flatten)]
     pub lifetime: Lifetime,
     #[command(flatten)]
     pub place: Place,
+}
+
+#[derive(Subcommand)]
+pub enum UserCommand {
+    /// Add a user to the organization and print its id. It has no login: it is whom keys can belong to.
+    Add(UserOrder),
+}
+
+#[derive(Args)]
+pub struct UserOrder {
+    #[arg(value_name = "EMAIL")]
+    pub email: String,
+    /// What to call the user [default: the address].
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// `owner`, who may administer the organization, or `reader`.
+    #[arg(long, value_name = "ROLE", default_value = "reader")]
+    pub role: String,
+    #[command(flatten)]
+    pub place: Place,
+}
+
+#[derive(Subcommand)]
+pub enum AuditCommand {
+    /// Follow the chain of hashes: an entry that was changed or taken out is named.
+    Verify {
+        #[command(flatten)]
+        place: Place,
+    },
 }
 
 /// How long a key opens.
@@ -189,6 +239,28 @@ pub enum ModelCommand {
     },
     /// List the installed base models.
     List {
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum AliasCommand {
+    /// Let a name, such as gpt-4o-mini-2024-07-18, stand for a base model.
+    Add {
+        name: String,
+        model: String,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// List the names and what they stand for.
+    List {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Let a name stand for nothing any more.
+    Remove {
+        name: String,
         #[command(flatten)]
         place: Place,
     },

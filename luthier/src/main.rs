@@ -1,5 +1,7 @@
 //! The `luthier` binary: every role of the service and the operator's commands, one subcommand each.
 
+mod alias;
+mod audit;
 mod cli;
 mod key;
 mod logging;
@@ -58,7 +60,10 @@ fn leave_no_core() -> rustix::io::Result<()> {
 }
 
 async fn run(command: cli::Command) -> anyhow::Result<()> {
-    use cli::{AdminKeyCommand, Command, KeyCommand, ModelCommand, SecretsCommand};
+    use cli::{
+        AdminKeyCommand, AliasCommand, AuditCommand, Command, KeyCommand, ModelCommand,
+        SecretsCommand, UserCommand,
+    };
     match command {
         Command::Quickstart(options) => quickstart::run(options).await,
         Command::Up(options) => up::run(options).await,
@@ -78,12 +83,31 @@ async fn run(command: cli::Command) -> anyhow::Result<()> {
             println!("{}", key::create_admin(&order).await?);
             Ok(())
         }
+        Command::User {
+            command: UserCommand::Add(order),
+        } => {
+            println!("{}", key::add_user(&order).await?);
+            Ok(())
+        }
+        Command::Audit {
+            command: AuditCommand::Verify { place },
+        } => {
+            println!("{}", audit::verify(&place).await?);
+            Ok(())
+        }
         Command::Model { command } => match command {
             ModelCommand::Pull { name, place } => model::pull_command(&place, &name).await,
             ModelCommand::Add { name, path, place } => {
                 model::add_command(&place, &name, &path).await
             }
             ModelCommand::List { place } => model::list_command(&place).await,
+        },
+        Command::Alias { command } => match command {
+            AliasCommand::Add { name, model, place } => {
+                alias::add_command(&place, &name, &model).await
+            }
+            AliasCommand::List { place } => alias::list_command(&place).await,
+            AliasCommand::Remove { name, place } => alias::remove_command(&place, &name).await,
         },
         Command::Secrets {
             command: SecretsCommand::Reseal { place },

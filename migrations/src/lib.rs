@@ -10,8 +10,11 @@ mod m20261127_000001_uploads;
 mod m20261127_000002_stored_answers;
 mod m20261127_000003_batches;
 mod m20261127_000004_administration;
+mod m20261127_000005_model_aliases;
+mod m20261127_000005_served_usage;
 mod m20261127_000005_webhooks;
 mod m20261127_000006_rate_limits;
+mod m20261127_000101_dry_runs;
 mod table;
 
 /// Every migration, oldest first.
@@ -23,12 +26,15 @@ impl MigratorTrait for Migrator {
             Box::new(m20261123_000001_first::First),
             Box::new(m20261125_000001_models_without_a_job::ModelsWithoutAJob),
             Box::new(m20261125_000002_frozen_weights::FrozenWeights),
-            Box::new(m20261127_000004_administration::Administration),
-            Box::new(m20261127_000006_rate_limits::RateLimits),
-            Box::new(m20261127_000003_batches::Batches),
-            Box::new(m20261127_000002_stored_answers::StoredAnswers),
             Box::new(m20261127_000001_uploads::Uploads),
+            Box::new(m20261127_000002_stored_answers::StoredAnswers),
+            Box::new(m20261127_000003_batches::Batches),
+            Box::new(m20261127_000004_administration::Administration),
+            Box::new(m20261127_000005_model_aliases::ModelAliases),
+            Box::new(m20261127_000005_served_usage::ServedUsage),
             Box::new(m20261127_000005_webhooks::Webhooks),
+            Box::new(m20261127_000006_rate_limits::RateLimits),
+            Box::new(m20261127_000101_dry_runs::DryRuns),
         ]
     }
 }

@@ -4,6 +4,7 @@
 mod error;
 mod issuers;
 mod layers;
+mod prices;
 mod secret;
 mod secrets;
 mod sections;
@@ -16,10 +17,11 @@ use std::path::{Path, PathBuf};
 pub use error::ConfigError;
 pub use issuers::{Issuer, KeysAt, Signature};
 pub use layers::{Key, env_name};
+pub use prices::ModelPrice;
 pub use secret::Secret;
 pub use sections::{
-    ApiConfig, AuthConfig, DatabaseConfig, LimitsConfig, LogConfig, ObjectsConfig, QueueConfig,
-    SchedulerConfig, SecretsConfig, WebhooksConfig, WorkerConfig,
+    ApiConfig, AuthConfig, DatabaseConfig, LimitsConfig, LogConfig, ObjectsConfig, PricesConfig,
+    QueueConfig, SchedulerConfig, SecretsConfig, WebhooksConfig, WorkerConfig,
 };
 
 use value::ConfigValue;
@@ -87,6 +89,7 @@ pub struct Config {
     pub scheduler: SchedulerConfig,
     pub worker: WorkerConfig,
     pub webhooks: WebhooksConfig,
+    pub prices: PricesConfig,
     pub secrets: SecretsConfig,
     pub log: LogConfig,
 }
@@ -104,6 +107,7 @@ impl Default for Config {
             scheduler: SchedulerConfig::default(),
             worker: WorkerConfig::default(),
             webhooks: WebhooksConfig::default(),
+            prices: PricesConfig::default(),
             secrets: SecretsConfig::default(),
             log: LogConfig::default(),
         }

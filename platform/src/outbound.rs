@@ -32,12 +32,15 @@ pub struct OutboundRules {
     pub allow_http: bool,
 }
 
+/// The addresses of a name.
+pub type LookupFn = dyn Fn(&str) -> Vec<IpAddr> + Send + Sync;
+
 /// Where names become addresses.
 #[derive(Clone)]
 pub enum Lookup {
     System,
     /// For tests: what the name resolves to now; nothing: it is unknown.
-    Given(Arc<dyn Fn(&str) -> Vec<IpAddr> + Send + Sync>),
+    Given(Arc<LookupFn>),
 }
 
 /// Why a URL is not called.

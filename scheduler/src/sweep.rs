@@ -16,6 +16,8 @@ use crate::scheduler::Scheduler;
 const ORPHAN_AGE_S: i64 = 24 * 3600;
 /// Workers silent for this long are forgotten. Seconds.
 const WORKER_AGE_S: i64 = 3600;
+/// Dry runs and their reports are kept this long. Seconds.
+const DRY_RUN_AGE_S: i64 = 24 * 3600;
 /// Sent messages are kept this long, for whoever looks into an incident. Seconds.
 const SENT_AGE_S: i64 = 24 * 3600;
 /// Outcomes of batches that are over, dropped at a time.
@@ -53,6 +55,7 @@ impl Scheduler {
             .purge_deliveries(now.plus_s(-DELIVERY_AGE_S))
             .await?;
         webhooks.purge_secrets(now).await?;
+        store.dry_runs().purge(now.plus_s(-DRY_RUN_AGE_S)).await?;
         let n_deleted = self.sweep_deleted_files().await?
             + self.sweep_parts(now).await?
             + self.sweep_orphans(now).await?;

@@ -1,20 +1,22 @@
-//! Judging a new job's files: every row is read, rendered and tokenized as training will do it, so
-//! that what passes here trains. A file that cannot be reached is tried again, never held against
+//! Judging the files of new jobs, and of orders that are to be judged only: every row is read, rendered and tokenized as
+//! training will do it, so that what passes here trains. A file that cannot be reached is tried again, never held against
 //! the job.
 
 mod check;
+mod doctor;
+mod dry_run;
+mod job;
 
 use std::collections::HashMap;
 
 use domain::base_model::BaseModel;
+use domain::dry_run::DryRun;
 use domain::error::JobError;
 use domain::file::File;
-use domain::id::{FileId, JobId};
-use domain::job::FineTuningJob;
-use domain::job_event::JobEvent;
+use domain::id::{DryRunId, FileId, JobId, ProjectId};
+use domain::job::{FineTuningJob, JobSpec};
 use domain::method::Method;
 use domain::time::Timestamp;
-use metrics::counter;
 use platform::objects::ObjectsError;
 use store::StoreError;
 use text::formats::RowFormat;
@@ -22,11 +24,11 @@ use text::report::FileRole;
 use tokio::task::JoinHandle;
 
 use crate::base_text::BaseTextError;
-use crate::error::{PassError, applied};
+use crate::error::PassError;
 use crate::scheduler::Scheduler;
-use check::{Checked, check};
+use check::{Found, See, check};
 
-/// Jobs validated at a time; each keeps one core busy.
+/// Jobs validated at a time, and dry runs made; each keeps one core busy. Neither waits for the other.
 pub(crate) const AT_A_TIME: usize = 2;
 /// Jobs looked at in a pass.
 const BATCH: u64 = 64;
@@ -35,7 +37,7 @@ const RETRY_S: i64 = 2;
 /// Seconds.
 const MAX_RETRY_S: i64 = 60;
 
-/// Where this process stands with a job that is to be validated.
+/// Where this process stands with what is to be validated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Validation {
     /// `n_failures`: how often the surroundings failed before.
@@ -44,8 +46,36 @@ pub(crate) enum Validation {
     Retry { at: Timestamp, n_failures: u32 },
 }
 
-/// By job. Two schedulers may validate the same job; the slower one's verdict is refused.
-pub(crate) type Validations = HashMap<JobId, Validation>;
+/// Two schedulers may validate the same; the slower one's verdict is refused.
+pub(crate) type Validations = HashMap<WorkId, Validation>;
+
+/// What is to be validated.
+enum Work {
+    Job(Box<FineTuningJob>),
+    DryRun(Box<DryRun>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum WorkId {
+    Job(JobId),
+    DryRun(ProjectId, DryRunId),
+}
+
+impl Work {
+    fn id(&self) -> WorkId {
+        match self {
+            Work::Job(job) => WorkId::Job(job.id.clone()),
+            Work::DryRun(dry_run) => WorkId::DryRun(dry_run.project_id.clone(), dry_run.id.clone()),
+        }
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Work::Job(job) => job.id.as_str(),
+            Work::DryRun(dry_run) => dry_run.id.as_str(),
+        }
+    }
+}
 
 /// Why there is no verdict yet.
 #[derive(Debug, thiserror::Error)]
@@ -56,14 +86,14 @@ enum NoVerdict {
     Objects(#[from] ObjectsError),
     #[error("{0}")]
     BaseText(#[from] BaseTextError),
-    #[error("the row of {0} is gone")]
-    NoFile(FileId),
+    #[error("the row of {file} is gone")]
+    NoFile { role: FileRole, file: FileId },
     #[error("reading {file}: {reason}")]
     Read { file: FileId, reason: String },
 }
 
 impl Scheduler {
-    /// Validates the jobs that are due and waits for the verdicts. Returns how many were started.
+    /// Validates what is due and waits for the verdicts. Returns how many were started.
     pub async fn validate_pass(&self) -> Result<usize, PassError> {
         let mut n_started = 0;
         loop {
@@ -81,31 +111,40 @@ impl Scheduler {
 
     /// Starts as many validations as there is room for; they end by themselves.
     pub(crate) async fn start_validations(&self) -> Result<Vec<JoinHandle<()>>, PassError> {
-        let mut started = Vec::new();
         if self.shared.draining.is_cancelled() {
-            return Ok(started);
+            return Ok(Vec::new());
         }
         let now = self.now().await?;
-        let jobs = self.shared.store.jobs().validating(BATCH).await?;
+        let due = self.due().await?;
         let mut validations = self.validations();
         validations.retain(|id, validation| {
-            matches!(validation, Validation::Running { .. }) || jobs.iter().any(|job| job.id == *id)
+            matches!(validation, Validation::Running { .. })
+                || due.iter().any(|work| work.id() == *id)
         });
-        for job in jobs {
-            let n_running = validations
-                .values()
-                .filter(|v| matches!(v, Validation::Running { .. }))
-                .count();
-            let n_failures = match validations.get(&job.id) {
-                _ if n_running >= AT_A_TIME => break,
+        let mut started = Vec::new();
+        for work in due {
+            let id = work.id();
+            let n_failures = match validations.get(&id) {
                 None => 0,
                 Some(Validation::Retry { at, n_failures }) if *at <= now => *n_failures,
                 Some(_) => continue,
             };
-            validations.insert(job.id.clone(), Validation::Running { n_failures });
-            started.push(tokio::spawn(self.clone().run_validation(job, n_failures)));
+            if has_room(&validations, &id) {
+                validations.insert(id, Validation::Running { n_failures });
+                started.push(tokio::spawn(self.clone().run_validation(work, n_failures)));
+            }
         }
         Ok(started)
+    }
+
+    /// Everything that waits for a verdict, oldest first of its kind.
+    async fn due(&self) -> Result<Vec<Work>, PassError> {
+        let jobs = self.shared.store.jobs().validating(BATCH).await?;
+        let dry_runs = self.shared.store.dry_runs().unfinished(BATCH).await?;
+        let jobs = jobs.into_iter().map(|job| Work::Job(Box::new(job)));
+        let dry_runs = dry_runs.into_iter();
+        let dry_runs = dry_runs.map(|dry_run| Work::DryRun(Box::new(dry_run)));
+        Ok(jobs.chain(dry_runs).collect())
     }
 
     fn validations(&self) -> std::sync::MutexGuard<'_, Validations> {
@@ -115,105 +154,50 @@ impl Scheduler {
             .expect("no holder panics — a bug in validate")
     }
 
-    async fn run_validation(self, job: FineTuningJob, n_failures: u32) {
+    async fn run_validation(self, work: Work, n_failures: u32) {
         let mut mark = Mark {
             scheduler: &self,
-            job: &job.id,
+            id: work.id(),
             next: None,
         };
-        let Err(error) = self.validate(&job).await else {
+        let judged = match &work {
+            Work::Job(job) => self.judge(job).await,
+            Work::DryRun(dry_run) => self.report_on(dry_run).await,
+        };
+        let Err(error) = judged else {
             return;
         };
         let wait_s = (RETRY_S << n_failures.min(10)).min(MAX_RETRY_S);
-        tracing::warn!(job = %job.id, %error, wait_s, "validation postponed");
+        tracing::warn!(id = work.name(), %error, wait_s, "validation postponed");
         mark.next = self.now().await.ok().map(|now| Validation::Retry {
             at: now.plus_s(wait_s),
             n_failures: n_failures + 1,
         });
     }
 
-    async fn validate(&self, job: &FineTuningJob) -> Result<(), NoVerdict> {
-        let event = self.verdict(job).await?;
-        let now = self.now().await?;
-        let Some(next) = applied(self.shared.store.jobs().apply(&job.id, event, now).await)? else {
-            tracing::info!(job = %job.id, "verdict came too late");
-            return Ok(());
-        };
-        let (state, error) = (next.state().as_str(), next.progress().error.as_ref());
-        counter!("luthier_validations_total", "state" => state).increment(1);
-        let code = error.map(|error| error.code.as_str());
-        tracing::info!(job = %job.id, state, code, "validated");
-        self.announce(&next);
-        Ok(())
-    }
-
-    async fn verdict(&self, job: &FineTuningJob) -> Result<JobEvent, NoVerdict> {
-        let base = self
-            .shared
-            .store
-            .base_models()
-            .find(&job.spec.model)
-            .await?;
-        let Some(base) = base else {
-            return Ok(refused(no_such_base(&job.spec.model)));
-        };
-        let training = self.check_file(job, &base, FileRole::Training, &job.spec.training_file);
-        let training = training.await?;
-        let validation = match &job.spec.validation_file {
-            Some(id) => Some(
-                self.check_file(job, &base, FileRole::Validation, id)
-                    .await?,
-            ),
-            None => None,
-        };
-        let checked: Vec<&Checked> = std::iter::once(&training).chain(&validation).collect();
-        let notices = checked.iter().flat_map(|checked| checked.notices.clone());
-        // Both files are read to their ends, so that one failed job names everything there is to mend.
-        if let Some(error) = checked.iter().find_map(|checked| checked.error.clone()) {
-            let lines = checked.iter().flat_map(|checked| checked.events.clone());
-            let details = notices.chain(lines).collect();
-            return Ok(JobEvent::ValidationFailed { error, details });
-        }
-        let n_examples = training.n_examples;
-        let hyperparameters = job.spec.method.resolve(n_examples, base.hidden_size);
-        let steps_per_epoch = n_examples.div_ceil(hyperparameters.batch_size.into());
-        let total_steps = u64::from(hyperparameters.n_epochs) * steps_per_epoch;
-        tracing::info!(
-            job = %job.id,
-            n_examples,
-            n_tokens = training.n_tokens,
-            longest = training.longest,
-            n_epochs = hyperparameters.n_epochs,
-            batch_size = hyperparameters.batch_size,
-            total_steps,
-            "files are good"
-        );
-        Ok(JobEvent::Validated {
-            hyperparameters,
-            total_steps,
-            details: notices.collect(),
-        })
-    }
-
-    /// Reads one file to its end, off the threads that answer the door.
-    async fn check_file(
+    /// Reads one file to its end, off the threads that answer the door, and shows `see` its good rows.
+    async fn read<S: See>(
         &self,
-        job: &FineTuningJob,
+        spec: &JobSpec,
         base: &BaseModel,
         role: FileRole,
         id: &FileId,
-    ) -> Result<Checked, NoVerdict> {
+        mut see: S,
+    ) -> Result<(Found, S), NoVerdict> {
         let file = self.shared.store.files().find_for_job(id).await?;
-        let File { object_key, .. } = file.ok_or_else(|| NoVerdict::NoFile(id.clone()))?;
+        let gone = || NoVerdict::NoFile {
+            role,
+            file: id.clone(),
+        };
+        let File { object_key, .. } = file.ok_or_else(gone)?;
         let model = self.shared.base_texts.get(base).await?;
         let body = self.shared.objects.get(&object_key).await?;
-        let format = row_format(&job.spec.method);
-        let (file_id, method) = (id.to_string(), job.spec.method.name());
-        let data = job.spec.training(base.context_length).data;
+        let format = row_format(&spec.method);
+        let data = spec.training(base.context_length).data;
         let stop = self.shared.draining.clone();
         let checking = platform::on_own_thread("validation", move || {
-            check(body, format, &model, &data, &stop)
-                .map(|found| found.judge(role, &file_id, method, &data))
+            let found = check(body, format, &model, &data, &stop, &mut see)?;
+            Ok::<_, std::io::Error>((found, see))
         });
         let failed = |reason: String| NoVerdict::Read {
             file: id.clone(),
@@ -226,10 +210,24 @@ impl Scheduler {
     }
 }
 
-/// Replaces the job's mark when its validation ends, however it ends.
+/// Whether one more may run. Of a project's dry runs one runs at a time, so that others get their turn.
+fn has_room(validations: &Validations, id: &WorkId) -> bool {
+    let running = validations.iter();
+    let running = running.filter(|(_, v)| matches!(v, Validation::Running { .. }));
+    let of_jobs = |id: &WorkId| matches!(id, WorkId::Job(_));
+    let same_kind = running.filter(|(other, _)| of_jobs(other) == of_jobs(id));
+    let same_kind: Vec<&WorkId> = same_kind.map(|(other, _)| other).collect();
+    let is_same_project = |other: &&WorkId| match (other, id) {
+        (WorkId::DryRun(theirs, _), WorkId::DryRun(project, _)) => theirs == project,
+        _ => false,
+    };
+    same_kind.len() < AT_A_TIME && !same_kind.iter().any(is_same_project)
+}
+
+/// Replaces the mark of what is validated when that ends, however it ends.
 struct Mark<'a> {
     scheduler: &'a Scheduler,
-    job: &'a JobId,
+    id: WorkId,
     next: Option<Validation>,
 }
 
@@ -237,8 +235,8 @@ impl Drop for Mark<'_> {
     fn drop(&mut self) {
         let mut validations = self.scheduler.validations();
         match self.next.take() {
-            Some(next) => validations.insert(self.job.clone(), next),
-            None => validations.remove(self.job),
+            Some(next) => validations.insert(self.id.clone(), next),
+            None => validations.remove(&self.id),
         };
         drop(validations);
         self.scheduler.shared.wake.validated.notify_one();
@@ -252,17 +250,35 @@ fn row_format(method: &Method) -> RowFormat {
     }
 }
 
-fn refused(error: JobError) -> JobEvent {
-    JobEvent::ValidationFailed {
-        error,
-        details: Vec::new(),
-    }
-}
-
 fn no_such_base(name: &str) -> JobError {
     JobError {
         code: "model_not_available".to_owned(),
         message: format!("Model {name} is not available for fine-tuning or does not exist."),
         param: Some("model".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_and_dry_runs_have_places_of_their_own_and_projects_take_turns() {
+        let running = Validation::Running { n_failures: 0 };
+        let job = |n: u8| WorkId::Job(JobId::mint([n; 24]));
+        let dry_run = |project: u8, n: u8| {
+            WorkId::DryRun(ProjectId::mint([project; 24]), DryRunId::mint([n; 24]))
+        };
+        let mut validations: Validations = HashMap::new();
+        let mut start = |id: WorkId| {
+            let room = has_room(&validations, &id);
+            if room {
+                validations.insert(id, running);
+            }
+            room
+        };
+        assert!(start(job(1)) && start(job(2)) && !start(job(3)));
+        assert!(start(dry_run(1, 1)) && !start(dry_run(1, 2)));
+        assert!(start(dry_run(2, 3)) && !start(dry_run(3, 4)));
     }
 }

@@ -1,17 +1,25 @@
 //! API keys of projects, found by the HMAC of their secret.
 
+use std::collections::HashMap;
+
 use domain::api_key::{ApiKey, KeyOwner, OwnerAccess};
+use domain::audit::AuditEntry;
 use domain::id::{KeyId, ProjectId, ServiceAccountId, UserId};
+use domain::page::{Page, PageRequest};
 use domain::project::Project;
-use domain::service_account::ServiceAccountRole;
+use domain::project_user::ProjectRole;
+use domain::service_account::{ServiceAccount, ServiceAccountRole};
 use domain::time::Timestamp;
-use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder};
+use domain::user::User;
+use sea_orm::sea_query::{Condition, Expr, ExprTrait, Query};
+use sea_orm::{ColumnTrait, EntityTrait, Insert, IntoActiveModel, QueryFilter, Select};
 
 use crate::connect::Store;
-use crate::convert::{from_json, json, optional, text};
-use crate::entity::{api_key, organization, project, project_user, service_account};
+use crate::convert::{from_code, from_json, json, optional, text};
+use crate::entity::api_key::{ActiveModel, Column, Entity};
+use crate::entity::{api_key, organization, project, project_user, service_account, user};
 use crate::error::StoreError;
-use crate::projects;
+use crate::{projects, service_accounts, users};
 
 #[derive(Clone, Copy)]
 pub struct ApiKeys<'a>(&'a Store);
@@ -30,16 +38,15 @@ impl<'a> ApiKeys<'a> {
         Self(store)
     }
 
-    pub async fn insert(self, key: &ApiKey) -> Result<(), StoreError> {
-        let insert = api_key::Entity::insert(to_row(key)?.into_active_model());
-        self.0.insert(insert).await
+    pub async fn insert(self, key: &ApiKey, entry: &AuditEntry) -> Result<(), StoreError> {
+        self.0.audited_insert(insertion(key)?, entry).await
     }
 
     /// A revoked key is not found.
     pub async fn find_by_hmac(self, hmac: &str) -> Result<Option<FoundKey>, StoreError> {
-        let select = api_key::Entity::find()
-            .filter(api_key::Column::Hmac.eq(hmac))
-            .filter(api_key::Column::RevokedAt.is_null())
+        let select = Entity::find()
+            .filter(Column::Hmac.eq(hmac))
+            .filter(Column::RevokedAt.is_null())
             .find_also_related(project::Entity)
             .find_also(project::Entity, organization::Entity);
         let row = self
@@ -82,21 +89,88 @@ impl<'a> ApiKeys<'a> {
         })
     }
 
-    /// Every key of the project, oldest first; revoked ones too.
-    pub async fn list(self, project: &ProjectId) -> Result<Vec<ApiKey>, StoreError> {
-        let select = api_key::Entity::find()
-            .filter(api_key::Column::ProjectId.eq(project.as_str()))
-            .order_by_asc(api_key::Column::CreatedAt)
-            .order_by_asc(api_key::Column::Id);
-        let rows = self.0.all(select).await?;
-        rows.into_iter().map(to_domain).collect()
+    /// The project's keys that are not revoked, each with its owner. Errors: `UnknownAfter`.
+    pub async fn list(
+        self,
+        project: &ProjectId,
+        access: AccessFilter,
+        page: &PageRequest,
+    ) -> Result<Page<OwnedKey>, StoreError> {
+        let select = live(project).filter(access.condition());
+        let page = self.0.page(select, page, Column::CreatedAt, Column::Id);
+        let page = page.await?;
+        let mut owners = self.owners(project, &page.items).await?;
+        page.try_map(|row| {
+            let key = to_domain(row)?;
+            let owner = owners.remove(&key.id).flatten();
+            Ok(OwnedKey { key, owner })
+        })
+    }
+
+    /// A key of the project that is not revoked.
+    pub async fn find(
+        self,
+        project: &ProjectId,
+        id: &KeyId,
+    ) -> Result<Option<OwnedKey>, StoreError> {
+        let select = live(project).filter(Column::Id.eq(id.as_str()));
+        let Some(row) = self.0.one(select).await? else {
+            return Ok(None);
+        };
+        let mut owners = self.owners(project, std::slice::from_ref(&row)).await?;
+        let key = to_domain(row)?;
+        let owner = owners.remove(&key.id).flatten();
+        Ok(Some(OwnedKey { key, owner }))
+    }
+
+    /// Who owns each of these keys of the project.
+    async fn owners(
+        self,
+        project: &ProjectId,
+        keys: &[api_key::Model],
+    ) -> Result<HashMap<KeyId, Option<KeyOwnerShown>>, StoreError> {
+        let ids = keys.iter().filter_map(|key| key.owner_user_id.as_deref());
+        let select = user::Entity::find().filter(user::Column::Id.is_in(ids.clone()));
+        let users = self.0.all(select).await?;
+        let select = project_user::Entity::find()
+            .filter(project_user::Column::ProjectId.eq(project.as_str()))
+            .filter(project_user::Column::UserId.is_in(ids));
+        let members = self.0.all(select).await?;
+        let ids = keys
+            .iter()
+            .filter_map(|key| key.owner_service_account_id.as_deref());
+        let select = service_account::Entity::find().filter(service_account::Column::Id.is_in(ids));
+        let accounts = self.0.all(select).await?;
+        let owner = |key: &api_key::Model| -> Result<Option<KeyOwnerShown>, StoreError> {
+            let user = users
+                .iter()
+                .find(|row| Some(&row.id) == key.owner_user_id.as_ref());
+            if let Some(user) = user {
+                let member = members.iter().find(|row| row.user_id == user.id);
+                let role = member.map(|row| from_code("role", &row.role)).transpose()?;
+                return Ok(Some(KeyOwnerShown::User(
+                    users::to_domain(user.clone())?,
+                    role,
+                )));
+            }
+            let account = accounts
+                .iter()
+                .find(|row| Some(&row.id) == key.owner_service_account_id.as_ref());
+            let account = account
+                .cloned()
+                .map(service_accounts::to_domain)
+                .transpose()?;
+            Ok(account.map(KeyOwnerShown::ServiceAccount))
+        };
+        let pair = |key: &api_key::Model| Ok((KeyId::parse(&key.id)?, owner(key)?));
+        keys.iter().map(pair).collect()
     }
 
     /// Notes the last use. The caller does so rarely: it is a write.
     pub async fn touch(self, id: &KeyId, now: Timestamp) -> Result<(), StoreError> {
-        let update = api_key::Entity::update_many()
-            .col_expr(api_key::Column::LastUsedAt, now.0.into())
-            .filter(api_key::Column::Id.eq(id.as_str()));
+        let update = Entity::update_many()
+            .col_expr(Column::LastUsedAt, now.0.into())
+            .filter(Column::Id.eq(id.as_str()));
         self.0.update(update).await.map(|_| ())
     }
 
@@ -105,15 +179,109 @@ impl<'a> ApiKeys<'a> {
         self,
         project: &ProjectId,
         id: &KeyId,
-        now: Timestamp,
+        entry: &AuditEntry,
     ) -> Result<bool, StoreError> {
-        let update = api_key::Entity::update_many()
-            .col_expr(api_key::Column::RevokedAt, now.0.into())
-            .filter(api_key::Column::ProjectId.eq(project.as_str()))
-            .filter(api_key::Column::Id.eq(id.as_str()))
-            .filter(api_key::Column::RevokedAt.is_null());
-        Ok(self.0.update(update).await? == 1)
+        let update = Entity::update_many()
+            .col_expr(Column::RevokedAt, entry.effective_at.0.into())
+            .filter(Column::ProjectId.eq(project.as_str()))
+            .filter(Column::Id.eq(id.as_str()))
+            .filter(Column::RevokedAt.is_null());
+        self.0.audited_update(update, entry).await
     }
+}
+
+fn live(project: &ProjectId) -> Select<Entity> {
+    Entity::find()
+        .filter(Column::ProjectId.eq(project.as_str()))
+        .filter(Column::RevokedAt.is_null())
+}
+
+/// A key, and who owns it; `None`: nobody, or somebody who is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnedKey {
+    pub key: ApiKey,
+    pub owner: Option<KeyOwnerShown>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyOwnerShown {
+    /// With its role in the project; `None`: it is not a member any more.
+    User(User, Option<ProjectRole>),
+    ServiceAccount(ServiceAccount),
+}
+
+impl OwnedKey {
+    /// Whether the owner may use the project.
+    pub fn access(&self) -> OwnerAccess {
+        match (&self.owner, &self.key.owner) {
+            (None, KeyOwner::Installation) => OwnerAccess::Active,
+            (Some(KeyOwnerShown::User(_, Some(_))), _) => OwnerAccess::Active,
+            (Some(KeyOwnerShown::ServiceAccount(account)), _) => match account.role {
+                ServiceAccountRole::None => OwnerAccess::NoRole,
+                _ => OwnerAccess::Active,
+            },
+            _ => OwnerAccess::Removed,
+        }
+    }
+}
+
+/// Whose keys: by what their owners may do in the project.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessFilter {
+    Any,
+    Active,
+    Inactive,
+}
+
+impl AccessFilter {
+    fn condition(self) -> Condition {
+        match self {
+            AccessFilter::Any => Condition::all(),
+            AccessFilter::Active => has_access(),
+            AccessFilter::Inactive => has_access().not(),
+        }
+    }
+}
+
+/// The owner may use the key's project; the same as [`OwnedKey::access`] says.
+fn has_access() -> Condition {
+    let key = |column: Column| Expr::col((Entity, column));
+    let members = Query::select()
+        .expr(Expr::val(1))
+        .from(project_user::Entity)
+        .and_where(
+            project_user::Column::ProjectId
+                .into_expr()
+                .eq(key(Column::ProjectId)),
+        )
+        .and_where(
+            project_user::Column::UserId
+                .into_expr()
+                .eq(key(Column::OwnerUserId)),
+        )
+        .to_owned();
+    let accounts = Query::select()
+        .expr(Expr::val(1))
+        .from(service_account::Entity)
+        .and_where(
+            service_account::Column::Id
+                .into_expr()
+                .eq(key(Column::OwnerServiceAccountId)),
+        )
+        .and_where(service_account::Column::Role.ne(ServiceAccountRole::None.as_str()))
+        .to_owned();
+    let nobody = Condition::all()
+        .add(Column::OwnerUserId.is_null())
+        .add(Column::OwnerServiceAccountId.is_null());
+    Condition::any()
+        .add(nobody)
+        .add(Expr::exists(members))
+        .add(Expr::exists(accounts))
+}
+
+/// The statement that stores a key.
+pub(crate) fn insertion(key: &ApiKey) -> Result<Insert<ActiveModel>, StoreError> {
+    Ok(Entity::insert(to_row(key)?.into_active_model()))
 }
 
 fn to_row(key: &ApiKey) -> Result<api_key::Model, StoreError> {

@@ -8,6 +8,7 @@ use domain::batch::{Batch, BatchEvent, BatchStatus, Progress};
 use domain::id::{BatchId, ProjectId};
 use domain::page::{Page, PageRequest};
 use domain::time::Timestamp;
+use domain::webhook::{WebhookEvent, WebhookEventType};
 use sea_orm::{
     ColumnTrait, DatabaseTransaction, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect,
     Select,
@@ -22,6 +23,7 @@ use crate::entity::file;
 use crate::error::{BatchError, StoreError};
 use crate::idempotency::{self, IdempotencyEntry};
 use crate::page::{Cursor, paged};
+use crate::webhooks;
 
 #[derive(Clone, Copy)]
 pub struct Batches<'a>(&'a Store);
@@ -122,7 +124,7 @@ pub(crate) fn open() -> impl Iterator<Item = &'static str> {
     open.map(BatchStatus::as_str)
 }
 
-/// Applies `event` to a row that this transaction has locked.
+/// Applies `event` to a row that this transaction has locked; whoever wants to know of an end is told of it.
 async fn change(
     tx: &DatabaseTransaction,
     locked: Model,
@@ -136,6 +138,11 @@ async fn change(
         .filter(Column::Id.eq(next.id.as_str()))
         .exec(tx)
         .await?;
+    if let Some(event_type) = WebhookEventType::of_batch(next.status()) {
+        let ended = WebhookEvent::new(event_type, next.id.as_str(), now);
+        let ended = ended.map_err(StoreError::from)?;
+        webhooks::raise(tx, &next.project_id, &ended).await?;
+    }
     Ok(next)
 }
 

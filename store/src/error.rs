@@ -23,6 +23,9 @@ pub enum StoreError {
     /// The project has as many unfinished jobs as it may have.
     #[error("the project already has {limit} unfinished jobs")]
     JobLimit { limit: u64 },
+    /// The organisation would be left without anybody who may administer it.
+    #[error("the user is the last owner of the organisation")]
+    LastOwner,
     /// The database is away, busy or slow: the same call may succeed later.
     #[error("the database is unavailable: {0}")]
     Unavailable(String),

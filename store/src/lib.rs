@@ -11,31 +11,39 @@ mod run;
 
 pub mod admin_keys;
 pub mod api_keys;
+pub mod audit;
 pub mod base_models;
 pub mod batches;
 pub mod chat_completions;
+pub mod checkpoint_permissions;
 pub mod checkpoints;
+pub mod dry_runs;
 pub mod error;
 pub mod events;
 pub mod files;
 pub mod idempotency;
+pub mod invites;
 pub mod jobs;
 pub mod leader;
 pub mod metrics;
+pub mod model_aliases;
 pub mod models;
 pub mod outbox;
 pub mod page;
+pub mod project_users;
 pub mod projects;
 pub mod rate_limits;
 pub mod responses;
+pub mod service_accounts;
 pub mod uploads;
 pub mod usage;
 pub mod users;
 pub mod webhooks;
 pub mod workers;
 
-pub use admin_keys::FoundAdminKey;
-pub use api_keys::FoundKey;
+pub use admin_keys::{FoundAdminKey, OwnedAdminKey};
+pub use api_keys::{AccessFilter, FoundKey, KeyOwnerShown, OwnedKey};
+pub use audit::{AuditFilter, AuditPage, AuditPlace, AuditVerdict};
 pub use batches::Lease;
 pub use connect::{Store, StoreConfig};
 pub use error::{ApplyError, BatchError, StoreError};
@@ -43,6 +51,7 @@ pub use idempotency::{IdempotencyEntry, Replay};
 pub use jobs::{InsertLimits, Transition};
 pub use metadata::MetadataFilter;
 pub use outbox::OutboxMessage;
+pub use projects::WhichProjects;
 pub use uploads::AddedPart;
 pub use webhooks::{DueDelivery, SealedSecret, WebhookChange};
 
@@ -64,6 +73,18 @@ accessors! {
     admin_keys: admin_keys::AdminKeys<'_>;
     /// API keys of projects.
     api_keys: api_keys::ApiKeys<'_>;
+    /// Users of organisations.
+    users: users::Users<'_>;
+    /// Members of projects.
+    project_users: project_users::ProjectUsers<'_>;
+    /// Service accounts of projects.
+    service_accounts: service_accounts::ServiceAccounts<'_>;
+    /// Invitations to organisations.
+    invites: invites::Invites<'_>;
+    /// What administrators did.
+    audit: audit::Audit<'_>;
+    /// Who else may use a tuned model.
+    checkpoint_permissions: checkpoint_permissions::CheckpointPermissions<'_>;
     /// Uploaded and produced files.
     files: files::Files<'_>;
     /// Files that come in parts.
@@ -74,6 +95,8 @@ accessors! {
     batches: batches::Batches<'_>;
     /// Fine-tuning jobs.
     jobs: jobs::Jobs<'_>;
+    /// Jobs that are judged and never made.
+    dry_runs: dry_runs::DryRuns<'_>;
     /// The public story of each job.
     events: events::Events<'_>;
     /// Checkpoints of jobs.
@@ -82,6 +105,8 @@ accessors! {
     metrics: metrics::Metrics<'_>;
     /// Tuned models.
     models: models::Models<'_>;
+    /// Other names for models.
+    model_aliases: model_aliases::ModelAliases<'_>;
     /// What was consumed.
     usage: usage::Usage<'_>;
     /// How much projects may ask of models, and what is left of it.

@@ -3,8 +3,10 @@
 use domain::id::{JobId, ProjectId};
 use domain::model::{AdapterRef, TunedModel};
 use domain::time::Timestamp;
+use sea_orm::sea_query::ExprTrait;
 use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder};
 
+use crate::checkpoint_permissions;
 use crate::connect::Store;
 use crate::convert::{code, from_code, int, text, unsigned};
 use crate::entity::model::{Column, Entity, Model};
@@ -45,9 +47,9 @@ impl<'a> Models<'a> {
         Ok(self.0.count(select).await? > 0)
     }
 
-    /// Every model of the project, oldest first.
+    /// Every model that the project may use, its own and those it was permitted, oldest first.
     pub async fn list(self, project: &ProjectId) -> Result<Vec<TunedModel>, StoreError> {
-        let select = live(project)
+        let select = usable(project)
             .order_by_asc(Column::CreatedAt)
             .order_by_asc(Column::Name);
         self.0
@@ -58,6 +60,7 @@ impl<'a> Models<'a> {
             .collect()
     }
 
+    /// A model that the project may use: its own, or one it was permitted.
     pub async fn find(
         self,
         project: &ProjectId,
@@ -68,7 +71,7 @@ impl<'a> Models<'a> {
         }
         let row = self
             .0
-            .one(live(project).filter(Column::Name.eq(name)))
+            .one(usable(project).filter(Column::Name.eq(name)))
             .await?;
         row.map(to_domain).transpose()
     }
@@ -92,9 +95,10 @@ impl<'a> Models<'a> {
     }
 }
 
-fn live(project: &ProjectId) -> sea_orm::Select<Entity> {
+fn usable(project: &ProjectId) -> sea_orm::Select<Entity> {
+    let is_own = Column::ProjectId.eq(project.as_str());
     Entity::find()
-        .filter(Column::ProjectId.eq(project.as_str()))
+        .filter(is_own.or(checkpoint_permissions::is_granted(project)))
         .filter(Column::DeletedAt.is_null())
 }
 
@@ -114,7 +118,7 @@ pub(crate) fn to_row(model: &TunedModel) -> Result<Model, StoreError> {
     })
 }
 
-fn to_domain(row: Model) -> Result<TunedModel, StoreError> {
+pub(crate) fn to_domain(row: Model) -> Result<TunedModel, StoreError> {
     Ok(TunedModel {
         name: row.name,
         project_id: ProjectId::parse(&row.project_id)?,

@@ -1,8 +1,45 @@
 //! Cursor pages over rows ordered by (created_at, id): each row once, whatever is inserted meanwhile.
 
-use domain::page::{Order, PageRequest};
+use domain::page::{Order, Page, PageRequest};
 use sea_orm::sea_query::{Condition, ExprTrait, SimpleExpr};
-use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect, Select};
+use sea_orm::{ColumnTrait, EntityTrait, ModelTrait, QueryFilter, QueryOrder, QuerySelect, Select};
+
+use crate::connect::Store;
+use crate::error::StoreError;
+
+impl Store {
+    /// One page of `scope`, which also says what a cursor may name. Errors: `UnknownAfter`.
+    pub(crate) async fn page<E>(
+        &self,
+        scope: Select<E>,
+        request: &PageRequest,
+        created_at: E::Column,
+        id: E::Column,
+    ) -> Result<Page<E::Model>, StoreError>
+    where
+        E: EntityTrait,
+        E::Model: Send + Sync,
+    {
+        let after = match &request.after {
+            None => None,
+            Some(after) => {
+                let named = scope.clone().filter(id.eq(after.replace('\0', "")));
+                let unknown = || StoreError::UnknownAfter(after.clone());
+                let row = self.one(named).await?.ok_or_else(unknown)?;
+                Some(Cursor {
+                    created_at: row
+                        .get(created_at)
+                        .expect("an integer column — a bug in the entity"),
+                    id: after.clone(),
+                })
+            }
+        };
+        let rows = self
+            .all(paged(scope, request, after, created_at, id))
+            .await?;
+        Ok(Page::from_overfetch(rows, request.limit))
+    }
+}
 
 /// The place of the last item seen.
 pub(crate) struct Cursor {

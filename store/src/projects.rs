@@ -1,10 +1,15 @@
 //! Organisations and the projects they hold.
 
+use domain::audit::AuditEntry;
 use domain::id::{Entropy, OrganizationId, ProjectId};
+use domain::model_permissions::ModelPermissions;
+use domain::page::{Page, PageRequest};
 use domain::project::{Organization, Project};
 use domain::time::Timestamp;
 use sea_orm::sea_query::OnConflict;
-use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder};
+use sea_orm::{
+    ColumnTrait, EntityTrait, Insert, IntoActiveModel, QueryFilter, QueryOrder, Select, UpdateMany,
+};
 
 use crate::connect::Store;
 use crate::convert::{from_json, json, optional, text};
@@ -13,8 +18,8 @@ use crate::error::StoreError;
 
 /// Name and slug of the organisation every installation starts with.
 const DEFAULT_ORGANIZATION: (&str, &str) = ("default", "luthier");
-/// The project every installation starts with.
-const DEFAULT_PROJECT: &str = "default";
+/// Name of the project every installation starts with.
+pub const DEFAULT_PROJECT: &str = "default";
 
 #[derive(Clone, Copy)]
 pub struct Projects<'a>(&'a Store);
@@ -103,16 +108,78 @@ impl<'a> Projects<'a> {
 
     /// Errors: `Conflict` when the name is taken or the organisation does not exist.
     pub async fn insert(self, project: &Project) -> Result<(), StoreError> {
-        let row = project::Model {
-            id: project.id.to_string(),
-            organization_id: project.organization_id.to_string(),
-            name: text("name", &project.name)?,
-            created_at: project.created_at.0,
-            archived_at: optional(project.archived_at),
-            model_permissions: project.model_permissions.as_ref().map(json),
+        self.0.insert(insertion(project)?).await
+    }
+
+    /// As an administrator does it. Errors: `Conflict` when the name is taken.
+    pub async fn create(self, project: &Project, entry: &AuditEntry) -> Result<(), StoreError> {
+        self.0.audited_insert(insertion(project)?, entry).await
+    }
+
+    /// Errors: `UnknownAfter`.
+    pub async fn list_in(
+        self,
+        organization: &OrganizationId,
+        which: WhichProjects,
+        page: &PageRequest,
+    ) -> Result<Page<Project>, StoreError> {
+        let of = of(organization);
+        let select = match which {
+            WhichProjects::All => of,
+            WhichProjects::Live => of.filter(project::Column::ArchivedAt.is_null()),
         };
-        let insert = project::Entity::insert(row.into_active_model());
-        self.0.insert(insert).await
+        let page = self.0.page(
+            select,
+            page,
+            project::Column::CreatedAt,
+            project::Column::Id,
+        );
+        let page = page.await?;
+        let organization = organization::Entity::find_by_id(organization.as_str());
+        let organization = self.0.one(organization).await?;
+        page.try_map(|row| to_domain(row, organization.clone()))
+    }
+
+    /// A project of the organisation, perhaps an archived one.
+    pub async fn find_in(
+        self,
+        organization: &OrganizationId,
+        id: &ProjectId,
+    ) -> Result<Option<Project>, StoreError> {
+        let select = of(organization).filter(project::Column::Id.eq(id.as_str()));
+        self.one(select).await
+    }
+
+    /// False: the organisation has no such project that is not archived. Errors: `Conflict` when the name is taken.
+    pub async fn rename(
+        self,
+        id: &ProjectId,
+        name: &str,
+        entry: &AuditEntry,
+    ) -> Result<bool, StoreError> {
+        let name = text("name", name)?;
+        let update = change(id, entry).col_expr(project::Column::Name, name.into());
+        self.0.audited_update(update, entry).await
+    }
+
+    /// Closes the project for good. False: the organisation has no such project that is not archived.
+    pub async fn archive(self, id: &ProjectId, entry: &AuditEntry) -> Result<bool, StoreError> {
+        let now = entry.effective_at.0;
+        let update = change(id, entry).col_expr(project::Column::ArchivedAt, now.into());
+        self.0.audited_update(update, entry).await
+    }
+
+    /// `None`: the project may name every model. False: the organisation has no such project that is not archived.
+    pub async fn set_model_permissions(
+        self,
+        id: &ProjectId,
+        permissions: Option<&ModelPermissions>,
+        entry: &AuditEntry,
+    ) -> Result<bool, StoreError> {
+        let value = permissions.map(json);
+        let column = project::Column::ModelPermissions;
+        let update = change(id, entry).col_expr(column, value.into());
+        self.0.audited_update(update, entry).await
     }
 
     /// Errors: `Conflict` when the slug is taken.
@@ -129,10 +196,7 @@ impl<'a> Projects<'a> {
         self.0.insert(insert).await
     }
 
-    async fn one(
-        self,
-        select: sea_orm::Select<project::Entity>,
-    ) -> Result<Option<Project>, StoreError> {
+    async fn one(self, select: Select<project::Entity>) -> Result<Option<Project>, StoreError> {
         let select = select.find_also_related(organization::Entity);
         let row = self
             .0
@@ -141,6 +205,38 @@ impl<'a> Projects<'a> {
         row.map(|(row, organization)| to_domain(row, organization))
             .transpose()
     }
+}
+
+/// Which projects of an organisation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhichProjects {
+    All,
+    /// Those that are not archived.
+    Live,
+}
+
+fn of(organization: &OrganizationId) -> Select<project::Entity> {
+    project::Entity::find().filter(project::Column::OrganizationId.eq(organization.as_str()))
+}
+
+/// A change of a project that is not archived, in the organisation of `entry`.
+fn change(id: &ProjectId, entry: &AuditEntry) -> UpdateMany<project::Entity> {
+    project::Entity::update_many()
+        .filter(project::Column::OrganizationId.eq(entry.organization_id.as_str()))
+        .filter(project::Column::Id.eq(id.as_str()))
+        .filter(project::Column::ArchivedAt.is_null())
+}
+
+fn insertion(project: &Project) -> Result<Insert<project::ActiveModel>, StoreError> {
+    let row = project::Model {
+        id: project.id.to_string(),
+        organization_id: project.organization_id.to_string(),
+        name: text("name", &project.name)?,
+        created_at: project.created_at.0,
+        archived_at: optional(project.archived_at),
+        model_permissions: project.model_permissions.as_ref().map(json),
+    };
+    Ok(project::Entity::insert(row.into_active_model()))
 }
 
 pub(crate) fn to_domain(

@@ -1,5 +1,6 @@
 //! How much projects may ask of models. What is left of a limit is one row that all processes draw from.
 
+use domain::audit::AuditEntry;
 use domain::id::ProjectId;
 use domain::rate_limit::{Amount, Bucket, ModelRateLimit, RateLimit};
 use domain::time::Timestamp;
@@ -43,12 +44,12 @@ impl<'a> RateLimits<'a> {
             .collect()
     }
 
-    /// From now on this one holds; processes that hold drawn amounts spend them first.
+    /// From now on this one holds; processes that hold drawn amounts spend them first. `entry` tells of it.
     pub async fn upsert(
         self,
         project: &ProjectId,
         limit: &ModelRateLimit,
-        now: Timestamp,
+        entry: &AuditEntry,
     ) -> Result<(), StoreError> {
         use rate_limit::Column;
         let row = rate_limit::Model {
@@ -56,7 +57,7 @@ impl<'a> RateLimits<'a> {
             model: text("model", &limit.model)?,
             requests_per_minute: int(limit.limit.requests_per_minute)?,
             tokens_per_minute: int(limit.limit.tokens_per_minute)?,
-            updated_at: now.0,
+            updated_at: entry.effective_at.0,
         };
         let conflict = OnConflict::columns([Column::ProjectId, Column::Model])
             .update_columns([
@@ -66,7 +67,7 @@ impl<'a> RateLimits<'a> {
             ])
             .to_owned();
         let insert = rate_limit::Entity::insert(row.into_active_model()).on_conflict(conflict);
-        self.0.insert(insert).await
+        self.0.audited_insert(insert, entry).await
     }
 
     /// Takes what is needed, and of what is needed at least a share, as far as it is left.

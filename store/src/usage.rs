@@ -1,4 +1,7 @@
-//! What was consumed: one row per job and kind, written by the transaction that ends the job.
+//! What was consumed: by trainings one row per job and kind, written by the transaction that ends the job; by answers see
+//! [`served`].
+
+mod served;
 
 use domain::id::{JobId, ProjectId};
 use sea_orm::sea_query::{Expr, ExprTrait};

@@ -32,7 +32,7 @@ def over(client, batch, limit_s=120):
 
 
 def lines(client, file_id):
-    return [json.loads(line) for line in client.files.content(file_id).text.splitlines()]
+    return [json.loads(line) for line in client.files.content(file_id).text.split("\n") if line]
 
 
 class Batches(OneService):

@@ -5,6 +5,7 @@ text     text/tests/fixtures: chat templates and token ids
 real     text/tests/fixtures/real: hashes of what real chat templates write
 tiny     engine/tests/fixtures/tiny_*: tiny random models, adapters, logits, gradients, losses, generations; or one by its name
 adapters engine/tests/fixtures/adapters: kinds of adapters on tiny models, which must be there
+embeddings engine/tests/fixtures/embeddings.json: what the tiny models, which must be there, make of a text
 preference engine/tests/fixtures/preference: what TRL computes on a tiny model, which must be there
 smollm2  engine/tests/fixtures/smollm2: slices of the same for the real SmolLM2-135M-Instruct
 quant    engine/tests/fixtures/quant: weights as bitsandbytes, PyTorch and gguf quantise them
@@ -16,7 +17,7 @@ same kind of processor gives the same files, other processors differ in the last
 import os
 import sys
 
-PARTS = ["text", "real", "tiny", "adapters", "preference", "smollm2", "quant"]
+PARTS = ["text", "real", "tiny", "adapters", "embeddings", "preference", "smollm2", "quant"]
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -49,6 +50,10 @@ def main():
         import adapter_fixtures
 
         adapter_fixtures.make(os.path.join(ROOT, "engine", "tests", "fixtures"))
+    if "embeddings" in parts:
+        import embedding_fixtures
+
+        embedding_fixtures.make(os.path.join(ROOT, "engine", "tests", "fixtures"))
     if "preference" in parts:
         import preference_fixtures
 

@@ -17,18 +17,23 @@ import unittest
 import urllib.parse
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
+# Behind ours: both folders have tests of the same names.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "e2e"))
 import service  # noqa: E402
 import tiny_model  # noqa: E402, F401
 from issuer import Issuer  # noqa: E402
 from service import MODEL, ROOT, Embedded, Production, examples, finish, wait_until  # noqa: E402, F401
 
 MAX_FILE_BYTES = 24 << 20
-ISSUER = Issuer()
+ISSUER, PROXY = Issuer(), Issuer()
 MAX_UNFINISHED_JOBS = 20
 SETTINGS = {
     "LUTHIER_API_MAX_FILE_BYTES": str(MAX_FILE_BYTES), "LUTHIER_AUTH_ISSUERS": ISSUER.setting(),
     "LUTHIER_LIMITS_UNFINISHED_JOBS": str(MAX_UNFINISHED_JOBS),
+    # Nobody goes there: what a process calls is what its configuration and its tenants name.
+    **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"), PROXY.url),
+    # The S3 client alone would: its server is the operator's choice, as the environment is.
+    "NO_PROXY": "127.0.0.1",
 }
 MULTIPART = "multipart/form-data; boundary=XX"
 # What an error must never show: how the service is made, where it lies, what opens it.
@@ -187,10 +192,11 @@ class Target:
         database.close()
         return rows
 
-    def objects(self):
-        """Every object of the bucket, with its size."""
+    def objects(self, of=""):
+        """Every object of the bucket, with its size; or those of one project, as others may have jobs that write."""
         root = self.service.data_dir / "objects" if self.is_embedded else self.service.dir / "s3"
-        return {str(path): path.stat().st_size for path in root.rglob("*") if path.is_file() and path.name[0] != "."}
+        return {str(path): path.stat().st_size for path in root.rglob("*")
+                if path.is_file() and path.name[0] != "." and of in str(path)}
 
     def logs(self):
         return "\n".join(path.read_text(errors="replace") for path in self.service.dir.glob("*.log"))
@@ -375,12 +381,18 @@ class Dribble:
             wire.close()
 
 
-@functools.cache
+TARGETS = {}
+
+
 def target(form):
-    """One for all test files of a run."""
-    target = Target(form)
-    atexit.register(target.close)
-    return target
+    """One for all test files of a run; if it does not start, it is not tried again."""
+    if form not in TARGETS:
+        TARGETS[form] = None
+        TARGETS[form] = Target(form)
+        atexit.register(TARGETS[form].close)
+    if TARGETS[form] is None:
+        raise AssertionError(f"the {form.form} form did not start")
+    return TARGETS[form]
 
 
 def in_both_forms(attacks):

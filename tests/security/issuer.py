@@ -73,6 +73,9 @@ class Issuer:
                 self.end_headers()
                 self.wfile.write(body)
 
+            # How a proxy is asked for more than a page.
+            do_CONNECT = do_POST = do_PUT = do_GET
+
             def log_message(self, *args):
                 pass
 

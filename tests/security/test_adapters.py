@@ -95,11 +95,11 @@ class Adapters:
             "a bomb": archive(b"\0" * (200 << 20)),
             "many entries": archive(weights(good), more=[(f"{i}", b"") for i in range(5_000)]),
         }
-        kept = self.target.objects()
+        kept = self.target.objects(self.a.project)
         for name, content in tricks.items():
             with self.subTest(name):
                 self.refused(self.bring(content), (400, 413))
-        self.assertEqual(self.target.objects().keys() - kept.keys(), set(), "a refused adapter left objects behind")
+        self.assertEqual(self.target.objects(self.a.project).keys() - kept.keys(), set(), "a refused adapter left objects behind")
 
     def test_s79_an_adapter_of_which_a_byte_changed(self):
         brought = self.bring(archive(weights(tensors(value=0.02))))

@@ -16,15 +16,15 @@ class Files:
         return self.target.post_form(parts, **options)
 
     def test_s56_a_file_that_is_too_large(self):
-        kept = self.target.objects()
+        kept = self.target.objects(self.a.project)
         for parts in ([("purpose", None, "fine-tune"), ("file", "a.jsonl", b"x" * (MAX_FILE_BYTES + 1))],
                       [("file", "a.jsonl", b"x" * (MAX_FILE_BYTES + 1)), ("purpose", None, "fine-tune")]):
             reply = self.refused(self.target.post_form(parts), 413)
             self.assertIn(str(MAX_FILE_BYTES), reply.error["message"])
-        wait_until("its bytes are gone", lambda: self.target.objects().keys() <= kept.keys(), 10)
+        wait_until("its bytes are gone", lambda: self.target.objects(self.a.project).keys() <= kept.keys(), 10)
         self.refused(self.target.post_form([("purpose", None, "x" * 5000), ("file", "a.jsonl", b"{}")]))
         self.refused(self.target.post_form([("purpose", None, "no-such-purpose"), ("file", "a.jsonl", b"x" * 100_000)]), param="purpose")
-        wait_until("nothing else stays", lambda: self.target.objects().keys() <= kept.keys(), 10)
+        wait_until("nothing else stays", lambda: self.target.objects(self.a.project).keys() <= kept.keys(), 10)
 
     def test_s60_file_names_with_tricks(self):
         for name in NAMES:

@@ -6,7 +6,7 @@ import random
 import string
 import time
 
-from attack import MODEL, ROOT, Wire, examples, head, in_both_forms, quickest, quoted
+from attack import MODEL, MULTIPART, ROOT, Wire, examples, form, head, in_both_forms, quickest, quoted
 
 DOCUMENT = json.loads((ROOT / "openapi/openapi.json").read_text())
 ALPHABET = string.ascii_letters + string.digits
@@ -26,17 +26,43 @@ def random_like(id):
     return id[:stem] + "".join(random.choices(ALPHABET, k=len(id) - stem))
 
 
-def gone_file(tenant):
-    id = tenant.upload()
-    tenant.client.files.delete(id)
-    return id
+def made(path, body):
+    """Makes an object, and gives its id."""
+    def make(tenant):
+        reply = tenant.target.send("POST", path, body(tenant) if callable(body) else body, key=tenant.key)
+        assert reply.status == 200, reply
+        return reply.json()["id"]
+
+    return make
 
 
-# By the name of the parameter: the id of one that a tenant owns, and of one that A had and deleted, where it can be deleted.
+def batch(tenant):
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {**QUESTION, "max_tokens": 1}}
+    file = tenant.client.files.create(file=("batch.jsonl", json.dumps(line).encode()), purpose="batch")
+    return {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+
+
+QUESTION = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
+# By the name of the parameter: how a tenant comes by one of its own, and whether it can be deleted.
 KINDS = {
-    "file_id": (lambda tenant: tenant.file, gone_file),
-    "fine_tuning_job_id": (lambda tenant: tenant.job.id, None),
-    "model": (lambda tenant: tenant.model, None),
+    "file_id": (lambda tenant: tenant.upload(), True),
+    "fine_tuning_job_id": (lambda tenant: tenant.job.id, False),
+    "model": (lambda tenant: tenant.model, False),
+    "upload_id": (made("/v1/uploads", {"bytes": 3, "filename": "a.jsonl", "mime_type": "text/jsonl", "purpose": "fine-tune"}), False),
+    "completion_id": (made("/v1/chat/completions", {**QUESTION, "max_tokens": 1, "store": True}), True),
+    "batch_id": (made("/v1/batches", batch), False),
+    "webhook_endpoint_id": (made("/v1/webhook_endpoints", {
+        "name": "hook", "url": "https://hook.example/x", "event_types": ["fine_tuning.job.succeeded"]}), True),
+    "response_id": (made("/v1/responses", {"model": MODEL, "input": "Hi", "max_output_tokens": 16}), True),
+}
+# What a route wants in its body, so that it gets as far as the id.
+BODIES = {
+    "addUploadPart": (form([("data", "part", b"{}\n")]), {"Content-Type": MULTIPART}),
+    "completeUpload": ({"part_ids": ["part_none"]}, {}),
+    "updateChatCompletion": ({"metadata": {"stolen": "yes"}}, {}),
+    "updateWebhookEndpoint": ({"name": "stolen"}, {}),
+    "rotateWebhookSecret": ({}, {}),
+    "testWebhookEndpoint": ({"event_type": "fine_tuning.job.succeeded"}, {}),
 }
 
 
@@ -51,31 +77,49 @@ def masked(reply, id):
 
 @in_both_forms
 class Tenants:
-    def test_s33_s34_s38_s43_every_route_with_an_id_for_every_stranger(self):
+    def test_s33_s34_s38_s39_s43_every_route_with_an_id_for_every_stranger(self):
+        owned, gone = {}, {}
+        for _, _, _, ids in operations():
+            for name in ids:
+                make, is_deletable = KINDS[name]
+                if name not in owned:
+                    owned[name] = {"another project's": make(self.b), "another organisation's": make(self.c)}
+                    gone[name] = self.deleted(name, make) if is_deletable else {}
         n_attacks = 0
         for method, path, operation, ids in operations():
-            if not ids:
-                continue
-            owned, gone = KINDS[ids[0]]
-            strangers = {"another project's": owned(self.b), "another organisation's": owned(self.c)}
-            if gone:
-                strangers["deleted"] = gone(self.a)
-            never = random_like(owned(self.b))
-            absent = self.ask(method, path, ids[0], never)
-            self.assertEqual(absent.status, 404, f"{method} {path}: {absent}")
-            for whose, id in strangers.items():
-                with self.subTest(f"{method} {path}, {whose}"):
-                    self.assertEqual(masked(self.ask(method, path, ids[0], id), id), masked(absent, never))
-                    n_attacks += 1
+            for name in ids[:1]:
+                strangers = {**owned[name], **gone[name]}
+                never = random_like(owned[name]["another project's"])
+                absent = self.ask(method, path, operation, name, never)
+                self.assertEqual(absent.status, 404, f"{method} {path}: {absent}")
+                for whose, id in strangers.items():
+                    with self.subTest(f"{method} {path}, {whose}"):
+                        self.assertEqual(masked(self.ask(method, path, operation, name, id), id), masked(absent, never))
+                        n_attacks += 1
         self.assertGreater(n_attacks, 20)
-        for tenant in (self.b, self.c):
+        # What the attacks were aimed at is as it was.
+        for (whose, tenant) in (("another project's", self.b), ("another organisation's", self.c)):
+            for name, ids in owned.items():
+                read = next((path for method, path, _, params in operations() if method == "GET" and params == [name]), None)
+                if read and name != "model":
+                    reply = self.send("GET", read.replace("{%s}" % name, quoted(ids[whose])), key=tenant.key)
+                    self.assertEqual(reply.status, 200, f"{whose} {name}: {reply}")
+                    self.assertNotIn("stolen", reply.body.decode())
             self.assertEqual(tenant.client.files.content(tenant.file).read(), examples(12))
             self.assertEqual(tenant.client.fine_tuning.jobs.retrieve(tenant.job.id).status, "succeeded")
             self.assertEqual(tenant.client.models.retrieve(tenant.model).id, tenant.model)
 
-    def ask(self, method, path, name, id):
-        path = path.replace("{%s}" % name, quoted(id))
-        return self.send(method, path)
+    def deleted(self, name, make):
+        """One that A had, through the route that deletes it."""
+        path = next(path for method, path, _, ids in operations() if method == "DELETE" and ids == [name])
+        id = make(self.a)
+        reply = self.send("DELETE", path.replace("{%s}" % name, quoted(id)))
+        self.assertEqual(reply.status, 200, reply)
+        return {"deleted": id}
+
+    def ask(self, method, path, operation, name, id):
+        body, headers = BODIES.get(operation["operationId"], (None, {}))
+        return self.send(method, path.replace("{%s}" % name, quoted(id)), body, headers=headers)
 
     def test_s35_a_job_on_the_file_of_another(self):
         for param in ("training_file", "validation_file"):
@@ -120,6 +164,8 @@ class Tenants:
         n_lists = 0
         for method, path, operation, ids in operations():
             if "after" not in [p["name"] for p in operation.get("parameters", [])]:
+                continue
+            if ids and ids != ["fine_tuning_job_id"]:
                 continue
             path = path.replace("{fine_tuning_job_id}", own)
             n_lists += 1

@@ -2,6 +2,7 @@
 //! here, so a file cannot validate as one thing and train as another.
 
 use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hasher};
 use std::io::{self, BufRead};
 
 use crate::formats::{LineError, LineErrorKind, NumberedExample, RowError, RowFormat, parse_row};
@@ -120,6 +121,8 @@ impl DatasetParser {
             let row = match parse_bytes(line, self.format) {
                 Ok(example) => Ok(NumberedExample {
                     line: self.n_lines,
+                    byte_offset: self.byte_offset,
+                    fingerprint: fingerprint(line),
                     example,
                 }),
                 Err(error) => Err(self.error(error)),
@@ -149,6 +152,13 @@ impl DatasetParser {
             kind: error.kind,
         }
     }
+}
+
+/// Spaces around a row and the kind of its line break do not make it another one.
+fn fingerprint(line: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(line.trim_ascii());
+    hasher.finish()
 }
 
 fn at_start(kind: LineErrorKind, reason: String) -> RowError {

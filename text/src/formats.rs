@@ -2,6 +2,7 @@
 //! parse, `strict` is the JSON underneath, [`crate::dataset`] splits a stream into rows and [`crate::report`] turns
 //! errors into OpenAI's words.
 
+mod advice;
 mod call;
 mod content;
 mod judge;
@@ -95,6 +96,10 @@ pub struct ReinforcementExample {
 pub struct NumberedExample {
     /// 1-based, counting every line.
     pub line: u64,
+    /// Of the row's first byte, from the start of the file.
+    pub byte_offset: u64,
+    /// A hash of the row's bytes: equal rows have equal ones, and different rows hardly ever.
+    pub fingerprint: u64,
     pub example: TrainingExample,
 }
 
@@ -138,6 +143,10 @@ pub enum LineErrorKind {
     TooLarge,
     NoAssistant,
     NothingToTrain,
+    /// More tokens than are trained on, found when it was tokenized.
+    TooLong,
+    /// The chat template does not take it.
+    NotRendered,
 }
 
 /// An error inside a row, before the line's place is known.

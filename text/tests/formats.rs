@@ -664,6 +664,24 @@ fn bom_crlf_blank_lines_and_a_missing_newline_do_no_harm() {
 }
 
 #[test]
+fn a_good_row_knows_its_place_and_is_told_from_others_by_its_bytes() {
+    let other = GOOD.replace("user", "system");
+    assert_ne!(GOOD, other);
+    let n = GOOD.len() as u64;
+    let file = format!("\u{feff}{GOOD}\r\n\n{other}\n {GOOD}");
+    let rows: Vec<_> = read(file.as_bytes())
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
+    let places: Vec<(u64, u64)> = rows.iter().map(|row| (row.line, row.byte_offset)).collect();
+    let third = 3 + n + 3;
+    let expected = [(1, 3), (3, third), (4, third + other.len() as u64 + 1)];
+    assert_eq!(places, expected);
+    assert_eq!(rows[0].fingerprint, rows[2].fingerprint);
+    assert_ne!(rows[0].fingerprint, rows[1].fingerprint);
+}
+
+#[test]
 fn bytes_that_are_no_text_are_named_by_line_and_byte() {
     let mut file = format!("{GOOD}\n").into_bytes();
     let start = file.len() as u64;

@@ -10,8 +10,9 @@ use poem_openapi::types::ToJSON;
 use serde_json::Value;
 use store::{BatchError, StoreError};
 
+use super::ledger::Consumer;
 use super::repeat::{Repeat, Request, fingerprint};
-use super::{chat, completion, files, response, store_error};
+use super::{chat, completion, embeddings, files, response, store_error};
 use crate::auth::Caller;
 use crate::body::Decode;
 use crate::error::{ApiError, Kind};
@@ -21,6 +22,7 @@ use crate::wire::chat::ChatOrder;
 use crate::wire::chat_reply::ChatCompletion;
 use crate::wire::completion::CompletionOrder;
 use crate::wire::decode::{Fields, echo};
+use crate::wire::embeddings::EmbeddingOrder;
 use crate::wire::fine_tuning::unknown_file;
 use crate::wire::response::ResponseOrder;
 use crate::wire::response_reply::ResponseObject;
@@ -149,14 +151,15 @@ pub async fn answer(
     body: Value,
 ) -> Result<Value, ApiError> {
     refuse_stream(&body)?;
-    let priority = Priority::Spare;
+    let (priority, consumer) = (Priority::Spare, Consumer::Batch(project));
     Ok(match endpoint {
         BatchEndpoint::ChatCompletions => {
             let order = ChatOrder {
                 priority,
                 ..decoded(body)?
             };
-            let whole = chat::whole(chat::begin(state, project, order).await?).await?;
+            let answer = chat::begin(state, project, order).await?;
+            let whole = chat::whole(answer.counted(state, consumer)).await?;
             json(&ChatCompletion::from(whole))
         }
         BatchEndpoint::Completions => {
@@ -164,15 +167,23 @@ pub async fn answer(
                 priority,
                 ..decoded(body)?
             };
-            json(&completion::whole(completion::begin(state, project, order).await?).await?)
+            let answers = completion::begin(state, project, order).await?;
+            json(&completion::whole(answers.counted(state, consumer)).await?)
         }
         BatchEndpoint::Responses => {
             let order = ResponseOrder {
                 priority,
                 ..decoded(body)?
             };
-            let whole = response::whole(response::begin(state, project, order).await?).await?;
+            let whole = response::whole(response::begin(state, consumer, order).await?).await?;
             json(&ResponseObject::from(whole))
+        }
+        BatchEndpoint::Embeddings => {
+            let order = EmbeddingOrder {
+                priority,
+                ..decoded(body)?
+            };
+            json(&embeddings::create(state, consumer, order).await?.list)
         }
     })
 }

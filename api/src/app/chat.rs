@@ -13,7 +13,8 @@ use futures::StreamExt;
 pub use gathered::Gathered;
 
 use super::chat_completions;
-use super::models::find_served;
+use super::ledger::Consumer;
+use super::models::{Named, find_named};
 use super::workers::{self, Events};
 use crate::error::ApiError;
 use crate::state::State;
@@ -24,7 +25,7 @@ use crate::wire::decode::echo;
 pub struct Answer {
     pub id: ChatCompletionId,
     pub created_at: Timestamp,
-    /// As asked for.
+    /// Its own name, by whichever it was asked for.
     pub model: String,
     pub n: u32,
     pub has_logprobs: bool,
@@ -33,14 +34,25 @@ pub struct Answer {
     pub events: Events,
 }
 
+impl Answer {
+    /// Counts what it takes as the consumer's.
+    pub fn counted(mut self, state: &State, consumer: Consumer<'_>) -> Self {
+        let meter = state.ledger.meter(consumer, &self.model, state.now());
+        self.events = meter.watch(self.events);
+        self
+    }
+}
+
 /// Begins an answer; one that is to be kept is, before its last event. Errors: 404 `model_not_found`, 429 where a limit is
 /// reached, and those of [`workers::generate`].
 pub async fn begin(state: &State, project: &Project, order: ChatOrder) -> Result<Answer, ApiError> {
     let tokens = order.reckoned_tokens();
-    let model = order.model;
-    let served = find_served(state, project, &model)
+    let Named {
+        name: model,
+        served,
+    } = find_named(state, project, &order.model)
         .await?
-        .ok_or_else(|| unknown(&model))?;
+        .ok_or_else(|| unknown(&order.model))?;
     let gate = &state.gate;
     let admission = gate
         .admit(state, project, &served.base_model, order.priority, tokens)

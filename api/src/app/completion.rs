@@ -12,11 +12,12 @@ use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt, stream};
 
 use super::chat::{broken_off, unknown};
-use super::models::find_served;
+use super::ledger::Consumer;
+use super::models::{Named, find_named};
 use super::rate_limits::Admission;
 use super::workers::{self, Events};
 use crate::error::ApiError;
-use crate::state::Shared;
+use crate::state::{Shared, State};
 use crate::wire::chat_reply::finish_reason;
 use crate::wire::completion::CompletionOrder;
 use crate::wire::completion_reply::{Completion, CompletionChoice, CompletionLogprobs};
@@ -33,7 +34,7 @@ pub struct Answers {
     pub id: CompletionId,
     /// Unix seconds.
     pub created: i64,
-    /// As asked for.
+    /// Its own name, by whichever it was asked for.
     pub model: String,
     pub n_prompts: u32,
     /// Answers to each prompt that are drawn, and that are shown.
@@ -45,16 +46,26 @@ pub struct Answers {
     pub events: BoxStream<'static, Event>,
 }
 
+impl Answers {
+    /// Counts what they take as one request of the consumer.
+    pub fn counted(mut self, state: &State, consumer: Consumer<'_>) -> Self {
+        let meter = state.ledger.meter(consumer, &self.model, state.now());
+        self.events = meter.watch_all(self.events);
+        self
+    }
+}
+
 /// Begins to answer. Errors: 404 `model_not_found`, 429 where a limit is reached, and those of
 /// [`workers::generate`] for the first prompt.
 pub async fn begin(
     state: &Shared,
     project: &Project,
-    order: CompletionOrder,
+    mut order: CompletionOrder,
 ) -> Result<Answers, ApiError> {
-    let served = find_served(state, project, &order.model)
+    let Named { name, served } = find_named(state, project, &order.model)
         .await?
         .ok_or_else(|| unknown(&order.model))?;
+    order.model = name;
     let tokens = order.reckoned_tokens();
     let gate = &state.gate;
     let admission = gate

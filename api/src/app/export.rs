@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::models::find_tuned;
 use super::{objects_error, workers};
-use crate::error::ApiError;
+use crate::error::{ApiError, Kind};
 use crate::state::State;
 
 /// `adapter_config.json`, `adapter_model.safetensors` and `README.md` in a zip. Errors: 404; 400 for a base model.
@@ -58,10 +58,15 @@ pub async fn whole(
     workers::export(state, &request).await
 }
 
-/// Errors: 404; 400 for a base model.
+/// Errors: 404; 400 for a base model; 403 for a model of another project that may be used here.
 async fn tuned(state: &State, project: &Project, name: &str) -> Result<TunedModel, ApiError> {
-    if let Some(model) = find_tuned(state, project, name).await? {
-        return Ok(model);
+    match find_tuned(state, project, name).await? {
+        Some(model) if model.project_id == project.id => return Ok(model),
+        Some(_) => {
+            let message = "The model belongs to another project: it can be used here, but only its own project exports it.";
+            return Err(ApiError::new(Kind::Forbidden, message));
+        }
+        None => {}
     }
     super::models::get(state, project, name).await?;
     let message = "A base model has no adapter: only tuned models can be exported.";

@@ -97,7 +97,12 @@ async fn replayed(state: &State, request: &Request<'_>) -> Result<Option<Created
     }))
 }
 
-async fn checked(state: &State, project: &Project, order: JobOrder) -> Result<JobSpec, ApiError> {
+/// What the job would be, as far as that needs no look into the files. Errors: 400.
+pub(super) async fn checked(
+    state: &State,
+    project: &Project,
+    order: JobOrder,
+) -> Result<JobSpec, ApiError> {
     let Ground { base, x_training } = settle(
         state,
         project,

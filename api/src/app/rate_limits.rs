@@ -80,6 +80,11 @@ impl Gate {
         }
     }
 
+    /// What holds for a project without limits of its own.
+    pub fn default(&self) -> RateLimit {
+        self.default
+    }
+
     /// Takes one request and `tokens`, reckoned in advance, from the limit of `project` on `base_model`. What is answered
     /// where there is room to spare passes freely. Errors: 429 with the wait; 503 where the database cannot be asked.
     pub async fn admit(
@@ -305,6 +310,11 @@ impl Admission {
         self.taken.as_ref().map(|taken| taken.status)
     }
 
+    /// So many more tokens were used.
+    pub fn spend(&self, tokens: u64) {
+        *locked(&self.spent) += tokens;
+    }
+
     /// The same events; what they use is counted against what was reckoned.
     pub fn watch(self: &Arc<Self>, events: Events) -> Events {
         let mut answer = Watched {
@@ -345,7 +355,7 @@ impl Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        *locked(&self.admission.spent) += self.tokens;
+        self.admission.spend(self.tokens);
     }
 }
 

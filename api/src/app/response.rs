@@ -20,6 +20,7 @@ pub use growing::Step;
 pub use stored::{cancel, delete, get, input_items};
 
 use super::chat::{self, Answer, broken_off};
+use super::ledger::Consumer;
 use super::store_error;
 use crate::error::{ApiError, Kind};
 use crate::state::{Shared, State};
@@ -39,13 +40,15 @@ pub struct Answering {
 /// Begins a response. Errors: 400 for a previous one that is not there and for calls without their outputs, and those of [`chat::begin`].
 pub async fn begin(
     state: &Shared,
-    project: &Project,
+    consumer: Consumer<'_>,
     order: ResponseOrder,
 ) -> Result<Answering, ApiError> {
+    let project = consumer.project();
     let id = ResponseId::mint(state.entropy());
     let request = order.request.clone();
     let input = conversation(state, project, &id, &order).await?;
     let answer = ask(state, project, order, &input).await?;
+    let answer = answer.counted(state, consumer);
     let response = Response {
         id,
         created_at: answer.created_at,

@@ -1,5 +1,6 @@
 //! Which worker answers, and its answer as events. The bytes of adapters never pass through here.
 
+mod embed;
 mod export;
 
 use std::io;
@@ -13,6 +14,7 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, Stream, StreamExt};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::store_error;
 use crate::error::{ApiError, Kind};
@@ -31,6 +33,7 @@ pub const ADAPTER_UNFIT: &str = "adapter_unfit";
 /// A line holds one piece of text. Bytes.
 const MAX_LINE: usize = 4 * 1024 * 1024;
 
+pub use embed::embed;
 pub use export::export;
 
 /// What a worker says, line by line; a broken connection is a `Failed`.
@@ -129,7 +132,7 @@ async fn post(
 async fn ask(state: &State, worker: Worker, request: &GenerateRequest) -> Result<Events, Refused> {
     let response = unless_silent(post(state, &worker, "/v1/generate", request)).await??;
     if !response.status().is_success() {
-        return Err(unless_silent(refused(response)).await?);
+        return Err(unless_silent(refused(response, mapped)).await?);
     }
     let chunks = response.bytes_stream();
     let mut events = events(chunks.map(|chunk| chunk.map_err(io::Error::other)));
@@ -148,7 +151,8 @@ fn unreachable_worker(detail: String) -> Refused {
     Refused::Next(ApiError::overloaded(message).detail(detail))
 }
 
-async fn refused(response: reqwest::Response) -> Refused {
+/// Why the worker refused, as `mapped` tells it.
+async fn refused(response: reqwest::Response, mapped: fn(GenerateError) -> Refused) -> Refused {
     let status = response.status();
     match response.json::<GenerateError>().await {
         Ok(error) => mapped(error),
@@ -229,7 +233,9 @@ fn no_worker(model: &str) -> ApiError {
 }
 
 /// The lines of a worker's reply.
-fn events(chunks: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Events {
+fn events<T: DeserializeOwned + From<GenerateError> + 'static>(
+    chunks: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+) -> BoxStream<'static, T> {
     let start = Some((chunks.boxed(), BytesMut::new()));
     futures::stream::unfold(start, |reading| async move {
         let (mut chunks, mut buffer) = reading?;
@@ -264,10 +270,8 @@ fn events(chunks: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Eve
     .boxed()
 }
 
-fn broken(reason: String) -> GenerateEvent {
-    GenerateEvent::Failed {
-        error: GenerateError::Internal { reason },
-    }
+fn broken<T: From<GenerateError>>(reason: String) -> T {
+    GenerateError::Internal { reason }.into()
 }
 
 #[cfg(test)]
@@ -348,7 +352,7 @@ mod tests {
             let chunks = futures::stream::iter(chunks).chain(futures::stream::iter([Err(
                 io::ErrorKind::ConnectionReset.into(),
             )]));
-            let read: Vec<_> = events(chunks).collect().await;
+            let read: Vec<GenerateEvent> = events(chunks).collect().await;
             assert_eq!(read[0], GenerateEvent::Started { prompt_tokens: 3 });
             assert_eq!(
                 read[1],

@@ -8,7 +8,7 @@ use domain::model::TunedModel;
 use domain::project::Project;
 use domain::x_training::{Adapter, Inherited, XTraining};
 
-use super::models::find_tuned;
+use super::models::{check_allowed, find_named, find_tuned};
 use super::{objects_error, store_error};
 use crate::error::ApiError;
 use crate::state::State;
@@ -24,7 +24,8 @@ pub struct Ground {
 }
 
 /// Finds what `model` names and settles every option of the job.
-/// Errors: 400 for a model that is not there, and for options that do not go with it.
+/// Errors: 400 for a model that is not there, and for options that do not go with it; 403 for one that is closed to the
+/// project.
 pub async fn settle(
     state: &State,
     project: &Project,
@@ -32,6 +33,9 @@ pub async fn settle(
     order: Option<XTrainingOrder>,
     method: &Method,
 ) -> Result<Ground, ApiError> {
+    // An alias is shown as what it stood for when the job was made.
+    let own = find_named(state, project, model).await?;
+    let model = own.as_ref().map_or(model, |named| &named.name);
     let named = find_tuned(state, project, model).await?;
     let base_name = named.as_ref().map_or(model, |tuned| &tuned.base_model);
     let base = find_base(state, "model", base_name).await?;
@@ -88,6 +92,7 @@ async fn find_start(
     base: &BaseModel,
     name: &str,
 ) -> Result<TunedModel, ApiError> {
+    check_allowed(project, name)?;
     let invalid = |message: String| ApiError::invalid(CONTINUE_FROM, "invalid_value", message);
     let Some(start) = find_tuned(state, project, name).await? else {
         let message = format!("The tuned model '{}' does not exist.", echo(name));

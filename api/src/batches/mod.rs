@@ -21,8 +21,8 @@ use crate::state::Shared;
 
 /// How often batches are looked for that nobody holds.
 const LOOK: Duration = Duration::from_secs(1);
-/// Batches that one process holds: each has its lines to read, and most of them wait for their turn.
-const MAX_HELD: usize = 256;
+/// Batches that one process holds: each renews its lease every two seconds, and most wait for their turn.
+const MAX_HELD: usize = 64;
 /// What is held when the process shall end is put down within this time, or its lease runs out by itself. More than
 /// requests under way are given.
 const DRAIN: Duration = Duration::from_secs(20);

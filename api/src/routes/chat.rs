@@ -9,6 +9,7 @@ use store::chat_completions::ChatCompletionFilter;
 
 use super::reply::{AnswerReply, ChatReply, Head, MetadataQuery};
 use super::{Tag, order};
+use crate::app::ledger::Consumer;
 use crate::app::{self, page_request};
 use crate::auth::Caller;
 use crate::body::JsonBody;
@@ -42,6 +43,7 @@ impl ChatApi {
     ) -> Result<ChatReply, ApiError> {
         let reply = body.value.reply;
         let answer = app::chat::begin(&state, &caller.project, body.value).await?;
+        let answer = answer.counted(&state, Consumer::Key(&caller));
         let head = Head {
             model: answer.model.clone(),
             rate: answer.rate,

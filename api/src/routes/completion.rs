@@ -6,6 +6,7 @@ use poem_openapi::OpenApi;
 use super::Tag;
 use super::reply::{AnswerReply, CompletionReply, Head};
 use crate::app;
+use crate::app::ledger::Consumer;
 use crate::auth::Caller;
 use crate::body::JsonBody;
 use crate::error::ApiError;
@@ -32,6 +33,7 @@ impl CompletionApi {
     ) -> Result<CompletionReply, ApiError> {
         let reply = body.value.reply;
         let answers = app::completion::begin(&state, &caller.project, body.value).await?;
+        let answers = answers.counted(&state, Consumer::Key(&caller));
         let head = Head {
             model: answers.model.clone(),
             rate: answers.rate,

@@ -7,7 +7,8 @@ use poem_openapi::param::{Path, Query};
 use poem_openapi::payload::Json;
 
 use super::Tag;
-use super::reply::{Made, MetadataQuery, RepeatHeaders};
+use super::reply::{Made, MetadataQuery, Ordered, RepeatHeaders};
+use crate::app::dry_runs;
 use crate::app::fine_tuning::{self as app, Action};
 use crate::app::page_request;
 use crate::auth::Caller;
@@ -27,17 +28,24 @@ pub struct FineTuningApi;
 impl FineTuningApi {
     /// Creates a fine-tuning job.
     ///
-    /// What is in the files is judged afterwards: a bad file makes the job `failed`.
+    /// What is in the files is judged afterwards: a bad file makes the job `failed`. With `x_dry_run=true` it is judged now, no job
+    /// is made, and the answer is what the job would do.
     #[oai(path = "/", method = "post", operation_id = "createFineTuningJob")]
     async fn create(
         &self,
         state: Data<&Shared>,
         caller: Caller,
         repeat: RepeatHeaders,
+        x_dry_run: Query<Option<bool>>,
         body: JsonBody<JobOrder>,
-    ) -> Result<Made<JobObject>, ApiError> {
+    ) -> Result<Ordered, ApiError> {
+        if x_dry_run.0 == Some(true) {
+            let dry_run = dry_runs::order(&state, &caller.project, body.value).await?;
+            return Ok(Ordered::DryRun(Box::new(dry_run.into())));
+        }
         let created = app::create(&state, &caller, body.value, &body.raw, &repeat.0).await?;
-        Ok(Made::new(created.job.into(), created.is_replay))
+        let made = Made::new(created.job.into(), created.is_replay);
+        Ok(Ordered::Job(Box::new(made)))
     }
 
     /// Lists the project's jobs, newest first.

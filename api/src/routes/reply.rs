@@ -24,6 +24,8 @@ use crate::error::ApiError;
 use crate::wire::chat_reply::{ChatCompletion, ChatCompletionChunk};
 use crate::wire::completion_reply::{Completion, CompletionChunk};
 use crate::wire::decode::{At, metadata};
+use crate::wire::dry_runs::DryRunObject;
+use crate::wire::fine_tuning_job::JobObject;
 use crate::wire::response_reply::{ResponseEvent, ResponseObject};
 
 /// What the headers say of being a repetition.
@@ -79,11 +81,43 @@ impl<'a> ApiExtractor<'a> for MetadataQuery {
     }
 }
 
+/// The values of `name` and of `name[]`, as SDKs spell lists.
+pub struct QueryList(pub Vec<String>);
+
+impl<'a> ApiExtractor<'a> for QueryList {
+    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::Parameter];
+    type ParamType = Vec<String>;
+    type ParamRawType = Vec<String>;
+
+    fn param_in() -> Option<MetaParamIn> {
+        Some(MetaParamIn::Query)
+    }
+
+    fn param_schema_ref() -> Option<MetaSchemaRef> {
+        Some(Vec::<String>::schema_ref())
+    }
+
+    async fn from_request(
+        request: &'a Request,
+        _body: &mut RequestBody,
+        options: ExtractParamOptions<Self::ParamType>,
+    ) -> poem::Result<Self> {
+        let url = parsed(request.uri().query().unwrap_or_default())?;
+        let is_own = |name: &str| name.strip_suffix("[]").unwrap_or(name) == options.name;
+        let own = url.query_pairs().filter(|(name, _)| is_own(name));
+        Ok(Self(own.map(|(_, value)| value.into_owned()).collect()))
+    }
+}
+
+/// Only the query matters; the rest is what a URL needs to be one.
+fn parsed(query: &str) -> Result<reqwest::Url, ApiError> {
+    reqwest::Url::parse(&format!("http://localhost/?{query}"))
+        .map_err(|error| ApiError::internal(format!("an unreadable query: {error}")))
+}
+
 fn metadata_filter(query: &str) -> Result<MetadataFilter, ApiError> {
     let mut pairs = serde_json::Map::new();
-    // Only the query matters; the rest is what a URL needs to be one.
-    let url = reqwest::Url::parse(&format!("http://localhost/?{query}"))
-        .map_err(|error| ApiError::internal(format!("an unreadable query: {error}")))?;
+    let url = parsed(query)?;
     for (name, value) in url.query_pairs() {
         if name == "metadata" && value == "null" {
             return Ok(MetadataFilter::None_);
@@ -91,14 +125,20 @@ fn metadata_filter(query: &str) -> Result<MetadataFilter, ApiError> {
         let key = name
             .strip_prefix("metadata[")
             .and_then(|rest| rest.strip_suffix(']'));
-        match key {
-            Some(key) => pairs.insert(key.to_owned(), json!(value)),
-            None if name == "metadata" => {
-                let message = "Invalid 'metadata': expected metadata[key]=value or metadata=null.";
-                return Err(ApiError::invalid("metadata", "invalid_value", message));
-            }
-            None => continue,
+        let refused = |reason: &str| {
+            let message = format!("Invalid 'metadata': {reason}.");
+            Err(ApiError::invalid("metadata", "invalid_value", message))
         };
+        match key {
+            Some("") => return refused("a key is empty"),
+            Some(key) if pairs.insert(key.to_owned(), json!(value)).is_some() => {
+                return refused("a key is there twice");
+            }
+            None if name == "metadata" => {
+                return refused("expected metadata[key]=value or metadata=null");
+            }
+            _ => {}
+        }
     }
     if pairs.is_empty() {
         return Ok(MetadataFilter::Any);
@@ -138,6 +178,39 @@ impl<T: ToJSON> ApiResponse for Made<T> {
 
     fn register(registry: &mut Registry) {
         T::register(registry);
+    }
+}
+
+/// A job that was made, or what one would do.
+pub enum Ordered {
+    Job(Box<Made<JobObject>>),
+    DryRun(Box<DryRunObject>),
+}
+
+impl IntoResponse for Ordered {
+    fn into_response(self) -> Response {
+        match self {
+            Ordered::Job(made) => made.into_response(),
+            Ordered::DryRun(dry_run) => Json(*dry_run).into_response(),
+        }
+    }
+}
+
+impl ApiResponse for Ordered {
+    fn meta() -> MetaResponses {
+        let either = MetaSchema {
+            one_of: vec![JobObject::schema_ref(), DryRunObject::schema_ref()],
+            ..MetaSchema::ANY
+        };
+        ok(vec![MetaMediaType {
+            content_type: Json::<JobObject>::CONTENT_TYPE,
+            schema: MetaSchemaRef::Inline(Box::new(either)),
+        }])
+    }
+
+    fn register(registry: &mut Registry) {
+        JobObject::register(registry);
+        DryRunObject::register(registry);
     }
 }
 
@@ -216,7 +289,7 @@ fn content_disposition(filename: &str) -> String {
     format!("attachment; filename=\"{plain}\"; filename*=UTF-8''{whole}")
 }
 
-/// What the headers of generated text say.
+/// What the headers of what a model made say.
 pub struct Head {
     /// As it was asked for.
     pub model: String,
@@ -317,15 +390,45 @@ impl<W: ToJSON + Send, C: Send> IntoResponse for AnswerReply<W, C> {
             AnswerReply::Whole(answer, head) => (Json(*answer).into_response(), head),
             AnswerReply::Stream(bytes, head, _) => (event_stream(bytes), head),
         };
+        head.write(&mut response);
+        response
+    }
+}
+
+impl Head {
+    fn write(self, response: &mut Response) {
         let headers = response.headers_mut();
         headers.insert(header::CACHE_CONTROL, NO_CACHE);
-        if let Ok(model) = HeaderValue::try_from(head.model) {
+        if let Ok(model) = HeaderValue::try_from(self.model) {
             headers.insert("openai-model", model);
         }
-        if let Some(rate) = head.rate {
+        if let Some(rate) = self.rate {
             response.set_data(rate);
         }
+    }
+}
+
+/// What a model made, in one piece.
+pub struct ModelReply<T> {
+    pub object: T,
+    pub head: Head,
+}
+
+impl<T: ToJSON> IntoResponse for ModelReply<T> {
+    fn into_response(self) -> Response {
+        let mut response = Json(self.object).into_response();
+        self.head.write(&mut response);
         response
+    }
+}
+
+impl<T: ToJSON> ApiResponse for ModelReply<T> {
+    fn meta() -> MetaResponses {
+        Json::<T>::meta()
+    }
+
+    fn register(registry: &mut Registry) {
+        T::register(registry);
     }
 }
 
@@ -389,6 +492,8 @@ mod tests {
         ] {
             assert_eq!(metadata_filter(query).unwrap(), filter, "{query}");
         }
-        assert!(metadata_filter("metadata=5").is_err());
+        for bad in ["metadata=5", "metadata[]=5", "metadata[a]=b&metadata[a]=c"] {
+            assert!(metadata_filter(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -7,6 +7,7 @@ use poem_openapi::payload::Json;
 
 use super::reply::{AnswerReply, Head, ResponseReply};
 use super::{Tag, order};
+use crate::app::ledger::Consumer;
 use crate::app::{page_request, response as app};
 use crate::auth::Caller;
 use crate::body::JsonBody;
@@ -36,7 +37,7 @@ impl ResponseApi {
         body: JsonBody<ResponseOrder>,
     ) -> Result<ResponseReply, ApiError> {
         let form = body.value.form;
-        let answering = app::begin(&state, &caller.project, body.value).await?;
+        let answering = app::begin(&state, Consumer::Key(&caller), body.value).await?;
         let head = Head {
             model: answering.model.clone(),
             rate: answering.rate,

@@ -109,7 +109,7 @@ impl Decode for CompletionOrder {
         let order = Self {
             model: body.require("model")?.string_up_to(512)?,
             prompts: match body.take("prompt") {
-                Some(at) => prompts(at)?,
+                Some(at) => prompts(at, MAX_PROMPTS)?,
                 None => vec![Prompt::Text(String::new())],
             },
             max_tokens: max_tokens
@@ -159,8 +159,9 @@ impl CompletionOrder {
     }
 }
 
-/// A text, texts, the tokens of a text, or those of several.
-fn prompts(at: At) -> Result<Vec<Prompt>, ApiError> {
+/// A text, texts, the tokens of a text, or those of several, up to `max`.
+pub(super) fn prompts(at: At, max: usize) -> Result<Vec<Prompt>, ApiError> {
+    let path = at.path.clone();
     if at.is_string() {
         return Ok(vec![Prompt::Text(at.string()?)]);
     }
@@ -168,13 +169,9 @@ fn prompts(at: At) -> Result<Vec<Prompt>, ApiError> {
     if items[0].is_integer() {
         return Ok(vec![Prompt::Tokens(tokens(items)?)]);
     }
-    if items.len() > MAX_PROMPTS {
-        let message = format!("Invalid 'prompt': expected at most {MAX_PROMPTS} prompts.");
-        return Err(ApiError::invalid(
-            "prompt",
-            "array_above_max_length",
-            message,
-        ));
+    if items.len() > max {
+        let message = format!("Invalid '{path}': expected at most {max} texts.");
+        return Err(ApiError::invalid(path, "array_above_max_length", message));
     }
     let read = |at: At| match at.is_string() {
         true => Ok(Prompt::Text(at.string()?)),

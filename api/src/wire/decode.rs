@@ -175,6 +175,30 @@ impl At {
         Ok(text)
     }
 
+    /// What something is called: 1 to `max` characters.
+    pub fn name(self, max: usize) -> Result<String, ApiError> {
+        let path = self.path.clone();
+        let text = self.string_up_to(max)?;
+        if text.trim().is_empty() {
+            let message = format!(
+                "Invalid '{path}': empty string. Expected a string with minimum length 1, but got an empty string instead."
+            );
+            return Err(ApiError::invalid(path, "empty_string", message));
+        }
+        Ok(text)
+    }
+
+    /// One of the words that `parse` knows.
+    pub fn word<T>(
+        self,
+        words: &[&'static str],
+        parse: fn(&str) -> Option<T>,
+    ) -> Result<T, ApiError> {
+        let path = self.path.clone();
+        let text = self.string()?;
+        parse(&text).ok_or_else(|| not_one_of(&path, &text, words))
+    }
+
     pub fn boolean(self) -> Result<bool, ApiError> {
         self.value
             .as_bool()

@@ -135,7 +135,7 @@ fn seed(at: At) -> Result<u32, ApiError> {
 }
 
 /// `method`, or the deprecated `hyperparameters` beside it.
-fn method(body: &mut Fields) -> Result<Method, ApiError> {
+pub(super) fn method(body: &mut Fields) -> Result<Method, ApiError> {
     let legacy = body
         .take("hyperparameters")
         .map(hyperparameters)

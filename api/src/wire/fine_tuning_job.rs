@@ -110,7 +110,7 @@ impl From<FineTuningJob> for JobObject {
         let result = p.result.as_ref();
         let hyperparameters =
             hyperparameters(&job.spec.method.hyperparameters(), &p.hyperparameters);
-        let method = method(
+        let method = method_object(
             &job.spec.method,
             &hyperparameters,
             p.hyperparameters.is_some(),
@@ -145,7 +145,7 @@ impl From<FineTuningJob> for JobObject {
     }
 }
 
-fn named_model(spec: &JobSpec) -> String {
+pub(super) fn named_model(spec: &JobSpec) -> String {
     let tuned = spec
         .x_training
         .as_ref()
@@ -169,7 +169,7 @@ impl From<JobError> for JobErrorObject {
     }
 }
 
-fn hyperparameters(
+pub(super) fn hyperparameters(
     asked: &Hyperparameters,
     resolved: &Option<ResolvedHyperparameters>,
 ) -> HyperparametersObject {
@@ -187,7 +187,11 @@ fn hyperparameters(
     }
 }
 
-fn method(method: &Method, shown: &HyperparametersObject, is_resolved: bool) -> MethodObject {
+pub(super) fn method_object(
+    method: &Method,
+    shown: &HyperparametersObject,
+    is_resolved: bool,
+) -> MethodObject {
     let mut object = MethodObject {
         r#type: method.name(),
         supervised: None,

@@ -100,7 +100,7 @@ reply! {
     /// What a deletion answers.
     Deleted as "Deleted" {
         id: String,
-        /// What it was, such as `file` or `model`.
+        /// What it was, such as `file` or `organization.invite.deleted`.
         object: &'static str,
         deleted: bool,
     }

@@ -2,6 +2,7 @@
 
 use domain::base_model::BaseModel;
 use domain::model::TunedModel;
+use domain::model_alias::ModelAlias;
 
 use super::reply::reply;
 
@@ -22,6 +23,18 @@ reply! {
         /// `list`.
         object: &'static str,
         data: Vec<Model>,
+    }
+}
+
+impl Model {
+    /// A model under another name.
+    pub fn alias(alias: ModelAlias, model: &Model) -> Self {
+        Self {
+            id: alias.name,
+            object: "model",
+            created: alias.created_at.unix_s(),
+            owned_by: model.owned_by.clone(),
+        }
     }
 }
 

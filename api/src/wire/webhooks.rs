@@ -153,10 +153,7 @@ fn event_types(at: At) -> Result<Vec<WebhookEventType>, ApiError> {
 fn event_type(at: At) -> Result<WebhookEventType, ApiError> {
     let path = at.path.clone();
     let text = at.string()?;
-    WebhookEventType::parse(&text).ok_or_else(|| {
-        let known = WebhookEventType::ALL.map(WebhookEventType::as_str);
-        not_one_of(&path, &text, &known)
-    })
+    WebhookEventType::parse(&text).ok_or_else(|| not_one_of(&path, &text, WebhookEventType::WORDS))
 }
 
 reply! {
@@ -254,7 +251,10 @@ impl WebhookEventTypeList {
     pub fn all() -> Self {
         Self {
             object: "list",
-            data: names(&WebhookEventType::ALL),
+            data: WebhookEventType::WORDS
+                .iter()
+                .map(|word| (*word).to_owned())
+                .collect(),
         }
     }
 }

@@ -5,9 +5,11 @@ pub mod worker;
 
 use std::net::SocketAddr;
 
-use domain::api_key::{AdminKey, ApiKey, KeyKind, KeyOwner, redact, spell};
+use api::auth::NewSecret;
+use domain::api_key::{AdminKey, ApiKey, KeyKind, KeyOwner};
+use domain::audit::{AuditEntry, AuditEvent, AuditKind};
 use domain::base_model::BaseModel;
-use domain::id::{KeyId, OrganizationId, ProjectId};
+use domain::id::{AuditLogId, KeyId, OrganizationId, ProjectId, UserId};
 use domain::project::Project;
 use domain::scope::Scopes;
 use domain::time::Timestamp;
@@ -101,6 +103,17 @@ impl Reply {
             "{error}"
         );
     }
+}
+
+/// `n` bytes between two pieces, made while they are sent: tests beside this one measure the process's memory.
+pub fn body(before: Vec<u8>, n: usize, behind: Vec<u8>) -> reqwest::Body {
+    const CHUNK: bytes::Bytes = bytes::Bytes::from_static(&[b' '; 65_536]);
+    let whole = std::iter::repeat_n(CHUNK, n / CHUNK.len());
+    let pieces = [before.into()].into_iter();
+    let pieces = pieces
+        .chain(whole)
+        .chain([CHUNK.slice(..n % CHUNK.len()), behind.into()]);
+    reqwest::Body::wrap_stream(futures::stream::iter(pieces.map(Ok::<_, std::io::Error>)))
 }
 
 pub fn now() -> Timestamp {
@@ -244,6 +257,22 @@ impl App {
         Reply::of(request.send().await.unwrap()).await
     }
 
+    /// As the administrator; `body` where it is not null.
+    pub async fn admin(&self, method: Method, path: &str, body: Value) -> Reply {
+        self.admin_with(&self.admin_key, method, path, body).await
+    }
+
+    /// As the administrator with this key.
+    pub async fn admin_with(&self, key: &str, method: Method, path: &str, body: Value) -> Reply {
+        let url = format!("{}/v1{path}", self.base);
+        let request = self.http.request(method, url).bearer_auth(key);
+        let request = match body {
+            Value::Null => request,
+            body => request.json(&body),
+        };
+        Reply::of(request.send().await.unwrap()).await
+    }
+
     /// Uploads `content` for fine-tuning; its id.
     pub async fn upload(&self, content: &[u8]) -> String {
         self.upload_for("fine-tune", content).await
@@ -299,13 +328,13 @@ pub async fn make_key_with(
     project: &ProjectId,
     change: impl FnOnce(&mut ApiKey),
 ) -> String {
-    let secret = spell(KeyKind::Project, &rand::random());
+    let secret = NewSecret::mint(config.key_pepper().unwrap(), KeyKind::Project);
     let mut key = ApiKey {
         id: KeyId::mint(rand::random()),
         project_id: project.clone(),
         name: "test".to_owned(),
-        hmac: api::auth::key_hmac(config.key_pepper().unwrap(), &secret),
-        redacted: redact(&secret),
+        hmac: secret.hmac,
+        redacted: secret.redacted,
         scopes: Scopes::All,
         owner: KeyOwner::Installation,
         created_at: now(),
@@ -314,26 +343,59 @@ pub async fn make_key_with(
         revoked_at: None,
     };
     change(&mut key);
-    store.api_keys().insert(&key).await.unwrap();
-    secret
+    let project = store.projects().find(project).await.unwrap().unwrap();
+    let made = entry(
+        &project.organization_id,
+        AuditKind::ApiKeyCreated,
+        key.id.as_str(),
+    );
+    store.api_keys().insert(&key, &made).await.unwrap();
+    secret.value
 }
 
 async fn make_admin_key(store: &Store, config: &Config, organization: &OrganizationId) -> String {
-    let secret = spell(KeyKind::Admin, &rand::random());
+    make_admin_key_of(store, config, organization, None).await
+}
+
+/// An admin key of this user.
+pub async fn make_admin_key_of(
+    store: &Store,
+    config: &Config,
+    organization: &OrganizationId,
+    owner: Option<UserId>,
+) -> String {
+    let secret = NewSecret::mint(config.key_pepper().unwrap(), KeyKind::Admin);
     let key = AdminKey {
         id: KeyId::mint(rand::random()),
         organization_id: organization.clone(),
         name: "test".to_owned(),
-        hmac: api::auth::key_hmac(config.key_pepper().unwrap(), &secret),
-        redacted: redact(&secret),
-        owner: None,
+        hmac: secret.hmac,
+        redacted: secret.redacted,
+        owner,
         created_at: now(),
         expires_at: None,
         last_used_at: None,
         revoked_at: None,
     };
-    store.admin_keys().insert(&key).await.unwrap();
-    secret
+    let made = entry(organization, AuditKind::ApiKeyCreated, key.id.as_str());
+    store.admin_keys().insert(&key, &made).await.unwrap();
+    secret.value
+}
+
+/// What the command line writes into the audit log.
+pub fn entry(organization: &OrganizationId, kind: AuditKind, resource: &str) -> AuditEntry {
+    AuditEntry {
+        id: AuditLogId::mint(rand::random()),
+        organization_id: organization.clone(),
+        effective_at: now(),
+        actor: None,
+        project: None,
+        event: AuditEvent {
+            kind,
+            resource_id: resource.to_owned(),
+            details: json!({}),
+        },
+    }
 }
 
 async fn install_base_model(store: &Store) {

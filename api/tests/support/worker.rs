@@ -7,8 +7,8 @@ use std::time::Duration;
 use domain::generation::{FinishReason, TokenLogprob, ToolChoice, TopLogprob};
 use domain::id::WorkerId;
 use domain::message::{
-    ExportError, ExportFormat, ExportRequest, GenerateError, GenerateEvent, GenerateRequest,
-    GgufType,
+    EmbedEvent, EmbedRequest, Embedded, ExportError, ExportFormat, ExportRequest, GenerateError,
+    GenerateEvent, GenerateRequest, GgufType, Prompt,
 };
 use domain::usage::TokenUsage;
 use domain::worker::WorkerStatus;
@@ -34,6 +34,7 @@ struct Shared {
     /// Said instead of any answer with an adapter.
     refusal: Mutex<Option<(u16, GenerateError)>>,
     exports: Mutex<Vec<ExportRequest>>,
+    embedded: Mutex<Vec<Prompt>>,
     /// An endless answer was dropped.
     dropped: Arc<Notify>,
 }
@@ -45,6 +46,7 @@ impl FakeWorker {
             asked: Mutex::new(Vec::new()),
             refusal: Mutex::new(None),
             exports: Mutex::new(Vec::new()),
+            embedded: Mutex::new(Vec::new()),
             dropped: Arc::new(Notify::new()),
         });
         let acceptor = TcpListener::bind("127.0.0.1:0")
@@ -58,6 +60,7 @@ impl FakeWorker {
         let route = Route::new()
             .at("/v1/generate", post(generate))
             .at("/v1/export", post(export))
+            .at("/v1/embed", post(embed))
             .data(shared.clone());
         tokio::spawn(Server::new_with_acceptor(acceptor).run(route));
         Self { address, shared }
@@ -88,6 +91,11 @@ impl FakeWorker {
     /// The export that was asked for last.
     pub fn last_export(&self) -> ExportRequest {
         self.shared.exports.lock().unwrap().last().unwrap().clone()
+    }
+
+    /// What was embedded last.
+    pub fn last_embedded(&self) -> Prompt {
+        self.shared.embedded.lock().unwrap().last().unwrap().clone()
     }
 
     /// The last words of everything that was asked, in order.
@@ -152,6 +160,36 @@ async fn export(shared: Data<&Arc<Shared>>, request: &Request, body: Body) -> Re
         _ => StatusCode::BAD_REQUEST,
     };
     Json(&error).with_status(status).into_response()
+}
+
+/// (n, 0, -1) of n tokens, a token a character.
+#[handler]
+async fn embed(shared: Data<&Arc<Shared>>, request: &Request, body: Body) -> Response {
+    if !is_authorised(&shared, request) {
+        return StatusCode::UNAUTHORIZED.into_response();
+    }
+    let asked: EmbedRequest = serde_json::from_slice(&body.into_bytes().await.unwrap()).unwrap();
+    let n = match &asked.input {
+        Prompt::Text(text) if text == "too long" => {
+            let error = GenerateError::ContextLengthExceeded {
+                context_length: 512,
+                prompt_tokens: 900,
+            };
+            return refusal(400, &error);
+        }
+        Prompt::Text(text) if text == "busy" => return refusal(503, &GenerateError::Busy),
+        Prompt::Text(text) => text.len(),
+        Prompt::Tokens(ids) => ids.len(),
+    };
+    shared.embedded.lock().unwrap().push(asked.input);
+    let last = EmbedEvent::Embedded(Embedded {
+        embedding: vec![n as f32, 0.0, -1.0],
+        prompt_tokens: n as u64,
+    });
+    let lines = [EmbedEvent::Queued, last].map(|event| serde_json::to_string(&event).unwrap());
+    Response::builder()
+        .content_type("application/x-ndjson")
+        .body(lines.join("\n") + "\n")
 }
 
 #[handler]

@@ -1,6 +1,7 @@
 //! Owns generation: sequences with their caches, advanced together, one forward for all, adapters mixed. Knows no text,
 //! no request and no clock.
 
+mod embed;
 mod grammar;
 mod model;
 mod sequence;
@@ -10,6 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use half::bf16;
 
+use crate::config::ModelConfig;
 use crate::cpu::buffer::OutOfMemory;
 use crate::cpu::element::Precision;
 use crate::cpu::pool::Pool;
@@ -19,6 +21,7 @@ use crate::lora::Adapter;
 use crate::sampling::Choice;
 pub use crate::sampling::Sampling;
 use crate::weights::BaseModel;
+pub use embed::Embedding;
 pub(crate) use grammar::is_allowed;
 pub use grammar::{Grammar, Walk};
 use model::OnCpu;
@@ -391,25 +394,33 @@ impl Batcher {
         tokens: &[u32],
         adapter: Option<&Adapter>,
     ) -> Result<Vec<f32>, GenerateError> {
-        let config = self.model.config();
-        check_tokens(config, tokens).map_err(|error| GenerateError::BadInput(error.to_string()))?;
-        if adapter.is_some_and(|adapter| !adapter.layout().fits(config)) {
-            return Err(GenerateError::BadInput(
-                AdmitError::WrongAdapter.to_string(),
-            ));
-        }
-        if tokens.len() > config.max_position_embeddings {
-            let limit = config.max_position_embeddings;
-            return Err(GenerateError::BadInput(format!(
-                "{} tokens exceed the context of {limit}",
-                tokens.len()
-            )));
-        }
+        check_document(self.model.config(), tokens, adapter)?;
         if adapter.is_some_and(|adapter| !self.model.takes(adapter)) {
             return Err(GenerateError::BadInput(AdmitError::NotOnGpu.to_string()));
         }
         self.model.score(&self.pool, tokens, adapter)
     }
+}
+
+/// Whether the model can read `tokens` with `adapter`.
+fn check_document(
+    config: &ModelConfig,
+    tokens: &[u32],
+    adapter: Option<&Adapter>,
+) -> Result<(), GenerateError> {
+    check_tokens(config, tokens).map_err(|error| GenerateError::BadInput(error.to_string()))?;
+    if adapter.is_some_and(|adapter| !adapter.layout().fits(config)) {
+        return Err(GenerateError::BadInput(
+            AdmitError::WrongAdapter.to_string(),
+        ));
+    }
+    let limit = config.max_position_embeddings;
+    if tokens.len() > limit {
+        let n_tokens = tokens.len();
+        let reason = format!("{n_tokens} tokens exceed the context of {limit}");
+        return Err(GenerateError::BadInput(reason));
+    }
+    Ok(())
 }
 
 /// The next token of each sequence that `which` names, in ascending order: what was drawn for it, or one out of its row of `logits`

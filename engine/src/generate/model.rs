@@ -159,37 +159,66 @@ impl<E: Generated> Model for OnCpu<E> {
         adapter: Option<&Adapter>,
     ) -> Result<Vec<f32>, GenerateError> {
         let base = &*self.base;
-        let mut cache = KvCache::new(tokens.len());
-        let shape = PageShape::new::<E>(base.config());
-        let mut pages = Pages::new(shape, tokens.len());
-        while cache.n_missing(tokens.len()) > 0 {
-            cache.pages.extend(pages.take()?);
-        }
+        let mut document = Document::new::<E>(base.config(), tokens.len())?;
         let mut logprobs = Vec::new();
         let inputs = &tokens[..tokens.len().saturating_sub(1)];
         for (i, chunk) in inputs.chunks(TOKENS_PER_STEP).enumerate() {
             let rows: Vec<usize> = (0..chunk.len()).collect();
-            let packed = adapter.map(|adapter| adapter.packed(pool, base));
-            let loras: Vec<_> = packed
-                .transpose()?
-                .map(|lora| (0..chunk.len(), lora))
-                .into_iter()
-                .collect();
-            let head = loras
-                .first()
-                .map_or(base.head(), |(_, lora)| lora.head(base));
-            let mut spans = [Span {
-                rows: 0..chunk.len(),
-                cache: &mut cache,
-            }];
-            run(&mut self.decoder, pool, base, &loras, chunk, &mut spans)?;
-            cache.n_cached += chunk.len();
+            let head = match adapter {
+                Some(adapter) => adapter.packed::<E>(pool, base)?.head(base),
+                None => base.head(),
+            };
+            document.read(&mut self.decoder, pool, base, adapter, chunk)?;
             let first_target = i * TOKENS_PER_STEP + 1;
             let targets = &tokens[first_target..first_target + chunk.len()];
             let losses = self.decoder.losses_of(pool, base, head, &rows, targets)?;
             logprobs.extend(losses.logprobs);
         }
         Ok(logprobs)
+    }
+}
+
+/// A text that is read piece by piece, with keys and values of its own.
+pub(super) struct Document {
+    cache: KvCache,
+}
+
+impl Document {
+    /// Errors: `OutOfMemory`.
+    pub fn new<E: Element>(config: &ModelConfig, n_tokens: usize) -> Result<Self, OutOfMemory> {
+        let mut cache = KvCache::new(n_tokens);
+        let mut pages = Pages::new(PageShape::new::<E>(config), n_tokens);
+        while cache.n_missing(n_tokens) > 0 {
+            cache.pages.extend(pages.take()?);
+        }
+        Ok(Self { cache })
+    }
+
+    /// Tokens that were read.
+    pub fn n_read(&self) -> usize {
+        self.cache.n_cached
+    }
+
+    /// Runs the next tokens through every block of `decoder`.
+    /// Errors: `OutOfMemory`.
+    pub fn read<E: Generated>(
+        &mut self,
+        decoder: &mut Decoder<E>,
+        pool: &Pool,
+        base: &BaseModel,
+        adapter: Option<&Adapter>,
+        tokens: &[u32],
+    ) -> Result<(), OutOfMemory> {
+        let packed = adapter.map(|adapter| adapter.packed(pool, base));
+        let packed = packed.transpose()?.into_iter();
+        let loras: Vec<_> = packed.map(|lora| (0..tokens.len(), lora)).collect();
+        let mut spans = [Span {
+            rows: 0..tokens.len(),
+            cache: &mut self.cache,
+        }];
+        run(decoder, pool, base, &loras, tokens, &mut spans)?;
+        self.cache.n_cached += tokens.len();
+        Ok(())
     }
 }
 

@@ -236,6 +236,14 @@ impl<E: Element> Decoder<E> {
         cross_entropy::logits(pool, heads, cap, &self.last_normed, &mut self.chunk)
     }
 
+    /// The states after the last norm of the `n` rows that a forward that kept nothing has just run, (T, D).
+    /// Errors: `OutOfMemory`.
+    pub fn normed(&mut self, pool: &Pool, base: &BaseModel, n: usize) -> Result<&[E], OutOfMemory> {
+        let rows: Vec<usize> = (0..n).collect();
+        self.gather(pool, base, &rows, Keep::Nothing)?;
+        Ok(&self.last_normed[..n * base.config().hidden_size])
+    }
+
     /// Copies `rows` of the last stream and applies the last norm to them.
     pub(super) fn gather(
         &mut self,

@@ -31,12 +31,12 @@ const MODELS: [&str; 15] = [
 ];
 
 #[derive(Deserialize)]
-struct Nothing {}
+pub struct Nothing {}
 
-struct Tiny {
+pub struct Tiny {
     folder: PathBuf,
-    golden: Golden<Nothing>,
-    model: Model,
+    pub golden: Golden<Nothing>,
+    pub model: Model,
 }
 
 impl Tiny {
@@ -67,7 +67,7 @@ fn read_adapter(folder: &std::path::Path, base: &BaseModel) -> Adapter {
     Adapter::from_peft(&config, &tensors, base.config()).unwrap()
 }
 
-fn each_model(check: impl Fn(&str, Tiny)) {
+pub fn each_model(check: impl Fn(&str, Tiny)) {
     for name in MODELS {
         check(name, Tiny::load(name));
     }

@@ -7,7 +7,8 @@ use std::time::Instant;
 use engine::Precision;
 use engine::cuda::{Base, CudaError, Gpu};
 use engine::generate::{
-    AdmitError, Batcher, FailReason, Failed, GenerateError, GenerateRequest, Limits, SequenceId,
+    AdmitError, Batcher, Embedding, FailReason, Failed, GenerateError, GenerateRequest, Limits,
+    SequenceId,
 };
 use engine::lora::Adapter;
 use engine::pool::Pool;
@@ -15,7 +16,7 @@ use engine::weights::{BaseModel, BaseWeights};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::gpu::{Declined, GpuBase};
-use super::{Ask, BaseFolder, DeviceError, Output};
+use super::{Ask, BaseFolder, DeviceError, Output, Reply, answer};
 
 /// A base model on the device, with everything generated from it.
 pub(super) struct LoadedBase {
@@ -27,6 +28,8 @@ pub(super) struct LoadedBase {
     on_cpu: Option<OnCpu>,
     live: HashMap<(Place, SequenceId), Live>,
     waiting: VecDeque<Waiting>,
+    /// Texts that are read as a whole, a piece of each in turn.
+    reading: VecDeque<(Embedding, Reply<Vec<f32>>)>,
     /// Whether the GPU has been tried.
     tried_gpu: bool,
     /// Nothing is admitted to the GPU: another copy of the base is to take this one's place.
@@ -96,6 +99,7 @@ impl LoadedBase {
             on_cpu: None,
             live: HashMap::new(),
             waiting: VecDeque::new(),
+            reading: VecDeque::new(),
             tried_gpu: false,
             leaves_gpu: false,
         }
@@ -243,7 +247,7 @@ impl LoadedBase {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.live.is_empty() && self.waiting.is_empty()
+        self.live.is_empty() && self.waiting.is_empty() && self.reading.is_empty()
     }
 
     /// Sequences being generated.
@@ -266,6 +270,47 @@ impl LoadedBase {
 
     pub(super) fn enqueue(&mut self, waiting: Waiting) {
         self.waiting.push_back(waiting);
+    }
+
+    /// Joins those that are read as a whole, on the CPU.
+    pub(super) fn embed(
+        &mut self,
+        adapter: Option<Arc<Adapter>>,
+        tokens: Vec<u32>,
+        reply: Reply<Vec<f32>>,
+    ) -> Result<(), DeviceError> {
+        let begun = self.model().and_then(|model| {
+            let precision = model.generation_precision();
+            Ok(Embedding::new(model, adapter, tokens, precision)?)
+        });
+        match begun {
+            Ok(embedding) => {
+                self.reading.push_back((embedding, reply));
+                Ok(())
+            }
+            Err(error) => answer(reply, Err(error)),
+        }
+    }
+
+    /// Whether there is something to read as a whole.
+    pub(super) fn is_reading(&self) -> bool {
+        !self.reading.is_empty()
+    }
+
+    /// One piece of the text whose turn it is, unless nobody waits for it any more.
+    pub(super) fn read(&mut self) -> Result<(), DeviceError> {
+        self.reading.retain(|(_, reply)| !reply.is_closed());
+        let Some((mut embedding, reply)) = self.reading.pop_front() else {
+            return Ok(());
+        };
+        match embedding.step(&self.pool) {
+            Ok(None) => {
+                self.reading.push_back((embedding, reply));
+                Ok(())
+            }
+            Ok(Some(embedding)) => answer(reply, Ok(embedding)),
+            Err(error) => answer(reply, Err(error.into())),
+        }
     }
 
     /// The serving path's log-probability of every token after the first.

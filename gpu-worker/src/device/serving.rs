@@ -58,6 +58,12 @@ pub(super) enum Command {
         adapter: Arc<Adapter>,
         reply: Reply<Precision>,
     },
+    Embed {
+        base: BaseFolder,
+        adapter: Option<Arc<Adapter>>,
+        tokens: Vec<u32>,
+        reply: Reply<Vec<f32>>,
+    },
     Score {
         base: BaseFolder,
         tokens: Vec<u32>,
@@ -138,12 +144,14 @@ impl Serving {
     fn generate(&mut self, on_cpu: bool) -> Result<(), DeviceError> {
         for base in &mut self.bases {
             base.generate_on_gpu()?;
-            if !on_cpu || !base.is_live_on_cpu() {
+            if !on_cpu || !(base.is_live_on_cpu() || base.is_reading()) {
                 continue;
             }
             let began = Instant::now();
-            let beside = self.load.is_training() && base.can_generate_beside();
+            let beside =
+                self.load.is_training() && base.can_generate_beside() && !base.is_reading();
             base.generate_on_cpu(beside)?;
+            base.read()?;
             let left = match (self.load.is_training(), beside) {
                 (false, _) => 1.0,
                 (true, true) => 0.5,
@@ -206,6 +214,15 @@ impl Serving {
                 let found = self.loaded(&base);
                 answer(reply, found.and_then(|base| base.generates_in(&adapter)))
             }
+            Command::Embed {
+                base,
+                adapter,
+                tokens,
+                reply,
+            } => match self.known(&base) {
+                Ok(base) => base.embed(adapter, tokens, reply),
+                Err(error) => answer(reply, Err(error)),
+            },
             Command::Score {
                 base,
                 tokens,

@@ -70,7 +70,7 @@ fn read(
     let (mut examples, mut pairs) = (Vec::new(), Vec::new());
     for row in DatasetReader::new(BufReader::new(opened), format) {
         let row = row.map_err(|error| Failure::infra(format!("{param}: {error}")))?;
-        let NumberedExample { line, example } =
+        let NumberedExample { line, example, .. } =
             row.map_err(|error| Failure::bad_data(param, error.to_string()))?;
         let at_line =
             |error: RenderError| Failure::bad_data(param, format!("line {line}: {error}"));

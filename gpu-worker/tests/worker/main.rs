@@ -2,6 +2,7 @@
 
 mod adapters;
 mod door;
+mod embed;
 mod export;
 mod generate;
 mod gpu;

@@ -7,7 +7,8 @@ use super::sections::{Raw, Section, SectionKey, SetError};
 use super::value::ConfigValue;
 use super::{
     ApiConfig, AuthConfig, Config, ConfigError, DatabaseConfig, LimitsConfig, LogConfig,
-    ObjectsConfig, QueueConfig, SchedulerConfig, SecretsConfig, WebhooksConfig, WorkerConfig,
+    ObjectsConfig, PricesConfig, QueueConfig, SchedulerConfig, SecretsConfig, WebhooksConfig,
+    WorkerConfig,
 };
 
 /// Variables that start with these belong to the tests and the build, not to the configuration;
@@ -48,6 +49,7 @@ pub(super) fn keys() -> Vec<Key> {
     .chain(of("scheduler", SchedulerConfig::keys()))
     .chain(of("worker", WorkerConfig::keys()))
     .chain(of("webhooks", WebhooksConfig::keys()))
+    .chain(of("prices", PricesConfig::keys()))
     .chain(of("secrets", SecretsConfig::keys()))
     .chain(of("log", LogConfig::keys()))
     .collect()
@@ -211,6 +213,7 @@ fn store(
         Some(("scheduler", key)) => config.scheduler.set(key, value),
         Some(("worker", key)) => config.worker.set(key, value),
         Some(("webhooks", key)) => config.webhooks.set(key, value),
+        Some(("prices", key)) => config.prices.set(key, value),
         Some(("secrets", key)) => config.secrets.set(key, value),
         Some(("log", key)) => config.log.set(key, value),
         Some(_) => Err(SetError::UnknownKey),

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::value::ConfigValue;
-use super::{Issuer, LogFormat, Secret, WorkerDevice};
+use super::{Issuer, LogFormat, ModelPrice, Secret, WorkerDevice};
 use crate::outbound::AllowedHost;
 
 /// Why a value could not be stored in a section.
@@ -229,6 +229,14 @@ section! {
         allowed_hosts: Vec<AllowedHost> = Vec::new(),
         /// Allows `http://` beside `https://`; of public receivers on port 80.
         allow_http: bool = false,
+    }
+}
+
+section! {
+    /// `[prices]`: what `/v1/organization/costs` reckons with.
+    PricesConfig {
+        /// `NAME input=P cached=P output=P trained=P`: US dollars per million tokens of a model and of its tuned models.
+        models: Vec<ModelPrice> = Vec::new(),
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod datasets;
 mod door;
+mod dry_runs;
 mod house;
 mod leases;
 mod lengths;

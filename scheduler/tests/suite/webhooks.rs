@@ -16,7 +16,7 @@ async fn endpoint(house: &House, url: &str) -> WebhookEndpoint {
         project_id: house.project.id.clone(),
         name: "hook".to_owned(),
         url: url.to_owned(),
-        event_types: WebhookEventType::ALL.to_vec(),
+        event_types: vec![WebhookEventType::FineTuningJobCancelled],
         secret_hint: String::new(),
         created_at: house.now(),
         updated_at: house.now(),

@@ -8,6 +8,7 @@ use domain::batch::{
 use domain::file::{File, Purpose};
 use domain::page::{Order, PageRequest};
 use domain::usage::TokenUsage;
+use domain::webhook::WebhookEventType;
 use store::{BatchError, Lease, Store, StoreError};
 
 use crate::harness::{Db, on_both};
@@ -179,6 +180,13 @@ async fn an_outcome_counts_once(db: Db) {
 async fn a_finished_batch_has_its_files(db: Db) {
     let batches = db.store.batches();
     let (lease, batch) = running(&db.store, 1).await;
+    let project = db.store.projects().find(&batch.project_id).await.unwrap();
+    sample::endpoint(
+        &db.store,
+        &project.unwrap(),
+        &[WebhookEventType::BatchCompleted],
+    )
+    .await;
     let results = [result(1, BatchFile::Output)];
     batches.record(&lease, &results, at(3)).await.unwrap();
     assert_eq!(batches.purge_results(9).await.unwrap(), 0, "it is not over");
@@ -195,6 +203,14 @@ async fn a_finished_batch_has_its_files(db: Db) {
         .await
         .unwrap();
     assert_eq!(over.status(), BatchStatus::Completed);
+    let told = db
+        .store
+        .webhooks()
+        .claim_due(at(6), 9, at(66))
+        .await
+        .unwrap();
+    assert_eq!(told.len(), 1, "the endpoint hears of the end alone");
+    assert!(told[0].body.contains("batch.completed") && told[0].body.contains(batch.id.as_str()));
     assert_eq!(over.progress.output_file, Some(output.id.clone()));
     let files = db.store.files();
     assert_eq!(

@@ -1,5 +1,6 @@
 //! What is left of a limit is drawn by all processes from one row.
 
+use domain::audit::AuditKind;
 use domain::id::ProjectId;
 use domain::rate_limit::{Amount, ModelRateLimit, RateLimit};
 use store::Store;
@@ -91,9 +92,19 @@ async fn a_project_s_own_limit_replaces_the_default(db: Db) {
     let project = sample::project(&db.store).await;
     let rates = db.store.rate_limits();
     let mut own = of_model("m");
-    rates.upsert(&project.id, &own, at(0)).await.unwrap();
+    let entry = sample::entry(
+        &project.organization_id,
+        AuditKind::RateLimitUpdated,
+        "rl-m",
+    );
+    rates.upsert(&project.id, &own, &entry).await.unwrap();
     own.limit.requests_per_minute = 3;
-    rates.upsert(&project.id, &own, at(1)).await.unwrap();
+    let again = sample::entry(
+        &project.organization_id,
+        AuditKind::RateLimitUpdated,
+        "rl-m",
+    );
+    rates.upsert(&project.id, &own, &again).await.unwrap();
     assert_eq!(
         rates.list(&project.id).await.unwrap(),
         std::slice::from_ref(&own)

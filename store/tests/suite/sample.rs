@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use domain::api_key::{ApiKey, KeyOwner};
+use domain::audit::{AuditEntry, AuditEvent, AuditKind};
 use domain::batch::{Batch, BatchEndpoint, BatchSpec};
 use domain::checkpoint::{Checkpoint, StateRef};
 use domain::error::JobError;
@@ -10,18 +11,21 @@ use domain::event::NewEvent;
 use domain::file::{File, Purpose};
 use domain::hyperparameters::{Hyperparameters, ResolvedHyperparameters};
 use domain::id::{
-    BatchId, CheckpointId, DispatchId, Entropy, FileId, JobId, KeyId, OrganizationId, PartId,
-    ProjectId, UploadId, WebhookEndpointId, WebhookSecretId, WorkerId,
+    AuditLogId, BatchId, CheckpointId, DispatchId, Entropy, FileId, JobId, KeyId, OrganizationId,
+    PartId, ProjectId, UploadId, UserId, WebhookEndpointId, WebhookSecretId, WorkerId,
 };
 use domain::job::{FineTuningJob, JobResult, JobSpec};
 use domain::job_event::JobEvent;
 use domain::method::Method;
 use domain::metrics::StepMetrics;
 use domain::model::{AdapterRef, TunedModel};
+use domain::model_alias::ModelAlias;
+use domain::page::{Order, PageRequest};
 use domain::project::Project;
 use domain::scope::Scopes;
 use domain::time::Timestamp;
 use domain::upload::{LIFETIME_S, Upload, UploadPart, UploadState};
+use domain::user::{OrganizationRole, User};
 use domain::webhook::{WebhookEndpoint, WebhookEventType};
 use domain::x_training::FrozenWeights;
 use store::{IdempotencyEntry, InsertLimits, SealedSecret, Store, WebhookChange};
@@ -44,6 +48,15 @@ pub fn entropy() -> Entropy {
     entropy
 }
 
+/// All of a list, newest first.
+pub fn page() -> PageRequest {
+    PageRequest {
+        after: None,
+        limit: 100,
+        order: Order::NewestFirst,
+    }
+}
+
 /// A new project of the default organisation.
 pub async fn project(store: &Store) -> Project {
     let first = store
@@ -60,6 +73,52 @@ pub async fn project(store: &Store) -> Project {
 
 pub fn organization_id() -> OrganizationId {
     OrganizationId::mint(entropy())
+}
+
+/// An entry of the audit log that tells of this.
+pub fn entry(organization: &OrganizationId, kind: AuditKind, resource: &str) -> AuditEntry {
+    AuditEntry {
+        id: AuditLogId::mint(entropy()),
+        organization_id: organization.clone(),
+        effective_at: at(300),
+        actor: None,
+        project: None,
+        event: AuditEvent {
+            kind,
+            resource_id: resource.to_owned(),
+            details: serde_json::json!({"data": {"b": 1, "a": [null, "ä\u{0}"]}}),
+        },
+    }
+}
+
+/// A stored user of the project's organisation.
+pub async fn user(store: &Store, project: &Project, role: OrganizationRole) -> User {
+    let id = UserId::mint(entropy());
+    let user = User {
+        organization_id: project.organization_id.clone(),
+        email: format!("{id}@example.com").to_lowercase(),
+        name: "Ada".into(),
+        role,
+        added_at: at(0),
+        id,
+    };
+    let added = entry(
+        &user.organization_id,
+        AuditKind::UserAdded,
+        user.id.as_str(),
+    );
+    store.users().insert(&user, &added).await.unwrap();
+    user
+}
+
+/// Stores a key as the command line does.
+pub async fn insert_key(store: &Store, project: &Project, key: &ApiKey) {
+    let made = entry(
+        &project.organization_id,
+        AuditKind::ApiKeyCreated,
+        key.id.as_str(),
+    );
+    store.api_keys().insert(key, &made).await.unwrap();
 }
 
 pub fn api_key(project: &ProjectId) -> ApiKey {
@@ -367,6 +426,16 @@ pub async fn endpoint(
     };
     store.webhooks().insert(&endpoint, &sealed()).await.unwrap();
     endpoint
+}
+
+/// The operator's, or a project's.
+pub fn alias(project: Option<&Project>, name: &str) -> ModelAlias {
+    ModelAlias {
+        name: name.into(),
+        project_id: project.map(|project| project.id.clone()),
+        model: BASE.into(),
+        created_at: at(0),
+    }
 }
 
 pub fn sealed() -> SealedSecret {

@@ -1,9 +1,10 @@
 //! Organisations, projects, their keys; base models, which belong to everyone.
 
 use domain::api_key::{ApiKey, OwnerAccess};
+use domain::audit::AuditKind;
 use domain::base_model::{BaseModel, ManifestFile};
 use domain::project::{Organization, Project};
-use store::{FoundKey, StoreError};
+use store::{AccessFilter, FoundKey, OwnedKey, StoreError};
 
 use crate::harness::{Db, on_both};
 use crate::sample::{self, at};
@@ -99,11 +100,11 @@ async fn a_key_opens_its_project_until_it_is_revoked(db: Db) {
     let keys = db.store.api_keys();
     let project = sample::project(&db.store).await;
     let key = sample::api_key(&project.id);
-    keys.insert(&key).await.unwrap();
-    assert!(matches!(
-        keys.insert(&key).await,
-        Err(StoreError::Conflict(_))
-    ));
+    let entry = |kind| sample::entry(&project.organization_id, kind, key.id.as_str());
+    let made = entry(AuditKind::ApiKeyCreated);
+    keys.insert(&key, &made).await.unwrap();
+    let twice = keys.insert(&key, &entry(AuditKind::ApiKeyCreated)).await;
+    assert!(matches!(twice, Err(StoreError::Conflict(_))), "{twice:?}");
     let found = keys.find_by_hmac(&key.hmac).await.unwrap();
     let opened = FoundKey {
         key: key.clone(),
@@ -117,18 +118,21 @@ async fn a_key_opens_its_project_until_it_is_revoked(db: Db) {
         last_used_at: Some(at(5)),
         ..key.clone()
     };
-    assert_eq!(
-        keys.list(&project.id).await.unwrap(),
-        std::slice::from_ref(&used)
-    );
-    assert!(keys.revoke(&project.id, &key.id, at(6)).await.unwrap());
-    assert!(!keys.revoke(&project.id, &key.id, at(7)).await.unwrap());
-    assert_eq!(keys.find_by_hmac(&key.hmac).await.unwrap(), None);
-    let revoked = ApiKey {
-        revoked_at: Some(at(6)),
-        ..used
+    let page = sample::page();
+    let listed = keys.list(&project.id, AccessFilter::Any, &page).await;
+    let owned = OwnedKey {
+        key: used,
+        owner: None,
     };
-    assert_eq!(keys.list(&project.id).await.unwrap(), [revoked]);
+    assert_eq!(listed.unwrap().items, [owned]);
+    for is_revoked in [true, false] {
+        let entry = entry(AuditKind::ApiKeyDeleted);
+        let revoked = keys.revoke(&project.id, &key.id, &entry).await;
+        assert_eq!(revoked, Ok(is_revoked));
+    }
+    assert_eq!(keys.find_by_hmac(&key.hmac).await.unwrap(), None);
+    let listed = keys.list(&project.id, AccessFilter::Any, &page).await;
+    assert_eq!(listed.unwrap().items, []);
 }
 
 async fn an_archived_project_s_keys_are_told_from_unknown_ones(db: Db) {
@@ -142,7 +146,7 @@ async fn an_archived_project_s_keys_are_told_from_unknown_ones(db: Db) {
     let projects = db.store.projects();
     projects.insert(&archived).await.unwrap();
     let key = sample::api_key(&archived.id);
-    db.store.api_keys().insert(&key).await.unwrap();
+    sample::insert_key(&db.store, &archived, &key).await;
     let found = db.store.api_keys().find_by_hmac(&key.hmac).await.unwrap();
     assert_eq!(found.unwrap().project, archived);
     // Its name is free again.

@@ -169,7 +169,12 @@ impl TokenizedExample {
         pieces.filter(Self::has_label).collect()
     }
 
-    /// The first token is nobody's next token, so it cannot be learned.
+    /// How many tokens are learned. The first token is nobody's next token, so it cannot be.
+    pub fn n_labels(&self) -> usize {
+        let learned = self.mask.iter().skip(1);
+        learned.filter(|is_label| **is_label).count()
+    }
+
     fn has_label(&self) -> bool {
         self.mask.iter().skip(1).any(|is_label| *is_label)
     }

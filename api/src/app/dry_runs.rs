@@ -1,0 +1,76 @@
+//! Dry runs: ordered here and reported on by the scheduler, who has the tokenizers. Nothing is made but the report.
+
+use std::time::Duration;
+
+use domain::dry_run::{DryRun, MAX_UNFINISHED};
+use domain::id::DryRunId;
+use domain::project::Project;
+use tokio::time::{Instant, sleep};
+
+use super::fine_tuning::checked;
+use super::{files, store_error};
+use crate::error::{ApiError, Kind};
+use crate::state::State;
+use crate::wire::decode::echo;
+use crate::wire::dry_runs::FileOrder;
+use crate::wire::fine_tuning::JobOrder;
+
+/// How long an answer waits for the report; proxies commonly give up after a minute.
+const WAIT: Duration = Duration::from_secs(50);
+/// Between two looks at the row: at first, and at most.
+const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
+
+/// A job's dry run, with its report if that comes in time. Errors: 400 as for the job; 429.
+pub async fn order(state: &State, project: &Project, order: JobOrder) -> Result<DryRun, ApiError> {
+    let dry_run = DryRun {
+        id: DryRunId::mint(state.entropy()),
+        project_id: project.id.clone(),
+        spec: checked(state, project, order).await?,
+        created_at: state.now(),
+        report: None,
+    };
+    let inserted = state.store.dry_runs().insert(&dry_run).await;
+    if !inserted.map_err(store_error)? {
+        let message = format!(
+            "This project already has {MAX_UNFINISHED} unfinished dry runs. Please wait until one has ended."
+        );
+        let error = ApiError::new(Kind::TooManyRequests, message);
+        return Err(error.code("rate_limit_exceeded").retry_after(1));
+    }
+    reported(state, project, dry_run).await
+}
+
+/// The dry run of a job on the file. Errors: 404 for the file; 400 as for a job on it; 429.
+pub async fn of_file(
+    state: &State,
+    project: &Project,
+    file: &str,
+    file_order: FileOrder,
+) -> Result<DryRun, ApiError> {
+    let file = files::get(state, project, file).await?;
+    order(state, project, file_order.on(file.id.to_string())).await
+}
+
+/// Errors: 404.
+pub async fn get(state: &State, project: &Project, id: &str) -> Result<DryRun, ApiError> {
+    let unknown = || ApiError::not_found(format!("No such dry run: {}", echo(id))).param("id");
+    let dry_run = DryRunId::parse(id).map_err(|_| unknown())?;
+    let found = state.store.dry_runs().find(&project.id, &dry_run).await;
+    found.map_err(store_error)?.ok_or_else(unknown)
+}
+
+/// The dry run once it has its report, or as it is when the time is up.
+async fn reported(
+    state: &State,
+    project: &Project,
+    mut dry_run: DryRun,
+) -> Result<DryRun, ApiError> {
+    let deadline = Instant::now() + WAIT;
+    let [mut pause, longest] = PAUSES;
+    while dry_run.report.is_none() && Instant::now() < deadline {
+        sleep(pause).await;
+        pause = (pause * 3 / 2).min(longest);
+        dry_run = get(state, project, dry_run.id.as_str()).await?;
+    }
+    Ok(dry_run)
+}

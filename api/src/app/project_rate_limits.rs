@@ -1,0 +1,83 @@
+//! How much a project may ask of each base model, as its administrators set it.
+
+use domain::audit::AuditKind;
+use domain::page::{Page, PageRequest};
+use domain::project::Project;
+use domain::rate_limit::ModelRateLimit;
+use serde_json::json;
+use store::StoreError;
+
+use super::administration::{absent, entry, event, live_project, project};
+use super::store_error;
+use crate::auth::Admin;
+use crate::error::ApiError;
+use crate::state::State;
+use crate::wire::project_rate_limits::{ID_PREFIX, RateLimitChange};
+
+/// One for each installed base model, by name. Errors: 404.
+pub async fn list(
+    state: &State,
+    admin: &Admin,
+    project_id: &str,
+    page: &PageRequest,
+) -> Result<Page<ModelRateLimit>, ApiError> {
+    let project = project(state, admin, project_id).await?;
+    let mut all = all(state, &project).await?;
+    if let Some(after) = &page.after {
+        let seen = all
+            .iter()
+            .position(|limited| is_id_of(after, &limited.model));
+        let seen = seen.ok_or_else(|| store_error(StoreError::UnknownAfter(after.clone())))?;
+        all.drain(..=seen);
+    }
+    Ok(Page::from_overfetch(all, page.limit))
+}
+
+/// Errors: 404 for the project and for a model that is not installed; 400 for an archived project.
+pub async fn update(
+    state: &State,
+    admin: &Admin,
+    project_id: &str,
+    id: &str,
+    change: RateLimitChange,
+) -> Result<ModelRateLimit, ApiError> {
+    let project = live_project(state, admin, project_id).await?;
+    let mut all = all(state, &project).await?.into_iter();
+    let found = all.find(|limited| is_id_of(id, &limited.model));
+    let found = found.ok_or_else(|| absent("rate limit", id, "rate_limit_id"))?;
+    let limited = ModelRateLimit {
+        limit: change.of(found.limit),
+        ..found
+    };
+    let details = json!({"changes_requested": {
+        "max_requests_per_1_minute": limited.limit.requests_per_minute,
+        "max_tokens_per_1_minute": limited.limit.tokens_per_minute,
+    }});
+    let event = event(AuditKind::RateLimitUpdated, id, details);
+    let entry = entry(state, admin, Some(&project), event);
+    let rates = state.store.rate_limits();
+    let stored = rates.upsert(&project.id, &limited, &entry).await;
+    stored.map_err(store_error)?;
+    Ok(limited)
+}
+
+fn is_id_of(id: &str, model: &str) -> bool {
+    id.strip_prefix(ID_PREFIX) == Some(model)
+}
+
+async fn all(state: &State, project: &Project) -> Result<Vec<ModelRateLimit>, ApiError> {
+    let models = state
+        .store
+        .base_models()
+        .list()
+        .await
+        .map_err(store_error)?;
+    let own = state.store.rate_limits().list(&project.id).await;
+    let own = own.map_err(store_error)?;
+    let limit_of = |model: &str| own.iter().find(|limited| limited.model == model);
+    let limits = models.into_iter().map(|model| ModelRateLimit {
+        limit: limit_of(&model.name).map_or(state.gate.default(), |limited| limited.limit),
+        model: model.name,
+    });
+    Ok(limits.collect())
+}

@@ -1,0 +1,141 @@
+//! Dry runs: a job is ordered, judged to its end and never made. Only the scheduler, who validates jobs, can make the
+//! report; whoever ordered it finds the report in the row.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::JobError;
+use crate::hyperparameters::ResolvedHyperparameters;
+use crate::id::{DryRunId, ProjectId};
+use crate::job::JobSpec;
+use crate::method::Method;
+use crate::time::Timestamp;
+
+/// Dry runs of a project that wait for their report at the same time.
+pub const MAX_UNFINISHED: u64 = 4;
+
+/// An order, and in the end its report.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DryRun {
+    pub id: DryRunId,
+    pub project_id: ProjectId,
+    /// What the job would be.
+    pub spec: JobSpec,
+    pub created_at: Timestamp,
+    pub report: Option<Report>,
+}
+
+/// What a job of this order would do.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// Why the job would fail.
+    pub error: Option<JobError>,
+    /// What it would train with; known where it would not fail.
+    pub plan: Option<Plan>,
+    /// `None`: the file was not read.
+    pub training: Option<FileReport>,
+    pub validation: Option<FileReport>,
+    /// Rows of the validation file that the training file has too.
+    pub leaked: Option<Repeats>,
+}
+
+/// The size of a training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    pub hyperparameters: ResolvedHyperparameters,
+    pub total_steps: u64,
+    /// Tokens of all examples times epochs: the job's `trained_tokens` to the token.
+    pub trained_tokens: u64,
+}
+
+impl Plan {
+    /// For `n_examples` ≥ 1 of `n_tokens` together; `hidden_size` of the base model.
+    pub fn new(method: &Method, hidden_size: u32, n_examples: u64, n_tokens: u64) -> Self {
+        let hyperparameters = method.resolve(n_examples, hidden_size);
+        let n_epochs = u64::from(hyperparameters.n_epochs);
+        let steps_per_epoch = n_examples.div_ceil(hyperparameters.batch_size.into());
+        Self {
+            hyperparameters,
+            total_steps: n_epochs * steps_per_epoch,
+            trained_tokens: n_epochs * n_tokens,
+        }
+    }
+}
+
+/// What is in a file.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct FileReport {
+    /// Lines that are not blank.
+    pub n_rows: u64,
+    /// What is trained on: rows, or the pieces that long ones are split into.
+    pub n_examples: u64,
+    /// Of all examples; of both answers of a pair.
+    pub n_tokens: u64,
+    /// Of the longest example.
+    pub longest: u64,
+    pub n_bad_rows: u64,
+    /// The first of them.
+    pub bad_rows: Vec<BadRow>,
+    /// Rows longer than `max_length`, by what becomes of them.
+    pub n_cut: u64,
+    pub n_split: u64,
+    pub n_dropped: u64,
+    /// Good rows that stand in the file before, byte for byte.
+    pub duplicates: Repeats,
+    pub labels: Labels,
+}
+
+/// A row that fails the job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BadRow {
+    /// 1-based, over all lines.
+    pub line: u64,
+    /// From the start of the file.
+    pub byte_offset: u64,
+    /// JSON pointer into the row; empty for the row itself.
+    pub pointer: String,
+    pub reason: String,
+    pub suggested_fix: String,
+}
+
+/// Rows that were seen before.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Repeats {
+    pub n_rows: u64,
+    /// The first of them.
+    pub rows: Vec<Repeat>,
+    /// False: there were too many different rows to remember all, so some repeats may be missing.
+    pub is_complete: bool,
+}
+
+/// Lines are 1-based.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repeat {
+    pub line: u64,
+    /// Where the same row stood first: in the training file, for rows of a validation file that leaked.
+    pub first_line: u64,
+}
+
+/// What is learned.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Labels {
+    /// Tokens that are learned, of all examples once.
+    pub n_tokens: u64,
+    /// How many tokens of a row are learned; shortest first, without empty ones.
+    pub lengths: Vec<Lengths>,
+    /// The last answers of the rows, the most frequent first, where they are few and repeat.
+    pub answers: Option<Vec<Answer>>,
+}
+
+/// Rows of which `at_most` tokens are learned, and more than half of that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lengths {
+    /// A power of two. Tokens.
+    pub at_most: u64,
+    pub n_rows: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    pub text: String,
+    pub n_rows: u64,
+}

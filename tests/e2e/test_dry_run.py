@@ -1,0 +1,99 @@
+"""What a job would do, without one, in both forms."""
+
+import json
+import unittest
+
+import openai
+
+from service import MODEL, Embedded, OneService, Production, examples, finish
+from test_preference import pairs
+
+
+class DryRun(OneService):
+    """Mixed into one class per form."""
+
+    def dry_run(self, **order):
+        return self.client.fine_tuning.jobs.create(model=MODEL, extra_query={"x_dry_run": "true"}, **order)
+
+    def validate(self, file, **body):
+        return self.client.post(f"/x/files/{file}/validate", cast_to=object, body={"model": MODEL, **body})
+
+    def trained_tokens(self, **order):
+        """Of a job, after its dry run has said so and made none."""
+        n_jobs = len(self.client.fine_tuning.jobs.list(limit=100).data)
+        told = self.dry_run(**order)
+        self.assertEqual((told.object, told.status, told.error), ("x.dry_run", "completed", None))
+        self.assertEqual(len(self.client.fine_tuning.jobs.list(limit=100).data), n_jobs)
+        job = finish(self.client, self.client.fine_tuning.jobs.create(model=MODEL, **order).id)
+        self.assertEqual(job.status, "succeeded", f"{job.error}\n{self.service.logs()}")
+        self.assertEqual(job.method.type, told.method.type)
+        self.assertEqual(job.trained_tokens, told.trained_tokens)
+        return job, told
+
+    def test_the_job_trains_on_as_many_tokens_as_its_dry_run_says(self):
+        order = {"training_file": self.upload(examples(24)), "validation_file": self.upload(examples(10, 100)), "seed": 7}
+        job, told = self.trained_tokens(**order)
+        self.assertEqual(job.hyperparameters, told.hyperparameters)
+        steps = self.client.fine_tuning.jobs.checkpoints.list(job.id).data[0].step_number
+        self.assertEqual(steps, told.total_steps)
+        self.assertEqual((told.training["n_rows"], told.validation["n_rows"], told.leaked["n_rows"]), (24, 10, 0))
+
+    def test_rows_that_are_split_and_cut_are_billed_as_they_are_trained(self):
+        file = self.upload(examples(12))
+        longest = self.validate(file)["training"]["longest"]
+        for truncation in ("right", "split"):
+            with self.subTest(truncation):
+                x_training = {"data": {"max_length": longest - 4, "truncation": truncation}}
+                method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 4}}}
+                _, told = self.trained_tokens(
+                    training_file=file, method=method, extra_body={"x_training": x_training})
+                self.assertGreater(told.training["truncation"]["share"], 0)
+
+    def test_pairs_are_billed_with_both_answers(self):
+        method = {"type": "dpo", "dpo": {"hyperparameters": {"n_epochs": 1, "batch_size": 4}}}
+        self.trained_tokens(training_file=self.upload(pairs(12)), method=method)
+
+    def test_a_file_is_told_what_is_wrong_with_it(self):
+        rows = examples(12).splitlines()
+        rows[4], rows[8] = b'{"messages": [oops', b'{"messages": [{"role": "robot", "content": "x"}]}'
+        rows[10] = rows[0]
+        content = b"\n".join(rows)
+        told = self.validate(self.upload(content))
+        self.assertEqual(told["error"]["code"], "invalid_training_file")
+        self.assertIsNone(told["trained_tokens"])
+        training = told["training"]
+        self.assertEqual((training["n_rows"], training["n_bad_rows"]), (12, 2))
+        bad = {row["line"]: row for row in training["bad_rows"]}
+        self.assertEqual(set(bad), {5, 9})
+        self.assertEqual(bad[9]["pointer"], "/messages/0/role")
+        for line, row in bad.items():
+            start = len(b"\n".join(rows[:line - 1])) + 1
+            self.assertTrue(start <= row["byte_offset"] <= start + len(rows[line - 1]), row)
+            self.assertTrue(row["reason"] and row["suggested_fix"], row)
+        self.assertEqual(training["duplicates"]["rows"], [{"line": 11, "first_line": 1}])
+
+    def test_what_leaks_and_what_is_learned(self):
+        row = lambda i, answer: json.dumps({"messages": [  # noqa: E731
+            {"role": "user", "content": f"Is {i} odd?"}, {"role": "assistant", "content": answer}]}) + "\n"
+        train = "".join(row(i, "yes" if i % 2 else "no") for i in range(20)).encode()
+        valid = (row(3, "yes") + row(100, "no")).encode()
+        told = self.validate(self.upload(train), validation_file=self.upload(valid))
+        self.assertEqual(told["leaked"], {"n_rows": 1, "rows": [{"line": 1, "first_line": 4}], "is_complete": True})
+        answers = told["training"]["labels"]["answers"]
+        self.assertEqual(answers, [{"text": "no", "n_rows": 10}, {"text": "yes", "n_rows": 10}])
+        again = self.client.get(f"/x/dry_runs/{told['id']}", cast_to=object)
+        self.assertEqual(again, told)
+
+    def test_what_no_job_takes_no_dry_run_takes(self):
+        with self.assertRaises(openai.BadRequestError):
+            self.dry_run(training_file="file-nope")
+        with self.assertRaises(openai.NotFoundError):
+            self.validate("file-nope")
+
+
+class EmbeddedDryRun(DryRun, unittest.TestCase):
+    make = Embedded
+
+
+class ProductionDryRun(DryRun, unittest.TestCase):
+    make = Production

@@ -86,12 +86,13 @@ pub async fn authenticate(state: &State, request: &Request) -> Result<Principal,
     let known = match state.keys.get(&hmac) {
         Some(known) => known,
         None => {
+            let epoch = state.keys.epoch();
             let known = match bearer {
                 Bearer::Key(kind) => look_up::by_hmac(state, kind, &hmac).await?,
                 Bearer::Token => Some(token::open(state, &key).await?),
             };
             let known = known.ok_or_else(|| wrong_key(&key))?;
-            state.keys.insert(hmac, known.clone());
+            state.keys.insert(hmac, known.clone(), epoch);
             known
         }
     };

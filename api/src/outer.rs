@@ -267,10 +267,19 @@ fn note(seen: &Seen, status: StatusCode, caller: Option<&Principal>, error: Opti
         );
     }
     let labels = [
-        ("method", seen.method.to_string()),
+        ("method", known_method(&seen.method).to_owned()),
         ("route", route.to_owned()),
         ("status", code.to_string()),
     ];
     metrics::counter!("luthier_http_requests_total", &labels).increment(1);
     metrics::histogram!("luthier_http_request_seconds", &labels[..2]).record(took.as_secs_f64());
+}
+
+/// What a client makes up as a method is no label of its own: labels are kept for ever.
+fn known_method(method: &Method) -> &str {
+    match *method {
+        Method::GET | Method::HEAD | Method::POST | Method::PUT | Method::PATCH => method.as_str(),
+        Method::DELETE | Method::OPTIONS => method.as_str(),
+        _ => "other",
+    }
 }

@@ -435,3 +435,19 @@ async fn the_limits_of_a_minute_are_for_live_requests() {
     assert_eq!(app.post(CHAT, live.clone()).await.status, 200);
     assert_eq!(app.post(CHAT, live).await.status, 429);
 }
+
+#[tokio::test]
+async fn a_model_that_is_closed_to_the_project_fails_the_batch() {
+    let app = App::start().await;
+    let path = format!(
+        "/organization/projects/{}/model_permissions",
+        app.project.id
+    );
+    let denied = json!({"mode": "deny_list", "model_ids": [BASE_MODEL]});
+    app.admin(reqwest::Method::POST, &path, denied).await;
+    let batch = over(&app, &created(&app, &chats(&["hi"])).await).await;
+    assert_eq!(
+        (&batch["status"], &batch["errors"]["data"][0]["code"]),
+        (&json!("failed"), &json!("model_not_found"))
+    );
+}

@@ -236,3 +236,30 @@ async fn without_prices_everything_is_free() {
     let expected = json!({"value": 0.0, "currency": "usd"});
     assert_eq!(page["data"][0]["results"][0]["amount"], expected);
 }
+
+#[tokio::test]
+async fn responses_and_embeddings_are_counted_and_cost_what_they_take() {
+    let app = App::start_with(|config: &mut Config| {
+        let price = format!("{BASE_MODEL} input=1000000 cached=1000000 output=1000000 trained=0");
+        config.prices.models = vec![price.parse().unwrap()];
+    })
+    .await;
+    let response = json!({"model": BASE_MODEL, "input": "hi"});
+    assert_eq!(app.post("/v1/responses", response).await.status, 200);
+    let embedding = json!({"model": BASE_MODEL, "input": ["one", "two"]});
+    let embedded = app.post("/v1/embeddings", embedding).await.json();
+    let n_embedded = embedded["usage"]["total_tokens"].as_f64().unwrap();
+    let start = now().unix_s() - 3_600;
+    let answered = results_of(&app, &format!("{COMPLETIONS}?start_time={start}"), 1).await;
+    let path = format!("/v1/organization/usage/embeddings?start_time={start}");
+    let read = results_of(&app, &path, 1).await;
+    assert_eq!(read[0]["input_tokens"].as_f64(), Some(n_embedded));
+    let n_answered =
+        ["input_tokens", "output_tokens"].map(|name| answered[0][name].as_f64().unwrap());
+    let costs = admin(&app, &format!("{COSTS}?start_time={start}")).await;
+    let told = costs["data"][0]["results"][0]["amount"]["value"].as_f64();
+    assert_eq!(told, Some(n_embedded + n_answered[0] + n_answered[1]));
+    let never = format!("{COSTS}?start_time=0&end_time={}", i64::MAX);
+    let refused = app.with_key(&app.admin_key, Method::GET, &never).await;
+    assert_eq!(refused.status, 400);
+}

@@ -61,7 +61,8 @@ impl Amount {
         } else {
             (Dimension::Requests, requests)
         };
-        (wait > 0.0).then_some((dimension, wait))
+        // Less than a microsecond is what rounding leaves.
+        (wait > 1e-6).then_some((dimension, wait))
     }
 
     fn each(self, other: Amount, of: impl Fn(f64, f64) -> f64) -> Amount {
@@ -137,8 +138,21 @@ impl Bucket {
         }
     }
 
+    /// Pays `debt` as far as it goes. Then gives `needed`, and of what is needed at least `share` as far as that is left; but
+    /// nothing where `needed` is not left: who cannot pass yet takes nothing from those who can.
+    pub fn draw(&mut self, debt: Amount, needed: Amount, share: Amount) -> Amount {
+        let paid = self.take_up_to(debt);
+        let suffices = paid == debt
+            && self.left.requests >= needed.requests
+            && self.left.tokens >= needed.tokens;
+        if !suffices {
+            return paid;
+        }
+        paid + self.take_up_to(needed.or_share(share))
+    }
+
     /// Takes as much of `wanted` as is left; what was taken.
-    pub fn take_up_to(&mut self, wanted: Amount) -> Amount {
+    fn take_up_to(&mut self, wanted: Amount) -> Amount {
         let given = wanted.each(self.left, |wanted, left| wanted.min(left.max(0.0)));
         self.left = self.left - given;
         given
@@ -183,6 +197,27 @@ mod tests {
         assert_eq!(bucket.take_up_to(amount(1.0, 1.0)), amount(0.0, 0.0));
         let lack = bucket.left.lacks(amount(0.0, 100.0), LIMIT);
         assert_eq!(lack, Some((Dimension::Tokens, 4.0)));
+    }
+
+    #[test]
+    fn who_cannot_pass_takes_nothing_but_pays_its_debt() {
+        let mut bucket = Bucket {
+            left: amount(60.0, 5_000.0),
+            at: Timestamp(0),
+        };
+        let none = amount(0.0, 0.0);
+        assert_eq!(bucket.draw(none, amount(1.0, 6_000.0), none), none);
+        assert_eq!(bucket.left, amount(60.0, 5_000.0));
+        let debt = amount(0.0, 300.0);
+        let given = bucket.draw(debt, amount(1.0, 100.0), amount(2.0, 150.0));
+        assert_eq!(given, amount(2.0, 450.0));
+        let debt = amount(0.0, 9_000.0);
+        let given = bucket.draw(debt, amount(1.0, 1.0), none);
+        assert_eq!(
+            given,
+            amount(0.0, 4_550.0),
+            "a debt beyond the limit is paid in parts"
+        );
     }
 
     #[test]

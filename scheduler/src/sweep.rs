@@ -20,8 +20,8 @@ const WORKER_AGE_S: i64 = 3600;
 const DRY_RUN_AGE_S: i64 = 24 * 3600;
 /// Sent messages are kept this long, for whoever looks into an incident. Seconds.
 const SENT_AGE_S: i64 = 24 * 3600;
-/// Outcomes of batches that are over, dropped at a time.
-const OUTCOMES: u64 = 1000;
+/// Rows of one kind, dropped at a time.
+const ROWS: u64 = 1000;
 /// Who completes an upload when its time ends still finds its parts for this long. Seconds.
 const UPLOAD_GRACE_S: i64 = 3600;
 /// A late call hears for this long what became of an upload. Seconds.
@@ -48,12 +48,11 @@ impl Scheduler {
             .await?;
         store.outbox().purge_sent(now.plus_s(-SENT_AGE_S)).await?;
         store.idempotency().purge(now).await?;
-        while store.batches().purge_results(OUTCOMES).await? == OUTCOMES {}
+        while store.batches().purge_results(ROWS).await? == ROWS {}
         self.sweep_stored_answers(now).await?;
         let webhooks = store.webhooks();
-        webhooks
-            .purge_deliveries(now.plus_s(-DELIVERY_AGE_S))
-            .await?;
+        let before = now.plus_s(-DELIVERY_AGE_S);
+        while webhooks.purge_deliveries(before, ROWS).await? == ROWS {}
         webhooks.purge_secrets(now).await?;
         store.dry_runs().purge(now.plus_s(-DRY_RUN_AGE_S)).await?;
         let n_deleted = self.sweep_deleted_files().await?

@@ -3,7 +3,7 @@
 
 use domain::time::Timestamp;
 use domain::webhook::{DISABLED_AFTER_S, next_try};
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use metrics::counter;
 use platform::webhook::{Message, SigningSecret, send};
 use store::DueDelivery;
@@ -25,7 +25,9 @@ impl Scheduler {
         let n = due.len().max(1);
         let tried =
             futures::stream::iter(due).map(|due| async move { self.try_delivery(&due, now).await });
-        let taken: Vec<bool> = tried.buffer_unordered(n).try_collect().await?;
+        // One that cannot be noted does not break off the others.
+        let tried: Vec<Result<bool, PassError>> = tried.buffer_unordered(n).collect().await;
+        let taken = tried.into_iter().collect::<Result<Vec<bool>, _>>()?;
         Ok(taken.into_iter().filter(|taken| *taken).count())
     }
 

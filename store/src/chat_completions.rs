@@ -22,7 +22,7 @@ use crate::page::{Cursor, paged};
 /// Which completions a list shows.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ChatCompletionFilter {
-    /// As it was asked for.
+    /// The model's own name.
     pub model: Option<String>,
     pub metadata: MetadataFilter,
 }

@@ -70,8 +70,8 @@ impl<'a> RateLimits<'a> {
         self.0.audited_insert(insert, entry).await
     }
 
-    /// Takes what is needed, and of what is needed at least a share, as far as it is left.
-    /// `default` is the limit where the project has none of its own.
+    /// Draws from what is left of the limit, as [`Bucket::draw`] says. `default` is the limit where the project has none of its
+    /// own.
     pub async fn draw(
         self,
         project: &ProjectId,
@@ -96,7 +96,8 @@ impl<'a> RateLimits<'a> {
                 .await?
                 .ok_or(StoreError::NotFound)?;
             let mut left = bucket(&row).refilled(limit, now);
-            let given = left.take_up_to(draw.needed.or_share(limit.per_minute() * draw.of_limit));
+            let share = limit.per_minute() * draw.of_limit;
+            let given = left.draw(draw.debt, draw.needed, share);
             let row = to_row(&key, left);
             let update = on_key()
                 .update_columns([
@@ -121,7 +122,9 @@ impl<'a> RateLimits<'a> {
 pub struct Draw {
     /// The share, 0 to 1, of the limit.
     pub of_limit: f64,
-    /// Not above 0: this dimension is not drawn.
+    /// What was spent beyond what had been drawn.
+    pub debt: Amount,
+    /// Beside it. Not above 0: this dimension is not drawn.
     pub needed: Amount,
 }
 

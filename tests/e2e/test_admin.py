@@ -118,7 +118,8 @@ class Administration(OneService):
 
         with self.assertRaises(openai.NotFoundError):
             chat()
-        permissions = self.admin.fine_tuning.checkpoints.permissions
+        # The SDK sends the client's own key here: an admin key is needed in its place.
+        permissions = self.with_key(self.admin_key).fine_tuning.checkpoints.permissions
         granted = list(permissions.create(model, project_ids=[project.id]))
         self.assertEqual([p.project_id for p in granted], [project.id])
         self.assertEqual(chat().model, model)

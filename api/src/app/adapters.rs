@@ -13,6 +13,7 @@ use domain::id::{AdapterId, base62};
 use domain::message::{GenerateEvent, GenerateRequest};
 use domain::model::{AdapterRef, ServedModel, TunedModel, is_valid_suffix, tuned_model_name};
 use domain::object_key;
+use domain::project::Project;
 use domain::x_training::{Adapter, FrozenWeights};
 use futures::{Stream, StreamExt};
 use platform::objects::Stored;
@@ -65,7 +66,7 @@ where
     let mut multipart = Multipart::new(content_type, chunks).map_err(no_form)?;
     let scratch = Scratch::new(&state.scratch_dir).await.map_err(host)?;
     let form = read(state, &scratch, &mut multipart).await?;
-    let (base_model, suffix) = judged(state, form).await?;
+    let (base_model, suffix) = judged(state, &caller.project, form).await?;
     let (zip, weights) = (scratch.zip(), scratch.weights());
     let max_bytes = state.max_file_bytes;
     let unpacking = tokio::task::spawn_blocking(move || unpack(&zip, &weights, max_bytes));
@@ -141,12 +142,17 @@ where
 }
 
 /// The base model's name and the suffix.
-async fn judged(state: &State, form: Form) -> Result<(String, Option<String>), ApiError> {
+async fn judged(
+    state: &State,
+    project: &Project,
+    form: Form,
+) -> Result<(String, Option<String>), ApiError> {
     if !form.has_file {
         return Err(missing("file"));
     }
     let name = form.base_model.ok_or_else(|| missing("base_model"))?;
     let base = find_base(state, "base_model", &name).await?;
+    models::check_allowed(project, &base.name)?;
     if form.suffix.as_deref().is_some_and(|s| !is_valid_suffix(s)) {
         let message = "Invalid 'suffix': expected 1 to 64 letters, digits, '.', '_' or '-': it becomes a part of the \
                        model's name.";

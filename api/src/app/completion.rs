@@ -15,7 +15,7 @@ use super::chat::{broken_off, unknown};
 use super::ledger::Consumer;
 use super::models::{Named, find_named};
 use super::rate_limits::Admission;
-use super::workers::{self, Events};
+use super::workers::{self, Events, Patience};
 use crate::error::ApiError;
 use crate::state::{Shared, State};
 use crate::wire::chat_reply::finish_reason;
@@ -154,7 +154,17 @@ impl Asking {
             priority: *priority,
             ..GenerateRequest::new(self.served.clone(), self.scope.clone(), Vec::new())
         };
-        let events = workers::generate(&self.state, model, &request).await?;
+        let mut patience = Patience::of(*priority);
+        let events = loop {
+            let answered = workers::generate(&self.state, model, &request).await;
+            // Of the first one a refusal is the whole request's: it has its own way of trying again.
+            if i == 0 {
+                break answered?;
+            }
+            if let Some(answered) = patience.judge(answered).await {
+                break answered?;
+            }
+        };
         Ok(OfPrompt {
             events: self.admission.watch(events),
             n: *best_of,

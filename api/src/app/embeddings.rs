@@ -7,7 +7,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use super::chat::unknown;
 use super::ledger::Consumer;
 use super::models::{Named, find_named};
-use super::workers;
+use super::workers::{self, Patience};
 use crate::error::ApiError;
 use crate::state::State;
 use crate::wire::embeddings::{EmbeddingList, EmbeddingOrder, shown};
@@ -44,10 +44,17 @@ pub async fn create(
             input,
             priority: order.priority,
         };
+        let mut patience = Patience::of(order.priority);
+        let embedded = loop {
+            let answered = workers::embed(state, &model, &request).await;
+            if let Some(answered) = patience.judge(answered).await {
+                break answered?;
+            }
+        };
         let Embedded {
             embedding,
             prompt_tokens,
-        } = workers::embed(state, &model, &request).await?;
+        } = embedded;
         admission.spend(prompt_tokens);
         let cut = cut(embedding, order.dimensions)?;
         Ok::<_, ApiError>((shown(&cut, order.encoding), prompt_tokens))

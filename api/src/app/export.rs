@@ -12,7 +12,7 @@ use platform::archive::{self, Archive, Entry};
 use platform::objects::ByteStream;
 use sha2::{Digest, Sha256};
 
-use super::models::find_tuned;
+use super::models::{check_allowed, find_tuned};
 use super::{objects_error, workers};
 use crate::error::{ApiError, Kind};
 use crate::state::State;
@@ -61,7 +61,10 @@ pub async fn whole(
 /// Errors: 404; 400 for a base model; 403 for a model of another project that may be used here.
 async fn tuned(state: &State, project: &Project, name: &str) -> Result<TunedModel, ApiError> {
     match find_tuned(state, project, name).await? {
-        Some(model) if model.project_id == project.id => return Ok(model),
+        Some(model) if model.project_id == project.id => {
+            check_allowed(project, name)?;
+            return Ok(model);
+        }
         Some(_) => {
             let message = "The model belongs to another project: it can be used here, but only its own project exports it.";
             return Err(ApiError::new(Kind::Forbidden, message));

@@ -128,17 +128,34 @@ async fn read(
     id: &JobId,
     seq: u64,
 ) -> Result<Latest, StoreError> {
-    // The job first: what ends it is written with its last event.
+    // What ends a job is written with its last event: a job that goes on after these were read has one to come, and of one
+    // that has ended since, the rest is read.
+    let mut events = page(store, project, id, seq).await?;
     let job = store.jobs().find(project, id).await?;
     let job = job.ok_or(StoreError::NotFound)?;
-    let events = store.events();
-    let events = events.list_after_seq(project, id, seq, PAGE).await?;
-    let is_last = job.state().is_terminal() && (events.len() as u64) < PAGE;
+    let is_whole = |events: &[Event]| events.len() as u64 <= PAGE;
+    if job.state().is_terminal() && is_whole(&events) {
+        let last = events.last().map_or(seq, |event| event.seq);
+        events.extend(page(store, project, id, last).await?);
+    }
+    let is_last = job.state().is_terminal() && is_whole(&events);
+    events.truncate(PAGE as usize);
     Ok(Latest {
         after: seq,
         events: events.into(),
         ended: is_last.then(|| Arc::new(job)),
     })
+}
+
+/// The events after `seq`, and one more than a page where there are more.
+async fn page(
+    store: &Store,
+    project: &ProjectId,
+    id: &JobId,
+    seq: u64,
+) -> Result<Vec<Event>, StoreError> {
+    let events = store.events();
+    events.list_after_seq(project, id, seq, PAGE + 1).await
 }
 
 /// Everything after `seq` that there is by now.
@@ -152,7 +169,7 @@ async fn catch_up(
     let mut latest = read(store, project, id, seq).await?;
     loop {
         unread.events.extend(latest.events.iter().cloned());
-        if (latest.events.len() as u64) < PAGE {
+        if latest.ended.is_some() || (latest.events.len() as u64) < PAGE {
             unread.ended = latest.ended;
             return Ok(unread);
         }

@@ -23,7 +23,7 @@ use crate::wire::decode::echo;
 
 /// What a process draws at once, of a minute's limit: two processes that have just drawn hold back a twentieth.
 const SHARE: f64 = 1.0 / 40.0;
-/// How long a process keeps what it drew without spending it: then the bucket has it back, because it refills.
+/// How long a process keeps what it drew without spending it: by then the bucket has refilled by more than a share.
 const KEEPS: Duration = Duration::from_secs(10);
 /// Bound on the memory of the gate: beyond it, what nobody uses at the moment is forgotten.
 const MAX_PURSES: usize = 10_000;
@@ -121,10 +121,7 @@ impl Gate {
             return Ok(admit(status));
         }
         if purse.may_draw() {
-            let draw = Draw {
-                of_limit: SHARE,
-                needed: cost - purse.state().held,
-            };
+            let draw = purse.draw_for(cost);
             let rates = state.store.rate_limits();
             let drawn = rates
                 .draw(&project.id, base_model, self.default, draw, state.now())
@@ -203,6 +200,15 @@ impl Purse {
         Some(state.status())
     }
 
+    fn draw_for(&self, cost: Amount) -> Draw {
+        let (held, none) = (self.state().held, Amount::default());
+        Draw {
+            of_limit: SHARE,
+            debt: (none - held).max(none),
+            needed: cost - held.max(none),
+        }
+    }
+
     fn may_draw(&self) -> bool {
         self.state().next_draw_at <= Instant::now()
     }
@@ -219,7 +225,9 @@ impl Purse {
     fn refusal(&self, cost: Amount, model: &str, project: &Project) -> ApiError {
         let mut state = self.state();
         let now = Instant::now();
-        let lack = state.held.lacks(cost, state.limit);
+        // What a process does not get together with what is left to all, it may get later.
+        let available = state.available();
+        let lack = available.lacks(cost, state.limit);
         let (dimension, wait_s) = lack.unwrap_or((Dimension::Requests, 0.0));
         if state.next_draw_at <= now {
             // The next one that is as modest as can be; one second, so that a raised limit is soon seen.
@@ -227,7 +235,7 @@ impl Purse {
                 requests: 1.0,
                 tokens: 1.0,
             };
-            let one = state.held.lacks(one, state.limit).map_or(0.0, |(_, s)| s);
+            let one = available.lacks(one, state.limit).map_or(0.0, |(_, s)| s);
             state.next_draw_at = now + Duration::from_secs_f64(one.clamp(0.0, 1.0));
         }
         refusal(dimension, wait_s, &state, cost, model, project)
@@ -240,11 +248,16 @@ impl Purse {
 }
 
 impl Spendable {
-    fn status(&self) -> RateStatus {
+    /// What this process holds and what is left to all; below 0 in debt.
+    fn available(&self) -> Amount {
         let shared = self.left.map_or(Amount::default(), |bucket| bucket.left);
+        shared + self.held
+    }
+
+    fn status(&self) -> RateStatus {
         RateStatus {
             limit: self.limit,
-            left: (shared + self.held).max(Amount::default()),
+            left: self.available().max(Amount::default()),
         }
     }
 }

@@ -10,7 +10,7 @@ use domain::id::ResponseId;
 use domain::message::GenerateEvent;
 use domain::project::Project;
 use domain::rate_limit::RateStatus;
-use domain::response::{Item, Response, ResponseStatus, StoredResponse, messages};
+use domain::response::{Item, Response, ResponseRequest, ResponseStatus, StoredResponse, messages};
 use futures::future::ready;
 use futures::stream::{self, BoxStream};
 use futures::{FutureExt, StreamExt};
@@ -30,7 +30,7 @@ use crate::wire::response::{ResponseOrder, unknown_previous};
 
 /// A response that has begun.
 pub struct Answering {
-    /// As asked for.
+    /// Its own name, by whichever it was asked for.
     pub model: String,
     /// How the limit stands, where one was asked.
     pub rate: Option<RateStatus>,
@@ -49,6 +49,10 @@ pub async fn begin(
     let input = conversation(state, project, &id, &order).await?;
     let answer = ask(state, project, order, &input).await?;
     let answer = answer.counted(state, consumer);
+    let request = ResponseRequest {
+        model: answer.model.clone(),
+        ..request
+    };
     let response = Response {
         id,
         created_at: answer.created_at,

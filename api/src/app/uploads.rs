@@ -202,8 +202,11 @@ pub async fn complete(
     let key = object_key::file(&project.id, &file_id);
     let stored = match join(&state.objects, &key, parts, order.md5).await {
         Ok(stored) => stored,
-        // It may have ended meanwhile, and its parts with it.
+        // It may have ended meanwhile, and its parts with it: by the same request, perhaps.
         Err(error) => {
+            if let Some(id) = request.made_earlier(state).await? {
+                return replayed(state, project, &id).await;
+            }
             check_pending(&get(state, project, id).await?, state)?;
             return Err(error);
         }

@@ -15,6 +15,9 @@ use crate::wire::usage::{
     Amount, Buckets, CompletionsUsage, CostsObject, EmbeddingsUsage, ModerationsUsage,
 };
 
+/// The end of all times that are asked about (the year 36,812). Unix seconds.
+const LAST_S: i64 = 1 << 40;
+
 /// How page cursors begin; the start of the page's first bucket follows.
 const CURSOR: &str = "page_";
 
@@ -139,7 +142,7 @@ impl Frame {
         let (_, width_s, default, max) =
             *known.ok_or_else(|| not_one_of("bucket_width", word, &words))?;
         let end_s = asked.end_time.unwrap_or_else(|| state.now().unix_s() + 1);
-        if asked.start_time < 0 || end_s <= asked.start_time {
+        if asked.start_time < 0 || end_s <= asked.start_time || end_s > LAST_S {
             let message = "Invalid 'start_time': expected Unix seconds before 'end_time'.";
             return Err(ApiError::invalid("start_time", "invalid_value", message));
         }
@@ -298,12 +301,11 @@ pub async fn costs(
 async fn all_costs(state: &State, query: &UsageQuery) -> Result<Vec<Cost>, ApiError> {
     let usage = state.store.usage();
     let mut costs = Vec::new();
-    for sum in usage
-        .served(Service::Completions, query)
-        .await
-        .map_err(store_error)?
-    {
-        costs.extend(costs_of(&state.prices, sum));
+    for service in [Service::Completions, Service::Embeddings] {
+        let sums = usage.served(service, query).await;
+        for sum in sums.map_err(store_error)? {
+            costs.extend(costs_of(&state.prices, sum));
+        }
     }
     if query.api_keys.is_empty() {
         for sum in usage.trained(query).await.map_err(store_error)? {

@@ -7,6 +7,7 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use domain::generation::Priority;
 use domain::message::{GenerateError, GenerateEvent, GenerateRequest};
 use domain::model::ServedModel;
 use domain::worker::Worker;
@@ -28,6 +29,9 @@ const TOKEN_TTL: Duration = Duration::from_secs(60);
 /// A worker that is busy training begins an answer within seconds, and one whose places are taken says so again and again; one that is
 /// stopped says nothing.
 const SILENT: Duration = Duration::from_secs(60);
+/// How often, and how long after each other, one of many texts is asked again for which there is no room.
+const PATIENCE: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(500);
 /// The code of an adapter that is not one of its base model's.
 pub const ADAPTER_UNFIT: &str = "adapter_unfit";
 /// A line holds one piece of text. Bytes.
@@ -50,6 +54,32 @@ pub async fn generate(
         ask(state, worker, request).boxed()
     })
     .await
+}
+
+/// How one of many texts of a request is asked again where nobody waits for it and there is no room for it now: to begin
+/// with the first text again would mean never to reach the last.
+pub struct Patience {
+    tries_left: u32,
+}
+
+impl Patience {
+    pub fn of(priority: Priority) -> Self {
+        Self {
+            tries_left: if priority.is_live() { 0 } else { PATIENCE },
+        }
+    }
+
+    /// What was answered; `None`, after a pause: ask again.
+    pub async fn judge<T>(&mut self, answered: Result<T, ApiError>) -> Option<Result<T, ApiError>> {
+        match answered {
+            Err(error) if error.is_passing() && self.tries_left > 0 => {
+                self.tries_left -= 1;
+                tokio::time::sleep(PAUSE).await;
+                None
+            }
+            answered => Some(answered),
+        }
+    }
 }
 
 /// Asks the workers that hold the model, best one first, until one answers.

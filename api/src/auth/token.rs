@@ -122,7 +122,7 @@ pub(super) async fn open(state: &State, token: &str) -> Result<Known, ApiError> 
         }),
         scopes: scopes(issuer, &claims),
         // Beyond what a timestamp can say is never.
-        expires_at: Some(Timestamp((claims.exp * 1e6) as i64)),
+        expires_at: Some(Timestamp(((claims.exp + LEEWAY_S as f64) * 1e6) as i64)),
     })
 }
 

@@ -88,7 +88,11 @@ impl Held {
             return Ok(None);
         }
         let state = &self.runner.state;
-        let id = FileId::mint(drawn(&batch.id, name));
+        // Of this run: one that was thought dead writes no file but its own, which no row ever names.
+        let id = FileId::mint(drawn(
+            &batch.id,
+            &format!("{name} of run {}", self.lease.run),
+        ));
         let object_key = object_key::file(&batch.project_id, &id);
         let bytes = lines.map_ok(|line| Bytes::from(line + "\n"));
         let stored = state.objects.put(&object_key, bytes).await?;

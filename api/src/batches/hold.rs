@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::Runner;
 use super::input::{Input, InputError, Verdict, judge};
 use crate::app;
-use crate::error::ApiError;
+use crate::error::{ApiError, Kind};
 
 /// How soon a cancellation is noticed at the latest.
 const NOTICE: Duration = Duration::from_secs(2);
@@ -85,6 +85,7 @@ async fn keep(
         match renewed.map_err(|_elapsed| HoldError::LeaseOver)? {
             Ok(batch) => {
                 until = asked + runner.lease_ttl;
+                cancel_if_archived(runner, &batch).await?;
                 if batch.status() == BatchStatus::Cancelling {
                     closing.cancel();
                 }
@@ -95,6 +96,25 @@ async fn keep(
             Err(error) => return Err(error),
         }
     }
+}
+
+/// An archived project's keys open nothing any more, so nobody else can cancel its batches.
+async fn cancel_if_archived(runner: &Runner, batch: &Batch) -> Result<(), HoldError> {
+    let store = &runner.state.store;
+    let project = store.projects().find(&batch.project_id).await?;
+    let is_archived = project.is_some_and(|project| project.archived_at.is_some());
+    let is_open = matches!(
+        batch.status(),
+        BatchStatus::Validating | BatchStatus::InProgress
+    );
+    if is_archived && is_open {
+        let now = runner.state.now();
+        store
+            .batches()
+            .cancel(&batch.project_id, &batch.id, now)
+            .await?;
+    }
+    Ok(())
 }
 
 /// From where the batch stands to its end.
@@ -181,11 +201,14 @@ impl Held {
         let event = match judge(&self.input, batch.spec.endpoint).await? {
             Verdict::Good { total, model } => {
                 let state = &self.runner.state;
-                match app::models::find_served(state, &self.project, &model).await? {
-                    Some(_) => BatchEvent::Validated { total, model },
-                    None => BatchEvent::Refused {
-                        errors: vec![unknown_model(&model)],
-                    },
+                let refused = |error| BatchEvent::Refused {
+                    errors: vec![of_model(error)],
+                };
+                match app::models::find_served(state, &self.project, &model).await {
+                    Ok(Some(_)) => BatchEvent::Validated { total, model },
+                    Ok(None) => refused(app::chat::unknown(&model)),
+                    Err(error) if error.kind == Kind::Forbidden => refused(error),
+                    Err(error) => return Err(error.into()),
                 }
             }
             Verdict::Bad(errors) => BatchEvent::Refused { errors },
@@ -194,8 +217,8 @@ impl Held {
     }
 }
 
-fn unknown_model(model: &str) -> LineError {
-    let error = app::chat::unknown(model);
+/// The refusal of a model, as the batch shows it.
+fn of_model(error: ApiError) -> LineError {
     LineError {
         code: error.code.unwrap_or_default().to_owned(),
         message: error.message,

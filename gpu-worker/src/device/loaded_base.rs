@@ -29,7 +29,9 @@ pub(super) struct LoadedBase {
     live: HashMap<(Place, SequenceId), Live>,
     waiting: VecDeque<Waiting>,
     /// Texts that are read as a whole, a piece of each in turn.
-    reading: VecDeque<(Embedding, Reply<Vec<f32>>)>,
+    /// Texts that are to be read as a whole, and the one that is: only that one has keys and values.
+    to_read: VecDeque<(Text, Reply<Vec<f32>>)>,
+    reading: Option<(Embedding, Reply<Vec<f32>>)>,
     /// Whether the GPU has been tried.
     tried_gpu: bool,
     /// Nothing is admitted to the GPU: another copy of the base is to take this one's place.
@@ -59,6 +61,12 @@ struct Live {
     id: u64,
     index: u32,
     outputs: UnboundedSender<Output>,
+}
+
+/// What is to be read as a whole.
+struct Text {
+    adapter: Option<Arc<Adapter>>,
+    tokens: Vec<u32>,
 }
 
 /// A conversation of which some answers have no room yet.
@@ -99,7 +107,8 @@ impl LoadedBase {
             on_cpu: None,
             live: HashMap::new(),
             waiting: VecDeque::new(),
-            reading: VecDeque::new(),
+            to_read: VecDeque::new(),
+            reading: None,
             tried_gpu: false,
             leaves_gpu: false,
         }
@@ -247,7 +256,7 @@ impl LoadedBase {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.live.is_empty() && self.waiting.is_empty() && self.reading.is_empty()
+        self.live.is_empty() && self.waiting.is_empty() && !self.is_reading()
     }
 
     /// Sequences being generated.
@@ -278,39 +287,46 @@ impl LoadedBase {
         adapter: Option<Arc<Adapter>>,
         tokens: Vec<u32>,
         reply: Reply<Vec<f32>>,
-    ) -> Result<(), DeviceError> {
-        let begun = self.model().and_then(|model| {
-            let precision = model.generation_precision();
-            Ok(Embedding::new(model, adapter, tokens, precision)?)
-        });
-        match begun {
-            Ok(embedding) => {
-                self.reading.push_back((embedding, reply));
-                Ok(())
-            }
-            Err(error) => answer(reply, Err(error)),
-        }
+    ) {
+        let text = Text { adapter, tokens };
+        self.to_read.push_back((text, reply));
     }
 
     /// Whether there is something to read as a whole.
     pub(super) fn is_reading(&self) -> bool {
-        !self.reading.is_empty()
+        self.reading.is_some() || !self.to_read.is_empty()
     }
 
     /// One piece of the text whose turn it is, unless nobody waits for it any more.
     pub(super) fn read(&mut self) -> Result<(), DeviceError> {
-        self.reading.retain(|(_, reply)| !reply.is_closed());
-        let Some((mut embedding, reply)) = self.reading.pop_front() else {
-            return Ok(());
+        self.to_read.retain(|(_, reply)| !reply.is_closed());
+        let reading = self.reading.take().filter(|(_, reply)| !reply.is_closed());
+        let (mut embedding, reply) = match reading {
+            Some(reading) => reading,
+            None => {
+                let Some((text, reply)) = self.to_read.pop_front() else {
+                    return Ok(());
+                };
+                match self.begin_to_read(text) {
+                    Ok(embedding) => (embedding, reply),
+                    Err(error) => return answer(reply, Err(error)),
+                }
+            }
         };
         match embedding.step(&self.pool) {
             Ok(None) => {
-                self.reading.push_back((embedding, reply));
+                self.reading = Some((embedding, reply));
                 Ok(())
             }
             Ok(Some(embedding)) => answer(reply, Ok(embedding)),
             Err(error) => answer(reply, Err(error.into())),
         }
+    }
+
+    fn begin_to_read(&mut self, text: Text) -> Result<Embedding, DeviceError> {
+        let model = self.model()?;
+        let precision = model.generation_precision();
+        Ok(Embedding::new(model, text.adapter, text.tokens, precision)?)
     }
 
     /// The serving path's log-probability of every token after the first.

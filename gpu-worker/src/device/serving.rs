@@ -220,7 +220,10 @@ impl Serving {
                 tokens,
                 reply,
             } => match self.known(&base) {
-                Ok(base) => base.embed(adapter, tokens, reply),
+                Ok(base) => {
+                    base.embed(adapter, tokens, reply);
+                    Ok(())
+                }
                 Err(error) => answer(reply, Err(error)),
             },
             Command::Score {

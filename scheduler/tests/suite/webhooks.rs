@@ -201,5 +201,5 @@ async fn what_is_over_is_swept_two_weeks_later() {
     house.advance_s(15 * 24 * 3_600);
     house.scheduler.sweep_pass().await.unwrap();
     let webhooks = house.store.webhooks();
-    assert_eq!(webhooks.purge_deliveries(house.now()).await, Ok(0));
+    assert_eq!(webhooks.purge_deliveries(house.now(), 9).await, Ok(0));
 }

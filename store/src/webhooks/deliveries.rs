@@ -9,7 +9,7 @@ use domain::webhook::WebhookEvent;
 use sea_orm::sea_query::{Expr, ExprTrait, Func, OnConflict, Value};
 use sea_orm::{
     ColumnTrait, DatabaseTransaction, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect,
-    Statement,
+    QueryTrait, Statement,
 };
 
 use super::secrets::{self, SealedSecret};
@@ -136,8 +136,9 @@ impl Webhooks<'_> {
         let endpoint = endpoint(due).col_expr(webhook_endpoint::Column::FailingSince, null());
         let work = async {
             let tx = self.0.begin().await?;
-            delivery.exec(&tx).await?;
+            // The endpoint first, as whoever deletes it does: two orders would wait for each other.
             endpoint.exec(&tx).await?;
+            delivery.exec(&tx).await?;
             Ok(tx.commit().await?)
         };
         self.0.bounded(work).await
@@ -170,8 +171,8 @@ impl Webhooks<'_> {
             .filter(Column::NextTryAt.is_not_null());
         let work = async {
             let tx = self.0.begin().await?;
-            delivery.exec(&tx).await?;
             failing.exec(&tx).await?;
+            delivery.exec(&tx).await?;
             let is_disabled = disable.exec(&tx).await?.rows_affected == 1;
             if is_disabled {
                 give_up.exec(&tx).await?;
@@ -182,12 +183,17 @@ impl Webhooks<'_> {
         self.0.bounded(work).await
     }
 
-    /// Forgets what was delivered or given up and happened before; how many.
-    pub async fn purge_deliveries(self, before: Timestamp) -> Result<u64, StoreError> {
-        let over = Entity::delete_many()
+    /// Forgets what was delivered or given up and happened before, so many at most; how many.
+    pub async fn purge_deliveries(self, before: Timestamp, limit: u64) -> Result<u64, StoreError> {
+        let over = Entity::find()
+            .select_only()
+            .column(Column::Id)
             .filter(Column::NextTryAt.is_null())
-            .filter(Column::CreatedAt.lt(before.0));
-        self.0.delete(over).await
+            .filter(Column::CreatedAt.lt(before.0))
+            .limit(limit)
+            .into_query();
+        let delete = Entity::delete_many().filter(Column::Id.in_subquery(over));
+        self.0.delete(delete).await
     }
 }
 

@@ -33,7 +33,10 @@ pub fn of_model(model: &str) -> ModelRateLimit {
 
 /// Takes all that is left.
 pub async fn draw_all(store: &Store, project: &ProjectId, model: &str) -> Drawn {
-    let draw = needs(1e9, 1e9);
+    let draw = Draw {
+        of_limit: 1.0,
+        ..needs(1.0, 1.0)
+    };
     let drawn = store
         .rate_limits()
         .draw(project, model, DEFAULT, draw, at(2));
@@ -47,6 +50,7 @@ fn amount(requests: f64, tokens: f64) -> Amount {
 fn needs(requests: f64, tokens: f64) -> Draw {
     Draw {
         of_limit: 0.0,
+        debt: Amount::default(),
         needed: amount(requests, tokens),
     }
 }
@@ -67,7 +71,7 @@ async fn processes_together_draw_no_more_than_the_limit(db: Db) {
     for drawer in drawers {
         given = given + drawer.await.unwrap();
     }
-    assert_eq!(given, amount(60.0, 40.0));
+    assert_eq!(given, amount(60.0, 30.0));
 }
 
 async fn a_bucket_refills_with_time(db: Db) {
@@ -77,12 +81,14 @@ async fn a_bucket_refills_with_time(db: Db) {
         let drawn = rates.draw(&project.id, "m", DEFAULT, draw, at(s)).await;
         drawn.unwrap().given
     };
-    assert_eq!(draw(needs(60.0, 1e9), 0).await, amount(60.0, 600.0));
+    assert_eq!(draw(needs(60.0, 600.0), 0).await, amount(60.0, 600.0));
     assert_eq!(draw(needs(5.0, 5.0), 0).await, amount(0.0, 0.0));
-    assert_eq!(draw(needs(5.0, 15.0), 2).await, amount(2.0, 15.0));
+    assert_eq!(draw(needs(5.0, 15.0), 2).await, amount(0.0, 0.0));
+    assert_eq!(draw(needs(2.0, 15.0), 2).await, amount(2.0, 15.0));
     // A share of what is needed, nothing of what is not.
     let share = Draw {
         of_limit: 0.5,
+        debt: Amount::default(),
         needed: amount(1.0, -3.0),
     };
     assert_eq!(draw(share, 3_600).await, amount(30.0, 0.0));

@@ -114,8 +114,8 @@ async fn a_claimed_delivery_comes_back_until_it_is_taken(db: Db) {
     let webhooks = db.store.webhooks();
     webhooks.delivered(&third[0], at(101)).await.unwrap();
     assert_eq!(due(&db, 999_999).await, []);
-    assert_eq!(webhooks.purge_deliveries(at(5)).await, Ok(0));
-    assert_eq!(webhooks.purge_deliveries(at(6)).await, Ok(1));
+    assert_eq!(webhooks.purge_deliveries(at(5), 9).await, Ok(0));
+    assert_eq!(webhooks.purge_deliveries(at(6), 9).await, Ok(1));
 }
 
 async fn schedulers_at_once_share_the_deliveries(db: Db) {

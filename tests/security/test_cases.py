@@ -10,6 +10,13 @@ from attack import ROOT
 N_CASES = 120
 # Judged where it can be judged better: the file, and what stands in it.
 ELSEWHERE = {
+    12: ("api/tests/administration.rs", "a_user_s_key_opens_while_the_user_is_a_member"),
+    13: ("api/tests/administration.rs", "a_service_account_without_a_role_opens_nothing"),
+    14: ("api/tests/administration.rs", "a_service_account_comes_with_its_only_plain_key"),
+    42: ("tests/e2e/test_admin.py", "test_a_checkpoint_is_shared_and_taken_back"),
+    50: ("api/tests/administration.rs", "nobody_but_an_owner_administers_and_the_last_one_stays"),
+    51: ("api/tests/administration.rs", "nobody_but_an_owner_administers_and_the_last_one_stays"),
+    110: ("api/tests/administration.rs", "every_change_is_one_entry_with_who_where_and_what"),
     75: ("text/tests/templates/jinja.rs", "a_hostile_template_is_an_error_and_not_the_end_of_the_process"),
     77: ("text/tests/templates/jinja.rs", "what_python_refuses_is_refused"),
     84: ("platform/src/outbound/tests.rs", "the_address_that_is_judged_is_the_one_that_is_called"),
@@ -22,10 +29,8 @@ ELSEWHERE = {
     119: ("tests/tidy/dependencies.rs", "every_licence_goes_with_apache_2"),
 }
 NOT_HERE = {
-    "it comes with users and service accounts": [12, 13, 14, 42, 50, 51],
     "there is no console yet": [26, 27, 28, 29, 30, 31, 32, 113],
     "a job names no third party: `integrations` is refused": [89],
-    "it comes with the audit log": [110],
     "row-level security is not set up: no other program uses the database, and every query has its project (store/tests/suite/tenancy.rs)": [47, 48],
     "base models, with their tokenizers and templates, are installed by the operator alone": [81],
     "10,000 jobs take longer than a suite may; tests/soak makes and cancels jobs for half an hour": [100],

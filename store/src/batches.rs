@@ -22,7 +22,6 @@ use crate::entity::batch::{Column, Entity, Model};
 use crate::entity::file;
 use crate::error::{BatchError, StoreError};
 use crate::idempotency::{self, IdempotencyEntry};
-use crate::page::{Cursor, paged};
 use crate::webhooks;
 
 #[derive(Clone, Copy)]
@@ -74,24 +73,10 @@ impl<'a> Batches<'a> {
         project: &ProjectId,
         page: &PageRequest,
     ) -> Result<Page<Batch>, StoreError> {
-        let after = match &page.after {
-            None => None,
-            Some(after) => Some(self.cursor(project, after).await?),
-        };
-        let select = paged(of(project), page, after, Column::CreatedAt, Column::Id);
-        let rows = self.0.all(select).await?;
-        let batches = rows.into_iter().map(to_domain).collect::<Result<_, _>>()?;
-        Ok(Page::from_overfetch(batches, page.limit))
-    }
-
-    async fn cursor(self, project: &ProjectId, after: &str) -> Result<Cursor, StoreError> {
-        let unknown = || StoreError::UnknownAfter(after.to_owned());
-        let id = BatchId::parse(after).map_err(|_| unknown())?;
-        let batch = self.find(project, &id).await?.ok_or_else(unknown)?;
-        Ok(Cursor {
-            created_at: batch.created_at.0,
-            id: batch.id.to_string(),
-        })
+        let listed = self
+            .0
+            .page(of(project), page, Column::CreatedAt, Column::Id);
+        listed.await?.try_map(to_domain)
     }
 
     /// The client wants no more of it. Errors: `WrongStatus`, `NotFound` when the project has no such batch.

@@ -73,21 +73,20 @@ pub(crate) fn paged<E: EntityTrait>(
 }
 
 fn earlier(c: Cursor, created_at: impl ColumnTrait, id: impl ColumnTrait) -> Condition {
-    tie(
-        created_at.lt(c.created_at),
-        created_at.eq(c.created_at),
-        id.lt(c.id),
+    behind(
+        created_at.lte(c.created_at),
+        created_at.lt(c.created_at).or(id.lt(c.id)),
     )
 }
 
 fn later(c: Cursor, created_at: impl ColumnTrait, id: impl ColumnTrait) -> Condition {
-    tie(
-        created_at.gt(c.created_at),
-        created_at.eq(c.created_at),
-        id.gt(c.id),
+    behind(
+        created_at.gte(c.created_at),
+        created_at.gt(c.created_at).or(id.gt(c.id)),
     )
 }
 
-fn tie(beyond: SimpleExpr, same: SimpleExpr, id_beyond: SimpleExpr) -> Condition {
-    Condition::any().add(beyond).add(same.and(id_beyond))
+/// By the instant alone first: that is a range of the index, which a choice of two conditions would not be.
+fn behind(not_before: SimpleExpr, and_not_itself: SimpleExpr) -> Condition {
+    Condition::all().add(not_before).add(and_not_itself)
 }

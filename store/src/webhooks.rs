@@ -19,7 +19,6 @@ use crate::convert::{from_json, json, optional, text};
 use crate::entity::webhook_endpoint::{Column, Entity, Model};
 use crate::entity::{webhook_delivery, webhook_secret};
 use crate::error::StoreError;
-use crate::page::{Cursor, paged};
 
 /// What a client may change of an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,24 +71,10 @@ impl<'a> Webhooks<'a> {
         project: &ProjectId,
         page: &PageRequest,
     ) -> Result<Page<WebhookEndpoint>, StoreError> {
-        let after = match &page.after {
-            None => None,
-            Some(after) => Some(self.cursor(project, after).await?),
-        };
-        let select = paged(of(project), page, after, Column::CreatedAt, Column::Id);
-        let rows = self.0.all(select).await?;
-        let endpoints = rows.into_iter().map(to_domain).collect::<Result<_, _>>()?;
-        Ok(Page::from_overfetch(endpoints, page.limit))
-    }
-
-    async fn cursor(self, project: &ProjectId, after: &str) -> Result<Cursor, StoreError> {
-        let unknown = || StoreError::UnknownAfter(after.to_owned());
-        let id = WebhookEndpointId::parse(after).map_err(|_| unknown())?;
-        let found = self.find(project, &id).await?.ok_or_else(unknown)?;
-        Ok(Cursor {
-            created_at: found.created_at.0,
-            id: found.id.to_string(),
-        })
+        let listed = self
+            .0
+            .page(of(project), page, Column::CreatedAt, Column::Id);
+        listed.await?.try_map(to_domain)
     }
 
     /// How many the project has.

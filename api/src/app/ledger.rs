@@ -13,6 +13,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use store::Store;
 
+use super::tokens_taken::TokensTaken;
 use crate::auth::Caller;
 
 /// What a crash may cost.
@@ -63,9 +64,7 @@ impl Ledger {
         Meter {
             ledger: Arc::clone(self),
             key: consumer.key(Service::Completions, model, now),
-            told: TokenUsage::default(),
-            seen: TokenUsage::default(),
-            n_open: 0,
+            taken: TokensTaken::default(),
         }
     }
 
@@ -127,12 +126,7 @@ impl Ledger {
 pub struct Meter {
     ledger: Arc<Ledger>,
     key: UsageKey,
-    /// What workers said that answers took.
-    told: TokenUsage,
-    /// What was seen of answers that have not said so.
-    seen: TokenUsage,
-    /// Prompts that have begun to be answered and have not said what that took.
-    n_open: u64,
+    taken: TokensTaken,
 }
 
 impl Meter {
@@ -141,7 +135,7 @@ impl Meter {
         mut self,
         events: BoxStream<'static, GenerateEvent>,
     ) -> BoxStream<'static, GenerateEvent> {
-        events.inspect(move |event| self.see(event)).boxed()
+        events.inspect(move |event| self.taken.see(event)).boxed()
     }
 
     /// As [`Meter::watch`], of several prompts whose answers may be refused.
@@ -151,38 +145,10 @@ impl Meter {
     ) -> BoxStream<'static, Result<GenerateEvent, E>> {
         let see = move |event: &Result<GenerateEvent, E>| {
             if let Ok(event) = event {
-                self.see(event);
+                self.taken.see(event);
             }
         };
         events.inspect(see).boxed()
-    }
-
-    fn see(&mut self, event: &GenerateEvent) {
-        match event {
-            GenerateEvent::Started { prompt_tokens } => {
-                self.n_open += 1;
-                self.seen.prompt_tokens += prompt_tokens;
-            }
-            GenerateEvent::Delta { .. } => self.seen.completion_tokens += 1,
-            GenerateEvent::Done { usage } => {
-                self.told += *usage;
-                self.n_open = self.n_open.saturating_sub(1);
-            }
-            _ => {}
-        }
-    }
-
-    /// What was told; of an answer that broke off at least what was seen of it.
-    fn tokens(&self) -> TokenUsage {
-        if self.n_open == 0 {
-            return self.told;
-        }
-        let (told, seen) = (self.told, self.seen);
-        TokenUsage {
-            prompt_tokens: told.prompt_tokens.max(seen.prompt_tokens),
-            cached_tokens: told.cached_tokens,
-            completion_tokens: told.completion_tokens.max(seen.completion_tokens),
-        }
     }
 }
 
@@ -190,7 +156,7 @@ impl Drop for Meter {
     fn drop(&mut self) {
         let tally = Tally {
             n_requests: 1,
-            tokens: self.tokens(),
+            tokens: self.taken.tokens(),
         };
         self.ledger.add(self.key.clone(), tally);
     }

@@ -31,6 +31,7 @@ pub mod rate_limits;
 pub mod repeat;
 pub mod response;
 pub mod service_accounts;
+pub mod tokens_taken;
 pub mod uploads;
 pub mod usage;
 pub mod users;

@@ -22,15 +22,15 @@ pub async fn list(
     page: &PageRequest,
 ) -> Result<Page<ModelRateLimit>, ApiError> {
     let project = project(state, admin, project_id).await?;
-    let mut all = all(state, &project).await?;
-    if let Some(after) = &page.after {
-        let seen = all
-            .iter()
-            .position(|limited| is_id_of(after, &limited.model));
-        let seen = seen.ok_or_else(|| store_error(StoreError::UnknownAfter(after.clone())))?;
-        all.drain(..=seen);
-    }
-    Ok(Page::from_overfetch(all, page.limit))
+    let all = all(state, &project).await?;
+    let model = |id: &String| id.strip_prefix(ID_PREFIX).unwrap_or_default().to_owned();
+    let by_model = PageRequest {
+        after: page.after.as_ref().map(model),
+        ..page.clone()
+    };
+    let cut = Page::cut(all, &by_model, |limited| &limited.model);
+    let after = || page.after.clone().unwrap_or_default();
+    cut.ok_or_else(|| store_error(StoreError::UnknownAfter(after())))
 }
 
 /// Errors: 404 for the project and for a model that is not installed; 400 for an archived project.

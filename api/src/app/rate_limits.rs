@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use domain::generation::Priority;
 use domain::id::ProjectId;
-use domain::message::GenerateEvent;
 use domain::project::Project;
 use domain::rate_limit::{Amount, Bucket, Dimension, RateLimit, RateStatus};
 use futures::StreamExt;
@@ -16,6 +15,7 @@ use store::rate_limits::Draw;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::store_error;
+use super::tokens_taken::TokensTaken;
 use super::workers::Events;
 use crate::error::{ApiError, Kind};
 use crate::state::State;
@@ -332,9 +332,9 @@ impl Admission {
     pub fn watch(self: &Arc<Self>, events: Events) -> Events {
         let mut answer = Watched {
             admission: Arc::clone(self),
-            tokens: 0,
+            taken: TokensTaken::default(),
         };
-        events.inspect(move |event| answer.see(event)).boxed()
+        events.inspect(move |event| answer.taken.see(event)).boxed()
     }
 }
 
@@ -349,26 +349,14 @@ impl Drop for Admission {
 /// An answer on its way; if it is given up, what was generated until then is what it used.
 struct Watched {
     admission: Arc<Admission>,
-    tokens: u64,
-}
-
-impl Watched {
-    fn see(&mut self, event: &GenerateEvent) {
-        match event {
-            GenerateEvent::Started { prompt_tokens } => self.tokens += prompt_tokens,
-            // A piece of text is about one token.
-            GenerateEvent::Delta { .. } => self.tokens += 1,
-            GenerateEvent::Done { usage } => {
-                self.tokens = usage.prompt_tokens + usage.completion_tokens;
-            }
-            _ => {}
-        }
-    }
+    taken: TokensTaken,
 }
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        self.admission.spend(self.tokens);
+        let taken = self.taken.tokens();
+        self.admission
+            .spend(taken.prompt_tokens + taken.completion_tokens);
     }
 }
 

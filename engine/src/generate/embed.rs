@@ -1,4 +1,4 @@
-//! What a model makes of a text as a whole: the mean of its last states, read piece by piece, so that nobody waits for a long text.
+//! What a model makes of a text as a whole: the mean of its last states, read piece by piece, so that other work on the CPU gets its turns.
 
 use std::sync::Arc;
 

@@ -10,13 +10,13 @@ from attack import ROOT
 N_CASES = 120
 # Judged where it can be judged better: the file, and what stands in it.
 ELSEWHERE = {
-    12: ("api/tests/administration.rs", "a_user_s_key_opens_while_the_user_is_a_member"),
-    13: ("api/tests/administration.rs", "a_service_account_without_a_role_opens_nothing"),
-    14: ("api/tests/administration.rs", "a_service_account_comes_with_its_only_plain_key"),
+    12: ("api/tests/administration/keys.rs", "a_user_s_key_opens_while_the_user_is_a_member"),
+    13: ("api/tests/administration/keys.rs", "a_service_account_without_a_role_opens_nothing"),
+    14: ("api/tests/administration/keys.rs", "a_service_account_comes_with_its_only_plain_key"),
     42: ("tests/e2e/test_admin.py", "test_a_checkpoint_is_shared_and_taken_back"),
-    50: ("api/tests/administration.rs", "nobody_but_an_owner_administers_and_the_last_one_stays"),
-    51: ("api/tests/administration.rs", "nobody_but_an_owner_administers_and_the_last_one_stays"),
-    110: ("api/tests/administration.rs", "every_change_is_one_entry_with_who_where_and_what"),
+    50: ("api/tests/administration/users.rs", "nobody_but_an_owner_administers_and_the_last_one_stays"),
+    51: ("api/tests/administration/users.rs", "nobody_but_an_owner_administers_and_the_last_one_stays"),
+    110: ("api/tests/administration/audit_log.rs", "every_change_is_one_entry_with_who_where_and_what"),
     75: ("text/tests/templates/jinja.rs", "a_hostile_template_is_an_error_and_not_the_end_of_the_process"),
     77: ("text/tests/templates/jinja.rs", "what_python_refuses_is_refused"),
     84: ("platform/src/outbound/tests.rs", "the_address_that_is_judged_is_the_one_that_is_called"),

@@ -14,7 +14,7 @@ ALPHABET = string.ascii_letters + string.digits
 
 def operations():
     """(method, path, operation, names of the ids in the path) of every route of a project; those of an organisation open to admin keys
-    alone (S08), and api/tests/administration.rs asks them for what is another organisation's."""
+    alone (S08), and api/tests/administration asks them for what is another organisation's."""
     for path, methods in DOCUMENT["paths"].items():
         for method, operation in methods.items():
             if {"AdminApiKey": []} in operation.get("security", []):

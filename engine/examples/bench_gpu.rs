@@ -6,6 +6,8 @@
 //!              document lengths for each step, a third of each without labels
 //!   steps=8    timed, after three to warm up
 //!   memory=keep-all | drop-gate-up | layer-inputs
+//!   gate-up=N  layers that keep gate and up although the level drops them
+//!   streams=gpu | host
 //!   base=bf16 | nf4 | int8 | fp8
 //!   pass=N     the most tokens that share a pass
 //!   profile=1  also what the kernels of one step take, each waited for
@@ -18,7 +20,7 @@ use std::time::Instant;
 
 use engine::batch::Example;
 use engine::config::ModelConfig;
-use engine::cuda::{Base, Gpu, RankRoom};
+use engine::cuda::{Base, Gpu, MemoryPlan, RankRoom, Streams};
 use engine::lora::{Adapter, LoraConfig};
 use engine::quant::Kind;
 use engine::schedule::Schedule;
@@ -42,7 +44,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             .next_back()
     };
     let n_steps: usize = option("steps").map_or(Ok(8), str::parse)?;
-    let memory = match option("memory").unwrap_or("keep-all") {
+    let level = match option("memory").unwrap_or("keep-all") {
         "keep-all" => MemoryLevel::KeepAll,
         "drop-gate-up" => MemoryLevel::DropGateUp,
         "layer-inputs" => MemoryLevel::LayerInputs,
@@ -68,11 +70,19 @@ fn main() -> Result<(), Box<dyn Error>> {
         learning_rate: 1e-4,
         schedule: Schedule::Constant,
         precision: Precision::Bf16,
-        memory,
         pass_tokens,
         ..TrainConfig::default()
     };
-    let mut trainer = Trainer::on_gpu(&gpu, base, adapter, train)?;
+    let memory = MemoryPlan {
+        n_gate_up: option("gate-up").map_or(Ok(0), str::parse)?,
+        streams: match option("streams").unwrap_or("gpu") {
+            "gpu" => Streams::OnGpu,
+            "host" => Streams::OnHost,
+            other => return Err(format!("no place for streams {other}").into()),
+        },
+        ..MemoryPlan::from(level)
+    };
+    let mut trainer = Trainer::on_gpu(&gpu, base, adapter, train, memory)?;
     let batches = batches(workload, model.vocab_size, 3 + n_steps)?;
     let (mut losses, mut seconds, mut tokens) = (Vec::new(), Vec::new(), 0);
     for (i, batch) in batches.iter().enumerate() {

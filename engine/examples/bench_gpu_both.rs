@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use engine::Precision;
 use engine::batch::Example;
 use engine::config::ModelConfig;
 use engine::cuda::{Base, Gpu, RankRoom};
@@ -23,6 +22,7 @@ use engine::pool::Pool;
 use engine::schedule::Schedule;
 use engine::train::{TrainConfig, Trainer};
 use engine::weights::BaseWeights;
+use engine::{MemoryLevel, Precision};
 use serde_json::{Value, json};
 
 const RANK: usize = 16;
@@ -58,7 +58,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         precision: Precision::Bf16,
         ..TrainConfig::default()
     };
-    let mut trainer = Trainer::on_gpu(&gpu, Arc::clone(&base), adapter, train)?;
+    let memory = MemoryLevel::KeepAll.into();
+    let mut trainer = Trainer::on_gpu(&gpu, Arc::clone(&base), adapter, train, memory)?;
     let n_threads = std::thread::available_parallelism()?.get();
     let limits = Limits {
         max_sequences: chats.n,

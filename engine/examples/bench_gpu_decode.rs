@@ -1,7 +1,7 @@
 //! Generation on a GPU, for `bench/gpu/run`: prints one JSON line. Weights are random, in the shape of the given `config.json`; every
 //! sequence is greedy.
 //!
-//! Usage: bench_gpu_decode CONFIG.json [batch=1] [prompt=128] [new=128] [adapters=0] [rank=16]
+//! Usage: bench_gpu_decode CONFIG.json [batch=1] [prompt=128] [new=128] [adapters=0] [rank=16] [base=bf16|nf4|int8]
 
 #![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
@@ -14,6 +14,7 @@ use engine::cuda::{Base, Gpu, RankRoom};
 use engine::generate::{Batcher, GenerateRequest, Limits, Sampling};
 use engine::lora::{Adapter, LoraConfig};
 use engine::pool::Pool;
+use engine::quant::Kind;
 use engine::weights::BaseWeights;
 use serde_json::json;
 
@@ -36,7 +37,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let model = ModelConfig::from_json(&std::fs::read_to_string(config)?)?;
     let gpu = Gpu::open(0)?;
     let (free_before, _) = gpu.memory()?;
-    let base = Base::random(&gpu, model.clone(), BaseWeights::Bf16, RankRoom::NONE)?;
+    let mut named = options.iter().filter_map(|option| option.split_once('='));
+    let weights = match named.find(|(name, _)| *name == "base") {
+        None | Some((_, "bf16")) => BaseWeights::Bf16,
+        Some((_, "nf4")) => BaseWeights::Quantized(Kind::Nf4DoubleQuant),
+        Some((_, "int8")) => BaseWeights::Quantized(Kind::Int8),
+        Some((_, other)) => return Err(format!("no base {other}").into()),
+    };
+    let base = Base::random(&gpu, model.clone(), weights, RankRoom::NONE)?;
     let weight_bytes = base.size_bytes();
     let limits = Limits {
         max_sequences: batch,
@@ -83,15 +91,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let timed = &seconds[4.min(seconds.len())..];
     let total: f64 = timed.iter().sum();
-    // What a step cannot do without: all weights but the table of which it takes a few rows, and the keys and values of each sequence.
-    let table = if model.tie_word_embeddings {
-        0
-    } else {
-        2 * model.vocab_size * model.hidden_size
-    };
+    // What a step cannot do without: all weights that lie on the GPU, and the keys and values of each sequence.
     let of_token = 2 * 2 * model.key_value_size() * model.num_hidden_layers;
     let cached = batch * (prompt + seconds.len() / 2) * of_token;
-    let read_gb = (weight_bytes as f64 - table as f64 + cached as f64) / 1e9;
+    let read_gb = (weight_bytes as f64 + cached as f64) / 1e9;
     let (free_after, _) = gpu.memory()?;
     gpu.begin_profile();
     batcher.step()?;

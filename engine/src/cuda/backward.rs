@@ -4,6 +4,7 @@
 use super::gpu::CudaError;
 use super::matmul::{Product, Read};
 use super::memory::Matrix;
+use super::offload::Offload;
 use super::ops::{self, QkNorm};
 use super::passes::{Into, Pass};
 use super::room::Gradients;
@@ -18,18 +19,24 @@ impl Pass<'_> {
         ops::round_rows(self.gpu(), d_stream, d_branch.columns(0, width))?;
         let lowest = self.lowest.map_or(0, |(layer, _)| layer);
         for layer in (lowest..self.base.layers.len()).rev() {
+            if let Some(offload) = self.offload {
+                offload.before_reading(layer)?;
+            }
             self.restore(layer)?;
             let lowest = self.lowest.filter(|(lowest, _)| *lowest == layer);
             self.block_backward(layer, lowest.map(|(_, fused)| fused), into)?;
+            self.stream_read(layer)?;
         }
-        Ok(())
+        // Those below the lowest layer were asked for too.
+        self.offload.map_or(Ok(()), Offload::settle)
     }
 
     /// Computes again what the forward did not keep.
     fn restore(&self, layer: usize) -> Result<(), CudaError> {
-        match self.room.level {
-            MemoryLevel::KeepAll => Ok(()),
-            MemoryLevel::DropGateUp => {
+        let keeps = self.room.keeps;
+        match keeps.level {
+            _ if keeps.gate_up(layer, self.base.layers.len()) => Ok(()),
+            MemoryLevel::KeepAll | MemoryLevel::DropGateUp => {
                 let (room, saved) = (self.room, self.saved(layer));
                 self.renorm_middle(layer)?;
                 self.restore_low_rank(layer, Fused::GateUp, saved.h_gate_up, room.normed)?;

@@ -16,7 +16,7 @@ use std::path::Path;
 use half::bf16;
 
 use super::gpu::{CudaError, Gpu};
-use super::memory::{Format, Matrix, Memory, Plan, clear, upload};
+use super::memory::{Format, Matrix, Memory, Pinned, Plan, clear, upload};
 use super::ops;
 use super::quant::Part;
 use crate::config::{Activation, LayerRope, ModelConfig, NormWeight, QkNorm, RopePairs};
@@ -91,7 +91,7 @@ pub struct Base {
     pub(super) gpu: Gpu,
     pub(super) config: ModelConfig,
     pub(super) layers: Vec<Layer>,
-    /// (V, D)
+    /// (V, D); where it is not the head too, in host memory: a pass takes a few of its rows.
     pub(super) embed_tokens: Matrix,
     /// (V, D)
     pub(super) head: Matrix,
@@ -103,6 +103,8 @@ pub struct Base {
     /// Of each quantised linear its matrices.
     pub(super) codes: Vec<Vec<Part>>,
     memory: Memory,
+    /// What `embed_tokens` lies in.
+    _table: Option<Pinned>,
 }
 
 /// Where everything lies in a model's memory.
@@ -188,7 +190,7 @@ impl Base {
         Ok(base)
     }
 
-    /// Bytes that the weights take.
+    /// Bytes of the GPU's memory that the weights take.
     pub fn size_bytes(&self) -> u64 {
         self.memory.len() as u64
     }
@@ -224,10 +226,16 @@ impl Base {
     ) -> Result<Self, CudaError> {
         check(&config)?;
         let ropes = Ropes::new(&config);
+        let table = match config.tie_word_embeddings {
+            true => None,
+            false => Some(Pinned::new(gpu, table(0, &config).size_bytes())?),
+        };
+        let table_at = table.as_ref().map(Pinned::at).transpose()?;
+        let divide = |plan: &mut Plan| Places::new(plan, &config, &ropes, weights, room, table_at);
         let mut plan = Plan::measure();
-        Places::new(&mut plan, &config, &ropes, weights, room)?;
+        divide(&mut plan)?;
         let memory = Memory::new(gpu, plan.used())?;
-        let places = Places::new(&mut Plan::over(&memory), &config, &ropes, weights, room)?;
+        let places = divide(&mut Plan::over(&memory))?;
         clear(gpu, memory.at(), memory.len())?;
         for (rotation, (frequencies, _)) in places.rotations.iter().zip(ropes.plain()) {
             upload(gpu, rotation.frequencies, &frequencies)?;
@@ -252,8 +260,14 @@ impl Base {
             room,
             codes,
             memory,
+            _table: table,
         })
     }
+}
+
+/// (V, D), beginning there.
+fn table(at: u64, config: &ModelConfig) -> Matrix {
+    Matrix::aligned(at, config.vocab_size, config.hidden_size)
 }
 
 /// Errors: `Unsupported`.
@@ -308,6 +322,7 @@ fn modules(config: &ModelConfig, layer: usize, fused: Fused) -> impl Iterator<It
 }
 
 impl Places {
+    /// `embed_at`: where the table of embeddings lies, unless it is the head.
     /// Errors: `Unsupported`.
     fn new(
         plan: &mut Plan,
@@ -315,13 +330,11 @@ impl Places {
         ropes: &Ropes,
         weights: BaseWeights,
         room: RankRoom,
+        embed_at: Option<u64>,
     ) -> Result<Self, CudaError> {
         let (vocab, width) = (config.vocab_size, config.hidden_size);
-        let embed_tokens = plan.matrix(Format::Bf16, vocab, width);
-        let head = match config.tie_word_embeddings {
-            true => embed_tokens,
-            false => plan.matrix(Format::Bf16, vocab, width),
-        };
+        let head = plan.matrix(Format::Bf16, vocab, width);
+        let embed_tokens = embed_at.map_or(head, |at| table(at, config));
         let (n_q, n_k) = qk_norm_sizes(config);
         let mut linears = LinearPlaces::new(plan, config, weights, room);
         let mut layers = Vec::with_capacity(config.num_hidden_layers);

@@ -117,6 +117,8 @@ pub(super) struct Launch {
     pub shared: u32,
     /// Blocks of a cluster, along y; 1: no clusters.
     pub cluster: u32,
+    /// Whether it waits until those before it have ended, also where it could begin early: it reads something of theirs before it waits by itself.
+    pub waits: bool,
 }
 
 impl Launch {
@@ -127,6 +129,7 @@ impl Launch {
             block,
             shared: 0,
             cluster: 1,
+            waits: false,
         }
     }
 
@@ -305,6 +308,11 @@ impl Gpu {
             .collect()
     }
 
+    /// Whether kernels are timed one by one.
+    pub(super) fn is_profiled(&self) -> bool {
+        self.profile().is_some()
+    }
+
     fn profile(&self) -> std::sync::MutexGuard<'_, Option<Profile>> {
         self.0
             .profile
@@ -318,7 +326,7 @@ impl Gpu {
         name: impl FnOnce() -> String,
         start: impl FnOnce() -> Result<(), CudaError>,
     ) -> Result<(), CudaError> {
-        if self.profile().is_none() {
+        if !self.is_profiled() {
             return start();
         }
         let flags = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
@@ -359,7 +367,9 @@ impl Gpu {
                 id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
                 pad: [0; 4],
                 value: sys::CUlaunchAttributeValue {
-                    programmaticStreamSerializationAllowed: i32::from(may_begin_early(name)),
+                    programmaticStreamSerializationAllowed: i32::from(
+                        !launch.waits && may_begin_early(name),
+                    ),
                 },
             },
             sys::CUlaunchAttribute {

@@ -218,6 +218,12 @@ impl Pinned {
         }
     }
 
+    /// Where it lies, for the host and for the GPU.
+    /// Errors: `Driver`.
+    pub fn at(&self) -> Result<u64, CudaError> {
+        Ok(self.bytes.as_ptr().context("reading from it")? as u64)
+    }
+
     /// The one in `place`, with room for `len` numbers: grown where it is too small.
     /// Errors: `Driver`.
     pub fn with_room<'a, T>(

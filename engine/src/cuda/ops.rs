@@ -351,6 +351,7 @@ fn glu_launch(n_rows: usize, inner: usize) -> Launch {
         block: threads,
         shared: 0,
         cluster: 1,
+        waits: false,
     }
 }
 
@@ -485,6 +486,7 @@ pub(super) fn attention_forward(
         block: threads,
         shared,
         cluster: 1,
+        waits: false,
     };
     launch!(
         gpu, FORWARD[variant], how;
@@ -513,6 +515,7 @@ pub(super) fn attention_backward(
         block: 256,
         shared: 0,
         cluster: 1,
+        waits: false,
     };
     launch!(
         gpu, "attention_backward_delta", how;
@@ -554,6 +557,7 @@ pub(super) fn attention_backward(
             block: threads,
             shared,
             cluster: 1,
+            waits: false,
         };
         launch!(
             gpu, name, how;

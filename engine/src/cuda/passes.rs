@@ -7,6 +7,7 @@ use super::base::{Base, Linear};
 use super::gpu::{CudaError, Gpu};
 use super::matmul::{Product, Read};
 use super::memory::{Matrix, clear, download};
+use super::offload::Offload;
 use super::ops::{self, Heads, QkNorm, Rows};
 use super::room::{Gradients, Room, Saved, Tables};
 use crate::lora::Fused;
@@ -17,6 +18,8 @@ pub(super) struct Pass<'a> {
     pub gpu: &'a Gpu,
     pub base: &'a Base,
     pub room: &'a Room,
+    /// Where streams wait in host memory; none for a forward alone.
+    pub offload: Option<&'a Offload>,
     pub tables: Tables,
     /// See [`ranks`].
     pub ranks: &'a [[usize; 4]],
@@ -54,7 +57,7 @@ impl Pass<'_> {
     }
 
     pub(super) fn saved(&self, layer: usize) -> &Saved {
-        match self.room.level {
+        match self.room.keeps.level {
             MemoryLevel::LayerInputs => &self.room.saved[0],
             _ => &self.room.saved[layer],
         }
@@ -81,13 +84,33 @@ impl Pass<'_> {
             let half = base.config.rotary_dim / 2;
             ops::rope_angles(gpu, positions, *rotation, angles, n_rows, half)?;
         }
+        self.stream_written(0)?;
         for layer in 0..base.layers.len() {
             self.attention(layer)?;
             self.gate_up(layer)?;
             self.inner(layer, true)?;
+            if let Some(offload) = self.offload {
+                offload.before_writing(layer + 1)?;
+            }
             self.down(layer)?;
+            self.stream_written(layer + 1)?;
         }
         Ok(())
+    }
+
+    fn stream_written(&self, i: usize) -> Result<(), CudaError> {
+        match self.offload {
+            Some(offload) => offload.written(i, self.cut(self.room.streams[i])),
+            None => Ok(()),
+        }
+    }
+
+    /// A stream is not needed any more in this backward.
+    pub(super) fn stream_read(&self, i: usize) -> Result<(), CudaError> {
+        match self.offload {
+            Some(offload) => offload.read(i, self.cut(self.room.streams[i])),
+            None => Ok(()),
+        }
     }
 
     /// `out` becomes bf16 of the norm of a stream, or of the stream itself.
@@ -384,7 +407,8 @@ impl Pass<'_> {
             base.norm,
             room.last_rstd,
             d_stream,
-        )
+        )?;
+        self.stream_read(base.layers.len())
     }
 
     /// The logits of all label rows after a forward, (n, V).

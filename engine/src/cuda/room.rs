@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use super::base::{Base, RANK_STEP, linear_sizes};
 use super::memory::{Format, Matrix, Plan};
+use super::offload::PLACES;
 use super::ops::{self, QkNorm};
+use super::plan::{MemoryPlan, Streams};
 use crate::config::{self, ModelConfig};
 use crate::lora::{Fused, Layout, Slot};
 use crate::model::MemoryLevel;
@@ -103,8 +105,8 @@ pub(super) struct Room {
     pub n_rows: usize,
     /// Labels there is room for.
     pub n_labels: usize,
-    pub level: MemoryLevel,
-    /// The stream into each block and out of the last, (T, D).
+    pub keeps: MemoryPlan,
+    /// The stream into each block and out of the last, (T, D); in few places by turns where they wait in host memory.
     pub streams: Vec<Matrix>,
     pub saved: Vec<Saved>,
     /// Cosine and sine of each rotation, (T, `rotary_dim`/2).
@@ -140,7 +142,7 @@ impl Room {
         ranks: &[[usize; 4]],
         n_rows: usize,
         n_labels: usize,
-        level: MemoryLevel,
+        keeps: MemoryPlan,
     ) -> Self {
         use Format::{Bf16, F32};
         let config = &base.config;
@@ -151,14 +153,18 @@ impl Room {
         let [r_qkv, r_o, r_gate_up, r_down] = Fused::ALL.map(most);
         let heads = config.num_attention_heads;
         let n_layers = config.num_hidden_layers;
-        let streams = (0..=n_layers)
-            .map(|_| plan.dense(F32, n_rows, width))
-            .collect();
+        let n_places = match keeps.streams {
+            Streams::OnGpu => n_layers + 1,
+            Streams::OnHost => PLACES.min(n_layers + 1),
+        };
+        let places = (0..n_places).map(|_| plan.dense(F32, n_rows, width));
+        let places: Vec<Matrix> = places.collect();
+        let streams = (0..=n_layers).map(|i| places[i % n_places]).collect();
         let widest = inner.max(query).max(width);
         let chunk = chunk_rows(config.vocab_size, n_labels);
         let mut turns = Turns::new(plan);
         let shared_gate_up = turns.take(plan, |plan| {
-            let gate_up = (level != MemoryLevel::KeepAll)
+            let gate_up = (!keeps.gate_up(0, n_layers))
                 .then(|| plan.matrix(Bf16, n_rows, 2 * inner + r_gate_up));
             let inner = plan.matrix(Bf16, n_rows, widest + r_down);
             let d_qkv = plan.matrix(Bf16, n_rows, qkv + r_qkv);
@@ -173,11 +179,11 @@ impl Room {
         });
         let (shared_gate_up, inner_and_gradients, d_qkv) = shared_gate_up;
         turns.end(plan);
-        let n_saved = match level {
+        let n_saved = match keeps.level {
             MemoryLevel::LayerInputs => 1,
             _ => n_layers,
         };
-        let saved = (0..n_saved).map(|_| Saved {
+        let saved = (0..n_saved).map(|layer| Saved {
             input_rstd: plan.words(n_rows),
             qk: (config.qk_norm != config::QkNorm::None).then(|| {
                 let n_norms = QkNorm::of(config).map_or(0, |norm| norm.n_groups());
@@ -193,6 +199,7 @@ impl Room {
             middle: plan.dense(F32, n_rows, width),
             middle_rstd: plan.words(n_rows),
             gate_up: shared_gate_up
+                .filter(|_| !keeps.gate_up(layer, n_layers))
                 .unwrap_or_else(|| plan.matrix(Bf16, n_rows, 2 * inner + r_gate_up)),
             after_mlp: branch(plan, !base.gives_f32(Fused::Down), n_rows, width),
             h_qkv: plan.matrix(Bf16, n_rows, r_qkv),
@@ -215,7 +222,7 @@ impl Room {
         Self {
             n_rows,
             n_labels,
-            level,
+            keeps,
             streams,
             saved,
             angles,

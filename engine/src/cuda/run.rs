@@ -8,8 +8,10 @@ use super::base::Base;
 use super::gpu::{CudaError, Gpu};
 use super::matmul::cublaslt_version;
 use super::memory::{Memory, Pinned, Plan, clear, download, download_large, staging, upload};
+use super::offload::Offload;
 use super::ops::{ADAM_CHUNK, Adam, AdamStep, AdamTensor, tiles};
 use super::passes::{Into, Pass};
+use super::plan::{MemoryPlan, Streams};
 use super::room::{Gradients, ROW_STEP, Room, Tables, Tiles, parts, ranks};
 use crate::config::ModelConfig;
 use crate::cpu::element::Precision;
@@ -35,16 +37,24 @@ pub(crate) struct Run {
     base: Arc<Base>,
     layout: Arc<Layout>,
     ranks: Vec<[usize; 4]>,
-    memory: MemoryLevel,
+    memory: MemoryPlan,
     config: TrainConfig,
     groups: Vec<Group>,
     state: OnGpu,
     /// What the passes compute in; grown to the largest so far.
-    room: Option<(Memory, Room)>,
+    room: Option<Place>,
     /// What the passes of a step are over; grown to the largest so far.
     tables: Option<Memory>,
     /// Through which the adapter comes to the host.
     staging: Mutex<Pinned>,
+}
+
+/// Where passes compute.
+struct Place {
+    /// What still copies is waited for first.
+    offload: Option<Offload>,
+    room: Room,
+    _memory: Memory,
 }
 
 /// The adapter's part of the memory.
@@ -69,6 +79,7 @@ impl Run {
         adapter: &Adapter,
         groups: &[Group],
         config: &TrainConfig,
+        memory: MemoryPlan,
     ) -> Result<Self, CudaError> {
         let layout = Arc::clone(adapter.layout());
         check(&base, adapter, config)?;
@@ -79,7 +90,7 @@ impl Run {
             base,
             layout,
             ranks,
-            memory: config.memory,
+            memory,
             config: config.clone(),
             groups: groups.to_vec(),
             state,
@@ -95,13 +106,13 @@ impl Run {
 
     /// Room for passes of `n_rows` rows with `n_labels` labels.
     fn ensure_room(&mut self, n_rows: usize, n_labels: usize) -> Result<(), CudaError> {
-        let fits = |(_, room): &(Memory, Room)| room.n_rows >= n_rows && room.n_labels >= n_labels;
+        let fits = |Place { room, .. }: &Place| room.n_rows >= n_rows && room.n_labels >= n_labels;
         if self.room.as_ref().is_some_and(fits) {
             return Ok(());
         }
         // What is grown is not kept beside its successor.
         let (rows, labels) = match self.room.take() {
-            Some((_, room)) => (room.n_rows.max(n_rows), room.n_labels.max(n_labels)),
+            Some(Place { room, .. }) => (room.n_rows.max(n_rows), room.n_labels.max(n_labels)),
             None => (n_rows, n_labels),
         };
         let divide =
@@ -110,7 +121,18 @@ impl Run {
         divide(&mut plan);
         let memory = Memory::new(&self.gpu, plan.used())?;
         let room = divide(&mut Plan::over(&memory));
-        self.room = Some((memory, room));
+        let offload = match self.memory.streams {
+            Streams::OnGpu => None,
+            Streams::OnHost => {
+                let (n, size) = (room.streams.len(), room.streams[0].size_bytes());
+                Some(Offload::new(&self.gpu, n, size)?)
+            }
+        };
+        self.room = Some(Place {
+            offload,
+            room,
+            _memory: memory,
+        });
         Ok(())
     }
 
@@ -151,15 +173,18 @@ impl Run {
         Ok(numbers)
     }
 
+    fn place(&self) -> &Place {
+        let place = self.room.as_ref();
+        place.expect("`prepare` made room — a bug here")
+    }
+
+    /// A forward alone.
     fn pass(&self, tables: Tables) -> Pass<'_> {
-        let (_, room) = self
-            .room
-            .as_ref()
-            .expect("`prepare` made room — a bug here");
         Pass {
             gpu: &self.gpu,
             base: &self.base,
-            room,
+            room: &self.place().room,
+            offload: None,
             tables,
             ranks: &self.ranks,
             lowest: self.layout.lowest(),
@@ -475,7 +500,10 @@ impl train::Run for Run {
                 scale,
                 sums: self.state.sums,
             };
-            let pass = self.pass(tables);
+            let pass = Pass {
+                offload: self.place().offload.as_ref(),
+                ..self.pass(tables)
+            };
             pass.forward()?;
             pass.losses(Some(&into))?;
             pass.backward(&into)?;
@@ -606,16 +634,17 @@ fn rows_per_pass(config: &ModelConfig) -> usize {
     rows.clamp(LEAST_ROWS, MOST_ROWS)
 }
 
-/// The fastest level of a run with this adapter, whose memory is free beside a twentieth of the card. `longest`: of the examples,
-/// in tokens. It is counted from above, as if every row of a pass had a label.
-/// Errors: `OutOfMemory` with what the leanest level needs; `Unsupported`; `Driver`.
-pub fn memory_level(
+/// The fastest plan of a run with this adapter, of the level that was asked for if one was, whose memory is free beside a twentieth of the card.
+/// `longest`: of the examples, in tokens. It is counted from above, as if every row of a pass had a label.
+/// Errors: `OutOfMemory` with what the leanest plan needs; `Unsupported`; `Driver`.
+pub fn plan_memory(
     gpu: &Gpu,
     base: &Base,
     adapter: &Adapter,
     config: &TrainConfig,
     longest: usize,
-) -> Result<MemoryLevel, CudaError> {
+    asked: Option<MemoryLevel>,
+) -> Result<MemoryPlan, CudaError> {
     check(base, adapter, config)?;
     let ranks = ranks(adapter.layout());
     let budget = config.pass_tokens.unwrap_or(rows_per_pass(&base.config));
@@ -625,17 +654,13 @@ pub fn memory_level(
     let (free, total) = gpu.memory()?;
     let available = free.saturating_sub(total / 20);
     let mut needed = 0;
-    for level in [
-        MemoryLevel::KeepAll,
-        MemoryLevel::DropGateUp,
-        MemoryLevel::LayerInputs,
-    ] {
+    for memory in MemoryPlan::all(asked, base.layers.len()) {
         let mut plan = Plan::measure();
         Held::plan(&mut plan, base, adapter.layout(), &ranks);
-        Room::new(&mut plan, base, &ranks, n_rows, n_rows, level);
+        Room::new(&mut plan, base, &ranks, n_rows, n_rows, memory);
         needed = plan.used() as u64;
         if needed <= available {
-            return Ok(level);
+            return Ok(memory);
         }
     }
     Err(CudaError::OutOfMemory {

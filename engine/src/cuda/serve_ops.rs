@@ -103,15 +103,26 @@ pub(super) enum To {
     Add,
 }
 
-/// y = x·Wᵀ + bias, or added to y. Shapes: `x` (rows, k), `w` (n, k), `y` (rows, n) in bf16 or f32; `bias` in the format of y, or 0.
+/// What a product multiplies with.
+#[derive(Clone, Copy)]
+pub(super) struct Weights {
+    /// (n, k)
+    pub w: Matrix,
+    /// (n) in the format of what the product gives, or 0.
+    pub bias: u64,
+    /// Whether the kernel before wrote `w`: the products ask for it before they wait.
+    pub is_fresh: bool,
+}
+
+/// y = x·Wᵀ + bias, or added to y. Shapes: `x` (rows, k), `y` (rows, n) in bf16 or f32.
 pub(super) fn linear(
     gpu: &Gpu,
     x: Matrix,
-    w: Matrix,
-    bias: u64,
+    weights: Weights,
     y: Matrix,
     to: To,
 ) -> Result<(), CudaError> {
+    let Weights { w, bias, is_fresh } = weights;
     let mode = match (y.format, to) {
         (Format::Bf16, _) => 0,
         (Format::F32, To::Become) => 1,
@@ -119,7 +130,7 @@ pub(super) fn linear(
     };
     // Chosen by the shape of W alone: row i of y has the same bits whatever rows are beside it.
     if gpu.capability() == (9, 0) && w.rows * w.columns >= CLUSTER_NUMBERS {
-        return cluster_linear(gpu, x, w, bias, y, mode);
+        return cluster_linear(gpu, x, weights, y, mode);
     }
     let is_tall = w.rows >= 4096;
     let of_block = if is_tall { 32 } else { 16 };
@@ -133,6 +144,7 @@ pub(super) fn linear(
             block: 256,
             shared: LINEAR_SHARED,
             cluster: 1,
+            waits: is_fresh,
         };
         launch!(
             gpu, LINEARS[size][usize::from(is_tall)], how;
@@ -146,11 +158,11 @@ pub(super) fn linear(
 fn cluster_linear(
     gpu: &Gpu,
     x: Matrix,
-    w: Matrix,
-    bias: u64,
+    weights: Weights,
     y: Matrix,
     mode: i32,
 ) -> Result<(), CudaError> {
+    let Weights { w, bias, is_fresh } = weights;
     let fits = CLUSTER_LINEARS.iter().find(|(_, rows, _)| x.rows <= *rows);
     let &(name, rows, shared) = fits.unwrap_or(&CLUSTER_LINEARS[CLUSTER_LINEARS.len() - 1]);
     let n_tiles = w.rows.div_ceil(CLUSTER_ROWS);
@@ -160,6 +172,7 @@ fn cluster_linear(
         block: 256,
         shared,
         cluster: cluster as u32,
+        waits: is_fresh,
     };
     launch!(
         gpu, name, how;
@@ -168,7 +181,7 @@ fn cluster_linear(
 }
 
 /// Where the rows of a step belong.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Rows {
     pub n: usize,
     /// The sequence of each row, and its position there.
@@ -177,8 +190,13 @@ pub(super) struct Rows {
     /// The pages of each sequence, (sequences, `max_pages`).
     pub page_table: u64,
     pub max_pages: usize,
-    /// Tokens of the longest sequence, with those of this step.
+    /// Tokens of the longest sequence, with those of this step; see [`rounded_length`].
     pub longest: usize,
+}
+
+/// The longest length is rounded up, so that a step differs in its tokens alone from those before it. Tokens.
+pub(super) fn rounded_length(longest: usize) -> usize {
+    longest.next_multiple_of(CHUNK)
 }
 
 /// Keys and values of a layer, each (pages, K, 64, C).
@@ -241,6 +259,7 @@ pub(super) fn attention(
             block: 128,
             shared: attention_shared(variant, is_wide),
             cluster: 1,
+            waits: false,
         };
         launch!(
             gpu, ATTENTIONS[variant][usize::from(is_wide)], how;
@@ -257,6 +276,7 @@ pub(super) fn attention(
             block: 256,
             shared: 0,
             cluster: 1,
+            waits: false,
         };
         launch!(
             gpu, "decode_attention_combine", how;
@@ -309,7 +329,7 @@ pub(super) struct AdapterLinear {
 }
 
 /// Rows that adapters change, in segments of up to 16 of one adapter.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Segments {
     pub n: usize,
     /// {first, rows, adapter} each; the number of them; what `first` counts in.
@@ -345,6 +365,7 @@ pub(super) fn grouped_lora_shrink(
         block: 256,
         shared: SHRINK_SHARED,
         cluster,
+        waits: false,
     };
     launch!(
         gpu, "grouped_lora_shrink", how;
@@ -370,6 +391,7 @@ pub(super) fn grouped_lora_expand(
         block: 128,
         shared: 0,
         cluster: 1,
+        waits: false,
     };
     launch!(
         gpu, name, how;

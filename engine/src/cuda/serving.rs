@@ -4,11 +4,12 @@
 use std::sync::Arc;
 
 use super::adapters::{Adapters, Slot};
-use super::base::{Base, Linear};
+use super::base::{Base, Linear, linear_sizes};
 use super::gpu::{CudaError, Gpu};
+use super::graphs::Graphs;
 use super::memory::{Format, Matrix, Memory, Pinned, Plan, download, upload};
 use super::ops::{self, QkNorm};
-use super::serve_ops::{self, LayerPages, PAGE, Rows, SEGMENT_ROWS, Segments, To};
+use super::serve_ops::{self, LayerPages, PAGE, Rows, SEGMENT_ROWS, Segments, To, Weights};
 use crate::config::ModelConfig;
 use crate::cpu::buffer::OutOfMemory;
 use crate::cpu::element::Precision;
@@ -32,7 +33,11 @@ pub(crate) struct Generator {
     tables: Option<Memory>,
     /// Of the last step, (rows, V) of those that nothing was drawn for.
     logits: Option<Pinned>,
+    graphs: Graphs<Tables>,
 }
+
+/// Rows up to which a step is recorded: the kernels of larger ones take longer than starting them does.
+const RECORDED_ROWS: usize = 64;
 
 /// Keys and values of every layer.
 struct Pages {
@@ -58,6 +63,12 @@ impl Pages {
     }
 }
 
+/// What the largest linear takes. Bytes.
+fn most_unpacked(config: &ModelConfig) -> usize {
+    let sizes = linear_sizes(config).map(|(k, n)| Matrix::aligned(0, n, k).size_bytes());
+    sizes.into_iter().max().unwrap_or(0)
+}
+
 /// Of the keys of a page in one layer.
 fn page_bytes(config: &ModelConfig) -> usize {
     2 * PAGE * config.key_value_size()
@@ -80,6 +91,8 @@ struct Room {
     attended: Matrix,
     gate_up: Matrix,
     inner: Matrix,
+    /// What a linear in few bits is unpacked into, one at a time; a training unpacks elsewhere.
+    unpacked: u64,
     /// (rows, ranks) in f32
     h: Matrix,
     angles: Vec<(u64, u64)>,
@@ -118,6 +131,10 @@ impl Room {
             attended: plan.matrix(Bf16, n_rows, query),
             gate_up: plan.matrix(Bf16, n_rows, 2 * inner),
             inner: plan.matrix(Bf16, n_rows, inner),
+            unpacked: match base.codes.is_empty() {
+                true => 0,
+                false => plan.bytes(most_unpacked(config)),
+            },
             h: plan.dense(F32, n_rows, most_ranks.next_multiple_of(8)),
             angles: base
                 .rotations
@@ -162,7 +179,8 @@ struct Plain<'a> {
     draws: Vec<Draw>,
 }
 
-/// The rows of a step on the GPU.
+/// The rows of a step on the GPU. It is all that differs from step to step in how kernels are started.
+#[derive(Clone, PartialEq, Eq, Hash)]
 struct Tables {
     rows: Rows,
     tokens: u64,
@@ -172,30 +190,28 @@ struct Tables {
     last: u64,
     n_last: usize,
     targets: u64,
+    /// Of the last rows those that logits are wanted of.
+    n_logits: usize,
     /// Inverse temperatures, and random numbers.
     draws: (u64, u64),
 }
 
 impl Generator {
     /// Generates on the stream of `gpu`, the GPU that has `base`.
-    /// Errors: `OutOfMemory`; `Unsupported` for a base in few bits.
+    /// Errors: `OutOfMemory`, `Driver`.
     pub fn new(
         gpu: &Gpu,
         base: Arc<Base>,
         n_sequences: usize,
         n_tokens: usize,
     ) -> Result<Self, CudaError> {
-        if !base.codes.is_empty() {
-            return Err(CudaError::Unsupported(
-                "generation from a base in few bits".to_owned(),
-            ));
-        }
         Ok(Self {
             adapters: Adapters::new(gpu, base.layers.len(), n_sequences.max(1))?,
             pages: Pages::new(gpu, &base, n_tokens)?,
             room: None,
             tables: None,
             logits: None,
+            graphs: Graphs::default(),
             gpu: gpu.clone(),
             base,
         })
@@ -235,6 +251,7 @@ impl Generator {
                 ..size
             },
         };
+        self.graphs.clear();
         self.room = None;
         let mut plan = Plan::measure();
         Room::new(&mut plan, &self.base, size);
@@ -259,6 +276,7 @@ impl Generator {
             .map(|row| row.position + 1)
             .max()
             .unwrap_or(1);
+        let longest = serve_ops::rounded_length(longest);
         let most = |of: fn(&Slot) -> usize| slots.iter().flatten().map(of).max().unwrap_or(0);
         let (most_ranks, most_blocks) =
             (most(|slot| slot.most_ranks), most(|slot| slot.most_blocks));
@@ -283,10 +301,10 @@ impl Generator {
         let tokens = put(&mut plain.rows.iter().map(|row| row.token as usize));
         let sequences = put(&mut plain.rows.iter().map(|row| row.sequence));
         let positions = put(&mut plain.rows.iter().map(|row| row.position));
-        let max_pages = plain.pages.iter().map(Vec::len).max().unwrap_or(0);
+        let max_pages = longest / PAGE;
         let page_table = put(&mut plain.pages.iter().flat_map(|pages| {
-            let none = std::iter::repeat_n(0, max_pages - pages.len());
-            pages.iter().copied().chain(none)
+            let none = std::iter::repeat_n(0, max_pages.saturating_sub(pages.len()));
+            pages.iter().take(max_pages).copied().chain(none)
         }));
         let last = put(&mut plain.last.iter().copied());
         let targets = put(&mut plain.targets.iter().map(|&target| target as usize));
@@ -350,26 +368,19 @@ impl Generator {
             changed: changed_linears,
             last: at(last),
             n_last: plain.last.len(),
+            n_logits: plain.last.len() - plain.draws.len(),
             targets: at(targets),
             draws: (at(inverse), at(random)),
         })
     }
 
-    /// The tokens of the last rows from `first` on.
-    fn draw(&self, tables: &Tables, first: usize) -> Result<Vec<Drawn>, CudaError> {
-        let n = tables.n_last - first;
-        if n == 0 {
-            return Ok(Vec::new());
-        }
-        let room = self.room();
-        let logits = room.logits.rows(first, tables.n_last);
-        let config = &self.base.config;
-        let cap = config.final_logit_softcapping.unwrap_or(0.0);
-        let out = (room.logprobs.0, room.logprobs.1);
-        serve_ops::draw(&self.gpu, logits, config.vocab_size, cap, tables.draws, out)?;
+    /// The tokens that a step drew.
+    fn drawn(&self, tables: &Tables) -> Result<Vec<Drawn>, CudaError> {
+        let n = tables.n_last - tables.n_logits;
         let (mut tokens, mut logprobs) = (vec![0i32; n], vec![0.0f32; n]);
-        download(&self.gpu, out.0, &mut tokens)?;
-        download(&self.gpu, out.1, &mut logprobs)?;
+        let room = self.room();
+        download(&self.gpu, room.logprobs.0, &mut tokens)?;
+        download(&self.gpu, room.logprobs.1, &mut logprobs)?;
         let both = tokens.into_iter().zip(logprobs);
         Ok(both
             .map(|(token, logprob)| match u32::try_from(token) {
@@ -406,7 +417,7 @@ impl Generator {
         room
     }
 
-    /// Runs the rows of a step through every block, and makes logits of the last ones.
+    /// Runs the rows of a step through every block, makes logits of the last ones and draws tokens from them.
     fn run(&self, tables: &Tables, pages: &Pages) -> Result<(), CudaError> {
         let forward = Forward {
             gpu: &self.gpu,
@@ -415,7 +426,19 @@ impl Generator {
             room: self.room(),
             tables,
         };
-        forward.run(pages)
+        forward.run(pages)?;
+        forward.draw()
+    }
+
+    /// The same over the pages of all sequences.
+    fn run_recorded(&mut self, tables: &Tables) -> Result<(), CudaError> {
+        if tables.rows.n > RECORDED_ROWS || self.gpu.is_profiled() {
+            return self.run(tables, &self.pages);
+        }
+        let mut graphs = std::mem::take(&mut self.graphs);
+        let run = graphs.run(&self.gpu, tables, || self.run(tables, &self.pages));
+        self.graphs = graphs;
+        run
     }
 }
 
@@ -467,7 +490,42 @@ impl Forward<'_> {
         let eps = config.rms_norm_eps;
         ops::norm_forward(gpu, stream, named, base.norm, eps, last, room.rstd)?;
         let logits = room.logits.rows(0, self.tables.n_last);
-        serve_ops::linear(gpu, last, base.head, 0, logits, To::Become)
+        let head = Weights {
+            w: base.head,
+            bias: 0,
+            is_fresh: false,
+        };
+        serve_ops::linear(gpu, last, head, logits, To::Become)
+    }
+
+    /// Tokens of the last rows that nobody wants logits of.
+    fn draw(&self) -> Result<(), CudaError> {
+        let (room, config, tables) = (self.room, &self.base.config, self.tables);
+        let logits = room.logits.rows(tables.n_logits, tables.n_last);
+        let cap = config.final_logit_softcapping.unwrap_or(0.0);
+        let (vocab, out) = (config.vocab_size, room.logprobs);
+        serve_ops::draw(self.gpu, logits, vocab, cap, tables.draws, out)
+    }
+
+    /// The weights of a linear, unpacked now where they lie as codes.
+    fn weights(&self, linear: Linear) -> Result<Weights, CudaError> {
+        let Linear { n, k, bias, .. } = linear;
+        let Some(codes) = linear.codes else {
+            return Ok(Weights {
+                w: linear.extended.rows(0, n).columns(0, k),
+                bias,
+                is_fresh: false,
+            });
+        };
+        let w = Matrix::aligned(self.room.unpacked, n, k);
+        for part in &self.base.codes[codes] {
+            part.unpack(self.gpu, w)?;
+        }
+        Ok(Weights {
+            w,
+            bias,
+            is_fresh: true,
+        })
     }
 
     fn attention(&self, layer: usize, pages: LayerPages) -> Result<(), CudaError> {
@@ -521,7 +579,7 @@ impl Forward<'_> {
     fn apply(&self, layer: usize, fused: Fused, x: Matrix, y: Matrix) -> Result<(), CudaError> {
         let (linear, x) = (self.linear(layer, fused), self.cut(x));
         let x = x.columns(0, linear.k);
-        let weight = linear.extended.rows(0, linear.n).columns(0, linear.k);
+        let weights = self.weights(linear)?;
         let to = match y.format {
             Format::Bf16 => To::Become,
             Format::F32 => To::Add,
@@ -534,7 +592,7 @@ impl Forward<'_> {
         if let Some(segments) = segments {
             serve_ops::grouped_lora_shrink(self.gpu, segments, adapters, x, h)?;
         }
-        serve_ops::linear(self.gpu, x, weight, linear.bias, y, to)?;
+        serve_ops::linear(self.gpu, x, weights, y, to)?;
         if let Some(segments) = segments {
             serve_ops::grouped_lora_expand(self.gpu, segments, adapters, h, y)?;
         }
@@ -611,8 +669,8 @@ impl crate::generate::Model for Generator {
             draws: draws.collect(),
         };
         let tables = self.prepare(pool, &plain)?;
-        self.run(&tables, &self.pages)?;
-        let tokens = self.draw(&tables, n_logits)?;
+        self.run_recorded(&tables)?;
+        let tokens = self.drawn(&tables)?;
         let mut drawn = vec![None; last.len()];
         for (&i, token) in order[n_logits..].iter().zip(tokens) {
             drawn[i] = Some(token);

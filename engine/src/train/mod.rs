@@ -162,16 +162,18 @@ impl Trainer {
         Self::with(Box::new(run), &adapter, config)
     }
 
-    /// The same in bf16 on the GPU that has `base`, on the stream of `gpu`; one at a time, as its change lies in the base's room.
+    /// The same in bf16 on the GPU that has `base`, on the stream of `gpu`; one at a time, as its change lies in the base's room. `memory` takes the
+    /// place of `config.memory`.
     /// Errors: `Gpu`, with what of the adapter or of the configuration cannot be computed there.
     pub fn on_gpu(
         gpu: &cuda::Gpu,
         base: Arc<cuda::Base>,
         adapter: Adapter,
         config: TrainConfig,
+        memory: cuda::MemoryPlan,
     ) -> Result<Self, TrainError> {
         let groups = groups(adapter.layout(), &config);
-        let run = cuda::Run::new(gpu, base, &adapter, &groups, &config)?;
+        let run = cuda::Run::new(gpu, base, &adapter, &groups, &config, memory)?;
         Ok(Self::with(Box::new(run), &adapter, config))
     }
 

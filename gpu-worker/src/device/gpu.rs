@@ -91,17 +91,19 @@ pub(super) fn begin(
     adapter: &Adapter,
     run: &TrainingRun,
 ) -> Result<Trainer, Declined> {
-    let mut config = config(run);
-    let fastest = cuda::memory_level(gpu, &base, adapter, &config, run.longest)?;
-    config.memory = run.memory.unwrap_or(fastest);
-    if config.memory < fastest {
-        return Err(Declined::ForTheCpu(format!(
-            "{:?}, as gradient_checkpointing asks for, does not fit its memory; {fastest:?} would",
-            config.memory
-        )));
-    }
-    tracing::info!(level = ?config.memory, gpu = gpu.name(), "a training begins on the GPU");
-    let mut trainer = Trainer::on_gpu(gpu, base, adapter.clone(), config)?;
+    let config = config(run);
+    let plan = |asked| cuda::plan_memory(gpu, &base, adapter, &config, run.longest, asked);
+    let memory = match (plan(run.memory), run.memory) {
+        (Err(CudaError::OutOfMemory { .. }), Some(asked)) => {
+            let fastest = plan(None)?.level;
+            return Err(Declined::ForTheCpu(format!(
+                "{asked:?}, as gradient_checkpointing asks for, does not fit its memory; {fastest:?} would"
+            )));
+        }
+        (memory, _) => memory?,
+    };
+    tracing::info!(?memory, gpu = gpu.name(), "a training begins on the GPU");
+    let mut trainer = Trainer::on_gpu(gpu, base, adapter.clone(), config, memory)?;
     if let Some(state) = &run.state {
         trainer.load_state(state)?;
     }

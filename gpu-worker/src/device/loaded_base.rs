@@ -12,7 +12,7 @@ use engine::generate::{
 };
 use engine::lora::Adapter;
 use engine::pool::Pool;
-use engine::weights::{BaseModel, BaseWeights};
+use engine::weights::BaseModel;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::gpu::{Declined, GpuBase};
@@ -116,10 +116,7 @@ impl LoadedBase {
 
     /// Brings it to where answers come from, if it is not there: the GPU, where there is one that can generate from it, and else the CPU.
     pub(super) fn be_ready(&mut self, gpu: Option<&Gpu>) -> Result<(), DeviceError> {
-        // Generation on a GPU reads no weights in few bits.
-        let can_be = self.folder.weights == BaseWeights::AsStored
-            || self.folder.weights == BaseWeights::Bf16;
-        if let Some(gpu) = gpu.filter(|_| can_be && !self.tried_gpu) {
+        if let Some(gpu) = gpu.filter(|_| !self.tried_gpu) {
             self.tried_gpu = true;
             match self.bring_to_gpu(gpu, None) {
                 Ok(()) => {}

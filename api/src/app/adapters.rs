@@ -24,7 +24,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use self::archive::{BadArchive, unpack};
 use super::fine_tuning::NONCE_CHARS;
 use super::form::{missing, no_form, text, unknown};
-use super::repeat::{Repeat, Request, fingerprint};
+use super::repeat::{Created, Repeat, Request, fingerprint};
 use super::x_training::find_base;
 use super::{models, objects_error, store_error, workers};
 use crate::auth::Caller;
@@ -35,12 +35,6 @@ use crate::state::State;
 
 /// Bytes of a file in memory at a time.
 const CHUNK_BYTES: usize = 256 * 1024;
-
-/// A model, and whether an earlier request made it.
-pub struct Created {
-    pub model: TunedModel,
-    pub is_replay: bool,
-}
 
 /// What the form held. The archive lies in the scratch folder.
 #[derive(Default)]
@@ -59,7 +53,7 @@ pub async fn create<S>(
     content_type: Option<&str>,
     repeat: &Repeat,
     chunks: S,
-) -> Result<Created, ApiError>
+) -> Result<Created<TunedModel>, ApiError>
 where
     S: Stream<Item = io::Result<Bytes>> + Send + Unpin,
 {
@@ -174,7 +168,7 @@ struct Brought<'a> {
 }
 
 impl Brought<'_> {
-    async fn become_model(&self, weights: &Path) -> Result<Created, ApiError> {
+    async fn become_model(&self, weights: &Path) -> Result<Created<TunedModel>, ApiError> {
         let state = self.state;
         let stored = self.put(weights).await?;
         let request = Request {
@@ -195,10 +189,7 @@ impl Brought<'_> {
         self.answers(&model).await?;
         let entry = request.entry(model.created_at);
         match state.store.models().insert(&model, Some(&entry)).await {
-            Ok(()) => Ok(Created {
-                model,
-                is_replay: false,
-            }),
+            Ok(()) => Ok(Created::new(model)),
             // The same key came twice at once, and the other was faster.
             Err(error @ StoreError::Conflict(_)) => replayed(state, &request)
                 .await?
@@ -288,15 +279,15 @@ impl Brought<'_> {
     }
 }
 
-async fn replayed(state: &State, request: &Request<'_>) -> Result<Option<Created>, ApiError> {
+async fn replayed(
+    state: &State,
+    request: &Request<'_>,
+) -> Result<Option<Created<TunedModel>>, ApiError> {
     let Some(name) = request.made_earlier(state).await? else {
         return Ok(None);
     };
     match models::find_tuned(state, &request.caller.project, &name).await? {
-        Some(model) => Ok(Some(Created {
-            model,
-            is_replay: true,
-        })),
+        Some(model) => Ok(Some(Created::replay(model))),
         // What an SDK sends again is new when the first one was deleted meanwhile; a key is never used twice.
         None if request.repeat.key.is_none() => Ok(None),
         None => Err(models::unknown(&name)),

@@ -11,7 +11,7 @@ use serde_json::Value;
 use store::{BatchError, StoreError};
 
 use super::ledger::Consumer;
-use super::repeat::{Repeat, Request, fingerprint};
+use super::repeat::{Created, Repeat, Request, fingerprint};
 use super::{chat, completion, embeddings, files, response, store_error};
 use crate::auth::Caller;
 use crate::body::Decode;
@@ -29,12 +29,6 @@ use crate::wire::response_reply::ResponseObject;
 
 const CREATE: &str = "POST /batches";
 
-/// A batch, and whether an earlier request made it.
-pub struct Created {
-    pub batch: Batch,
-    pub is_replay: bool,
-}
-
 /// Makes a batch, or finds the one that the same request made before. Its file is only looked up. Errors: 400.
 pub async fn create(
     state: &State,
@@ -42,7 +36,7 @@ pub async fn create(
     order: BatchOrder,
     raw: &Value,
     repeat: &Repeat,
-) -> Result<Created, ApiError> {
+) -> Result<Created<Batch>, ApiError> {
     let request = Request {
         caller,
         endpoint: CREATE,
@@ -59,10 +53,7 @@ pub async fn create(
     match state.store.batches().insert(&batch, Some(&entry)).await {
         Ok(()) => {
             state.batch_made.notify_one();
-            Ok(Created {
-                batch,
-                is_replay: false,
-            })
+            Ok(Created::new(batch))
         }
         // The same key came twice at once, and the other was faster.
         Err(error @ StoreError::Conflict(_)) => replayed(state, &request)
@@ -74,15 +65,15 @@ pub async fn create(
     }
 }
 
-async fn replayed(state: &State, request: &Request<'_>) -> Result<Option<Created>, ApiError> {
+async fn replayed(
+    state: &State,
+    request: &Request<'_>,
+) -> Result<Option<Created<Batch>>, ApiError> {
     let Some(id) = request.made_earlier(state).await? else {
         return Ok(None);
     };
     let batch = get(state, &request.caller.project, &id).await?;
-    Ok(Some(Created {
-        batch,
-        is_replay: true,
-    }))
+    Ok(Some(Created::replay(batch)))
 }
 
 async fn checked(

@@ -11,7 +11,7 @@ use domain::project::Project;
 use serde_json::Value;
 use store::{ApplyError, InsertLimits, MetadataFilter, StoreError};
 
-use super::repeat::{Repeat, Request, fingerprint};
+use super::repeat::{Created, Repeat, Request, fingerprint};
 use super::store_error;
 use super::x_training::{Ground, settle};
 use crate::auth::Caller;
@@ -24,12 +24,6 @@ const CREATE: &str = "POST /fine_tuning/jobs";
 /// Characters of the last part of a tuned model's name.
 pub(super) const NONCE_CHARS: usize = 8;
 
-/// A job, and whether an earlier request made it.
-pub struct Created {
-    pub job: FineTuningJob,
-    pub is_replay: bool,
-}
-
 /// Makes a job, or finds the one that the same request made before. Only what needs no look into the files is
 /// judged here. Errors: 400.
 pub async fn create(
@@ -38,7 +32,7 @@ pub async fn create(
     order: JobOrder,
     raw: &Value,
     repeat: &Repeat,
-) -> Result<Created, ApiError> {
+) -> Result<Created<FineTuningJob>, ApiError> {
     let request = Request {
         caller,
         endpoint: CREATE,
@@ -69,10 +63,7 @@ pub async fn create(
         .insert(&job, events, &limits, Some(&entry))
         .await;
     match inserted {
-        Ok(()) => Ok(Created {
-            job,
-            is_replay: false,
-        }),
+        Ok(()) => Ok(Created::new(job)),
         // The same key came twice at once, and the other was faster.
         Err(error @ StoreError::Conflict(_)) => replayed(state, &request)
             .await?
@@ -86,15 +77,15 @@ pub async fn create(
     }
 }
 
-async fn replayed(state: &State, request: &Request<'_>) -> Result<Option<Created>, ApiError> {
+async fn replayed(
+    state: &State,
+    request: &Request<'_>,
+) -> Result<Option<Created<FineTuningJob>>, ApiError> {
     let Some(id) = request.made_earlier(state).await? else {
         return Ok(None);
     };
     let job = get(state, &request.caller.project, &id).await?;
-    Ok(Some(Created {
-        job,
-        is_replay: true,
-    }))
+    Ok(Some(Created::replay(job)))
 }
 
 /// What the job would be, as far as that needs no look into the files. Errors: 400.

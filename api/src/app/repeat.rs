@@ -38,6 +38,28 @@ pub struct Request<'a> {
     pub fingerprint: String,
 }
 
+/// What a request asked to make, and whether an earlier one made it.
+pub struct Created<T> {
+    pub object: T,
+    pub is_replay: bool,
+}
+
+impl<T> Created<T> {
+    pub fn new(object: T) -> Self {
+        Self {
+            object,
+            is_replay: false,
+        }
+    }
+
+    pub fn replay(object: T) -> Self {
+        Self {
+            object,
+            is_replay: true,
+        }
+    }
+}
+
 impl Request<'_> {
     /// The id of what an earlier request with this key, or this repetition's first try, made.
     /// Errors: 400 for a key that came with another body.

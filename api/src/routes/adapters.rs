@@ -32,7 +32,7 @@ impl AdaptersApi {
         let content_type = form.content_type.as_deref();
         let created =
             app::adapters::create(&state, &caller, content_type, &repeat.0, form.chunks).await?;
-        Ok(Made::new(created.model.into(), created.is_replay))
+        Ok(Made::from(created))
     }
 }
 

@@ -32,7 +32,7 @@ impl BatchesApi {
         body: JsonBody<BatchOrder>,
     ) -> Result<Made<BatchObject>, ApiError> {
         let created = app::create(&state, &caller, body.value, &body.raw, &repeat.0).await?;
-        Ok(Made::new(created.batch.into(), created.is_replay))
+        Ok(Made::from(created))
     }
 
     /// Lists the project's batches, newest first.

@@ -53,7 +53,7 @@ impl FilesApi {
         let content_type = form.content_type.as_deref();
         let created =
             app::files::create(&state, &caller, content_type, &repeat.0, form.chunks).await?;
-        Ok(Made::new(created.file.into(), created.is_replay))
+        Ok(Made::from(created))
     }
 
     /// Retrieves what is known of a file.

@@ -44,7 +44,7 @@ impl FineTuningApi {
             return Ok(Ordered::DryRun(Box::new(dry_run.into())));
         }
         let created = app::create(&state, &caller, body.value, &body.raw, &repeat.0).await?;
-        let made = Made::new(created.job.into(), created.is_replay);
+        let made = Made::from(created);
         Ok(Ordered::Job(Box::new(made)))
     }
 

@@ -19,7 +19,7 @@ use poem_openapi::{ApiExtractor, ApiExtractorType, ApiResponse, ExtractParamOpti
 use serde_json::json;
 use store::MetadataFilter;
 
-use crate::app::repeat::Repeat;
+use crate::app::repeat::{Created, Repeat};
 use crate::error::ApiError;
 use crate::wire::chat_reply::{ChatCompletion, ChatCompletionChunk};
 use crate::wire::completion_reply::{Completion, CompletionChunk};
@@ -155,6 +155,12 @@ pub struct Made<T> {
 impl<T> Made<T> {
     pub fn new(object: T, is_replay: bool) -> Self {
         Self { object, is_replay }
+    }
+}
+
+impl<T, U: Into<T>> From<Created<U>> for Made<T> {
+    fn from(created: Created<U>) -> Self {
+        Self::new(created.object.into(), created.is_replay)
     }
 }
 

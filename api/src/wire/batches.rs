@@ -1,7 +1,6 @@
 //! Batches as clients see them, and the lines of their files.
 
 use domain::batch::{Batch, BatchEndpoint, LineError, RequestCounts};
-use domain::file::EXPIRES_AFTER_S;
 use domain::id::{BatchRequestId, FileId, RequestId};
 use domain::time::Timestamp;
 use domain::usage::TokenUsage;
@@ -9,6 +8,7 @@ use poem_openapi::Object;
 use serde_json::{Value, json};
 
 use super::decode::{At, Fields, metadata};
+use super::files::{ExpiresAfterRequest, expires_after_s};
 use super::fine_tuning::file_id;
 
 use super::list::Listed;
@@ -34,15 +34,7 @@ pub struct CreateBatchRequest {
     /// At most 16 pairs.
     pub metadata: Option<std::collections::BTreeMap<String, String>>,
     /// How long the files that the batch writes are kept; default: until they are deleted.
-    pub output_expires_after: Option<OutputExpiresAfter>,
-}
-
-#[derive(Debug, Clone, PartialEq, Object)]
-pub struct OutputExpiresAfter {
-    /// `created_at`, of the file.
-    pub anchor: String,
-    /// 3600–2592000.
-    pub seconds: i64,
+    pub output_expires_after: Option<ExpiresAfterRequest>,
 }
 
 /// The request, judged as far as it can be without a look at its file.
@@ -73,14 +65,6 @@ impl Decode for BatchOrder {
         body.finish()?;
         Ok(order)
     }
-}
-
-fn expires_after_s(at: At) -> Result<i64, ApiError> {
-    let mut fields = at.object()?;
-    fields.require("anchor")?.one_of(&["created_at"])?;
-    let seconds = fields.require("seconds")?.integer(EXPIRES_AFTER_S)?;
-    fields.finish()?;
-    Ok(seconds)
 }
 
 /// A line of the input file.

@@ -96,11 +96,16 @@ pub fn lifetime_s(purpose: Purpose, expires_after: Option<At>) -> Result<Option<
     let Some(at) = expires_after else {
         return Ok(purpose.lifetime_s());
     };
+    expires_after_s(at).map(Some)
+}
+
+/// What [`ExpiresAfterRequest`] says. Seconds.
+pub fn expires_after_s(at: At) -> Result<i64, ApiError> {
     let mut fields = at.object()?;
     fields.require("anchor")?.one_of(&["created_at"])?;
     let seconds = fields.require("seconds")?.integer(EXPIRES_AFTER_S)?;
     fields.finish()?;
-    Ok(Some(seconds))
+    Ok(seconds)
 }
 
 /// A name that can be shown: without control characters, of bounded length. It is no part of any path.

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use store::StoreError;
 
 use crate::app::form::{discard, missing, no_form, put, text, unknown};
-use crate::app::repeat::{Repeat, Request, fingerprint};
+use crate::app::repeat::{Created, Repeat, Request, fingerprint};
 use crate::app::store_error;
 use crate::auth::Caller;
 use crate::body::too_large;
@@ -37,12 +37,6 @@ struct Uploaded {
     stored: Stored,
 }
 
-/// A file, and whether an earlier request made it.
-pub struct Created {
-    pub file: File,
-    pub is_replay: bool,
-}
-
 /// Stores the form's file, or finds the one that the same request made before.
 /// Errors: 400 for what the form says, 413 for its size; nothing is kept then.
 pub async fn create<S>(
@@ -51,7 +45,7 @@ pub async fn create<S>(
     content_type: Option<&str>,
     repeat: &Repeat,
     chunks: S,
-) -> Result<Created, ApiError>
+) -> Result<Created<File>, ApiError>
 where
     S: Stream<Item = std::io::Result<Bytes>> + Send + Unpin,
 {
@@ -133,7 +127,7 @@ async fn insert(
     caller: &Caller,
     form: &Form,
     repeat: &Repeat,
-) -> Result<Created, ApiError> {
+) -> Result<Created<File>, ApiError> {
     let file = judged(state, &caller.project, form)?;
     let request = Request {
         caller,
@@ -151,10 +145,7 @@ async fn insert(
     }
     let entry = request.entry(file.created_at);
     match state.store.files().insert(&file, Some(&entry)).await {
-        Ok(()) => Ok(Created {
-            file,
-            is_replay: false,
-        }),
+        Ok(()) => Ok(Created::new(file)),
         // The same key came twice at once, and the other was faster.
         Err(error @ StoreError::Conflict(_)) => replayed(state, &request)
             .await?
@@ -163,15 +154,12 @@ async fn insert(
     }
 }
 
-async fn replayed(state: &State, request: &Request<'_>) -> Result<Option<Created>, ApiError> {
+async fn replayed(state: &State, request: &Request<'_>) -> Result<Option<Created<File>>, ApiError> {
     let Some(id) = request.made_earlier(state).await? else {
         return Ok(None);
     };
     match super::get(state, &request.caller.project, &id).await {
-        Ok(file) => Ok(Some(Created {
-            file,
-            is_replay: true,
-        })),
+        Ok(file) => Ok(Some(Created::replay(file))),
         // What an SDK sends again is new when the first one was deleted meanwhile; a key is never used twice.
         Err(gone) if gone.kind == Kind::NotFound && request.repeat.key.is_none() => Ok(None),
         Err(error) => Err(error),

@@ -13,6 +13,13 @@ pub struct Organization {
     pub created_at: Timestamp,
 }
 
+/// Whether a slug can stand in the names of tuned models, which are divided by `:`.
+pub fn is_valid_slug(slug: &str) -> bool {
+    let is_known = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let begins = slug.starts_with(|c: char| c.is_ascii_lowercase());
+    begins && slug.len() <= 40 && slug.chars().all(is_known)
+}
+
 /// A project of an organisation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Project {

@@ -3,14 +3,16 @@
 use anyhow::{Result, bail};
 use store::AuditVerdict;
 
-use crate::cli::Place;
-use crate::key::default_project;
+use crate::cli::{InOrganization, Place};
 use crate::opened::{config_of, open};
+use crate::organization;
 
 /// Follows the log's chain of hashes; what it found, for people. Errors: an entry is missing or was changed.
-pub async fn verify(place: &Place) -> Result<String> {
+pub async fn verify(of: &InOrganization, place: &Place) -> Result<String> {
     let opened = open(config_of(place)?).await?;
-    let organization = default_project(&opened.store).await?.organization_id;
+    let organization = organization::find(&opened.store, &of.organization)
+        .await?
+        .id;
     match opened.store.audit().verify(&organization).await? {
         AuditVerdict::Whole { n_entries: 0, .. } => Ok("the audit log is empty".to_owned()),
         AuditVerdict::Whole { n_entries, hash } => Ok(format!(

@@ -29,12 +29,17 @@ pub enum Command {
     Worker(WorkerOptions),
     /// Bring the database to this version's schema.
     Migrate(Role),
+    /// Make and list the organizations that share this installation.
+    Organization {
+        #[command(subcommand)]
+        command: OrganizationCommand,
+    },
     /// Make API keys of projects.
     Key {
         #[command(subcommand)]
         command: KeyCommand,
     },
-    /// Make keys that administer the organization: its projects, users and keys.
+    /// Make keys that administer an organization: its projects, users and keys.
     AdminKey {
         #[command(subcommand)]
         command: AdminKeyCommand,
@@ -139,6 +144,33 @@ pub struct WorkerOptions {
 }
 
 #[derive(Subcommand)]
+pub enum OrganizationCommand {
+    /// Make an organization and print its id; `admin-key create --organization SLUG` is the way into it.
+    Create {
+        /// Stands in the names of its tuned models: ft:…:SLUG:….
+        slug: String,
+        /// What people call it [default: the slug].
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// List the organizations: slug, id and name.
+    List {
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+/// The organization that a command is about.
+#[derive(Args)]
+pub struct InOrganization {
+    /// The organization, by its slug.
+    #[arg(long, value_name = "SLUG", default_value = store::projects::DEFAULT_ORGANIZATION)]
+    pub organization: String,
+}
+
+#[derive(Subcommand)]
 pub enum KeyCommand {
     /// Print a new API key of a project; it is shown this once.
     Create(KeyOrder),
@@ -162,6 +194,8 @@ pub struct KeyOrder {
     #[command(flatten)]
     pub lifetime: Lifetime,
     #[command(flatten)]
+    pub organization: InOrganization,
+    #[command(flatten)]
     pub place: Place,
 }
 
@@ -182,12 +216,14 @@ pub struct AdminKeyOrder {
     #[command(flatten)]
     pub lifetime: Lifetime,
     #[command(flatten)]
+    pub organization: InOrganization,
+    #[command(flatten)]
     pub place: Place,
 }
 
 #[derive(Subcommand)]
 pub enum UserCommand {
-    /// Add a user to the organization and print its id. It has no login: it is whom keys can belong to.
+    /// Add a user to an organization and print its id. It has no login: it is whom keys can belong to.
     Add(UserOrder),
 }
 
@@ -202,6 +238,8 @@ pub struct UserOrder {
     #[arg(long, value_name = "ROLE", default_value = "reader")]
     pub role: String,
     #[command(flatten)]
+    pub organization: InOrganization,
+    #[command(flatten)]
     pub place: Place,
 }
 
@@ -209,6 +247,8 @@ pub struct UserOrder {
 pub enum AuditCommand {
     /// Follow the chain of hashes: an entry that was changed or taken out is named.
     Verify {
+        #[command(flatten)]
+        organization: InOrganization,
         #[command(flatten)]
         place: Place,
     },

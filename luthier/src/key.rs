@@ -6,7 +6,7 @@ use api::auth::NewSecret;
 use domain::api_key::{AdminKey, ApiKey, KeyKind, KeyOwner};
 use domain::audit::{AuditEntry, AuditEvent, AuditKind, AuditProject};
 use domain::id::{AuditLogId, KeyId, OrganizationId, UserId};
-use domain::project::Project;
+use domain::project::{Organization, Project};
 use domain::scope::Scopes;
 use domain::time::Timestamp;
 use domain::user::{OrganizationRole, User, normal_email};
@@ -14,14 +14,16 @@ use platform::config::Config;
 use serde_json::json;
 use store::{Store, StoreError};
 
-use crate::cli::{AdminKeyOrder, KeyOrder, Lifetime, UserOrder};
+use crate::cli::{AdminKeyOrder, InOrganization, KeyOrder, Lifetime, UserOrder};
 use crate::opened::{config_of, entropy, now, open};
+use crate::organization;
 
 /// `luthier key create`: works beside a running service.
 pub async fn create(order: &KeyOrder) -> Result<String> {
     let opened = open(config_of(&order.place)?).await?;
     let (store, config) = (&opened.store, &opened.config);
-    let project = find_project(store, &order.project).await?;
+    let organization = find_organization(store, &order.organization).await?;
+    let project = find_project(store, &organization, &order.project).await?;
     let owner = match &order.user {
         None => KeyOwner::Installation,
         Some(email) => KeyOwner::User(member(store, &project, email).await?),
@@ -47,11 +49,11 @@ pub async fn create_default(store: &Store, config: &Config, name: &str) -> Resul
         .await
 }
 
-/// `luthier admin-key create`: a key that administers the installation's organisation.
+/// `luthier admin-key create`: a key that administers an organisation.
 pub async fn create_admin(order: &AdminKeyOrder) -> Result<String> {
     let opened = open(config_of(&order.place)?).await?;
     let store = &opened.store;
-    let organization_id = default_project(store).await?.organization_id;
+    let organization_id = find_organization(store, &order.organization).await?.id;
     let owner = match &order.user {
         None => None,
         Some(email) => Some(owner(store, &organization_id, email).await?),
@@ -95,7 +97,7 @@ pub async fn add_user(order: &UserOrder) -> Result<UserId> {
     };
     let user = User {
         id: UserId::mint(entropy()),
-        organization_id: default_project(store).await?.organization_id,
+        organization_id: find_organization(store, &order.organization).await?.id,
         name: order.name.clone().unwrap_or_else(|| email.clone()),
         email,
         role,
@@ -182,11 +184,17 @@ pub async fn default_project(store: &Store) -> Result<Project> {
     Ok(made.await?)
 }
 
-async fn find_project(store: &Store, name: &str) -> Result<Project> {
-    default_project(store).await?;
-    match store.projects().find_by_name(name).await? {
+async fn find_organization(store: &Store, of: &InOrganization) -> Result<Organization> {
+    organization::find(store, &of.organization).await
+}
+
+async fn find_project(store: &Store, of: &Organization, name: &str) -> Result<Project> {
+    match store.projects().find_by_name(&of.id, name).await? {
         Some(found) => Ok(found),
-        None => bail!("there is no project named {name:?}; `default` exists from the start"),
+        None => bail!(
+            "the organization {:?} has no project named {name:?}; an administrator makes one at /v1/organization/projects",
+            of.slug
+        ),
     }
 }
 

@@ -8,6 +8,7 @@ mod logging;
 mod memory;
 mod model;
 mod opened;
+mod organization;
 mod progress;
 mod quickstart;
 mod roles;
@@ -62,7 +63,7 @@ fn leave_no_core() -> rustix::io::Result<()> {
 async fn run(command: cli::Command) -> anyhow::Result<()> {
     use cli::{
         AdminKeyCommand, AliasCommand, AuditCommand, Command, KeyCommand, ModelCommand,
-        SecretsCommand, UserCommand,
+        OrganizationCommand, SecretsCommand, UserCommand,
     };
     match command {
         Command::Quickstart(options) => quickstart::run(options).await,
@@ -77,6 +78,12 @@ async fn run(command: cli::Command) -> anyhow::Result<()> {
             println!("{}", key::create(&order).await?);
             Ok(())
         }
+        Command::Organization { command } => match command {
+            OrganizationCommand::Create { slug, name, place } => {
+                organization::create_command(&place, &slug, name.as_deref()).await
+            }
+            OrganizationCommand::List { place } => organization::list_command(&place).await,
+        },
         Command::AdminKey {
             command: AdminKeyCommand::Create(order),
         } => {
@@ -90,9 +97,13 @@ async fn run(command: cli::Command) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Audit {
-            command: AuditCommand::Verify { place },
+            command:
+                AuditCommand::Verify {
+                    organization,
+                    place,
+                },
         } => {
-            println!("{}", audit::verify(&place).await?);
+            println!("{}", audit::verify(&organization, &place).await?);
             Ok(())
         }
         Command::Model { command } => match command {

@@ -15,6 +15,7 @@ mod m20261127_000005_served_usage;
 mod m20261127_000005_webhooks;
 mod m20261127_000006_rate_limits;
 mod m20261127_000101_dry_runs;
+mod m20261127_000102_names_of_projects;
 mod table;
 
 /// Every migration, oldest first.
@@ -35,6 +36,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261127_000005_webhooks::Webhooks),
             Box::new(m20261127_000006_rate_limits::RateLimits),
             Box::new(m20261127_000101_dry_runs::DryRuns),
+            Box::new(m20261127_000102_names_of_projects::NamesOfProjects),
         ]
     }
 }

@@ -16,8 +16,8 @@ use crate::convert::{from_json, json, optional, text};
 use crate::entity::{organization, project};
 use crate::error::StoreError;
 
-/// Name and slug of the organisation every installation starts with.
-const DEFAULT_ORGANIZATION: (&str, &str) = ("default", "luthier");
+/// Slug of the organisation every installation starts with.
+pub const DEFAULT_ORGANIZATION: &str = "luthier";
 /// Name of the project every installation starts with.
 pub const DEFAULT_PROJECT: &str = "default";
 
@@ -38,10 +38,10 @@ impl<'a> Projects<'a> {
     ) -> Result<Project, StoreError> {
         let made = async {
             let tx = self.0.begin().await?;
-            let (name, slug) = DEFAULT_ORGANIZATION;
+            let slug = DEFAULT_ORGANIZATION;
             let row = organization::Model {
                 id: OrganizationId::mint(entropy[0]).to_string(),
-                name: name.to_owned(),
+                name: "default".to_owned(),
                 slug: slug.to_owned(),
                 created_at: now.0,
                 audit_seq: 0,
@@ -62,7 +62,7 @@ impl<'a> Projects<'a> {
                 .ok_or(StoreError::NotFound)?;
             let row = project::Model {
                 id: ProjectId::mint(entropy[1]).to_string(),
-                organization_id: organization.id,
+                organization_id: organization.id.clone(),
                 name: DEFAULT_PROJECT.to_owned(),
                 created_at: now.0,
                 archived_at: None,
@@ -72,17 +72,22 @@ impl<'a> Projects<'a> {
                 .on_conflict(OnConflict::new().do_nothing().to_owned())
                 .exec_without_returning(&tx)
                 .await?;
-            Ok::<_, StoreError>(tx.commit().await?)
+            tx.commit().await?;
+            Ok::<_, StoreError>(OrganizationId::parse(&organization.id)?)
         };
-        self.0.bounded(made).await?;
-        self.find_by_name(DEFAULT_PROJECT)
+        let organization = self.0.bounded(made).await?;
+        self.find_by_name(&organization, DEFAULT_PROJECT)
             .await?
             .ok_or(StoreError::NotFound)
     }
 
-    /// The project of this name that is not archived.
-    pub async fn find_by_name(self, name: &str) -> Result<Option<Project>, StoreError> {
-        let select = project::Entity::find()
+    /// The organisation's project of this name that is not archived.
+    pub async fn find_by_name(
+        self,
+        organization: &OrganizationId,
+        name: &str,
+    ) -> Result<Option<Project>, StoreError> {
+        let select = of(organization)
             .filter(project::Column::Name.eq(name))
             .filter(project::Column::ArchivedAt.is_null());
         self.one(select).await
@@ -180,6 +185,19 @@ impl<'a> Projects<'a> {
         let column = project::Column::ModelPermissions;
         let update = change(id, entry).col_expr(column, value.into());
         self.0.audited_update(update, entry).await
+    }
+
+    /// Every organisation, by slug.
+    pub async fn list_organizations(self) -> Result<Vec<Organization>, StoreError> {
+        let select = organization::Entity::find().order_by_asc(organization::Column::Slug);
+        let rows = self.0.all(select).await?;
+        rows.into_iter().map(organization_to_domain).collect()
+    }
+
+    pub async fn find_organization(self, slug: &str) -> Result<Option<Organization>, StoreError> {
+        let select = organization::Entity::find().filter(organization::Column::Slug.eq(slug));
+        let row = self.0.one(select).await?;
+        row.map(organization_to_domain).transpose()
     }
 
     /// Errors: `Conflict` when the slug is taken.

@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import re
-import secrets
 import socket
 import sqlite3
 import sys
@@ -142,11 +141,10 @@ class Target:
         self.address = ("127.0.0.1", self.service.port)
         organization, project = self.rows("select organization_id, id from projects")[0]
         self.a = Tenant(self, project, self.service.key)
-        other = f"org-{secrets.token_hex(12)}"
-        self.execute(f"insert into organizations (id, name, slug, created_at) values ('{other}', 'other', 'other', 1)")
+        other = self.luthier("organization", "create", "other")
         self.organization, self.other_organization = organization, other
-        self.b = self.tenant("b", organization)
-        self.c = self.tenant("c", other)
+        self.b = self.tenant("b", "luthier")
+        self.c = self.tenant("c", "other")
         for tenant in (self.b, self.c):
             tenant.job_id
         self.began = time.monotonic()
@@ -156,17 +154,19 @@ class Target:
         self.dribbling = Dribble([self.begin_slowly(i) for i in range(60)])
 
     def tenant(self, name, organization):
-        project = f"proj_{secrets.token_hex(12)}"
-        self.execute("insert into projects (id, organization_id, name, created_at) "
-                     f"values ('{project}', '{organization}', '{name}', 1)")
-        return Tenant(self, project, self.key("--project", name))
+        administrator = self.luthier("admin-key", "create", "--organization", organization)
+        project = self.send("POST", "/v1/organization/projects", {"name": name}, key=administrator).json()["id"]
+        return Tenant(self, project, self.key("--project", name, "--organization", organization))
+
+    def luthier(self, *order):
+        return self.service.luthier(*order, *self.service.place)
 
     def key(self, *order):
-        return self.service.luthier("key", "create", *order, *self.service.place)
+        return self.luthier("key", "create", *order)
 
     @functools.cached_property
     def admin_key(self):
-        return self.service.luthier("admin-key", "create", *self.service.place)
+        return self.luthier("admin-key", "create")
 
     @property
     def is_embedded(self):

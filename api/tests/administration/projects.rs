@@ -199,7 +199,7 @@ async fn a_checkpoint_is_used_by_another_project_while_it_is_permitted() {
     let other = app
         .store
         .projects()
-        .find_by_name("other")
+        .find_by_name(&app.project.organization_id, "other")
         .await
         .unwrap()
         .unwrap()

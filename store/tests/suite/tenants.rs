@@ -57,15 +57,13 @@ async fn projects_are_found_by_name_and_id(db: Db) {
         model_permissions: None,
     };
     projects.insert(&project).await.unwrap();
+    let found = async |name| projects.find_by_name(&organization.id, name).await.unwrap();
     assert_eq!(
         projects.find(&project.id).await.unwrap(),
         Some(project.clone())
     );
-    assert_eq!(
-        projects.find_by_name("search").await.unwrap(),
-        Some(project.clone())
-    );
-    assert_eq!(projects.find_by_name("Search").await.unwrap(), None);
+    assert_eq!(found("search").await, Some(project.clone()));
+    assert_eq!(found("Search").await, None);
     let same_name = Project {
         id: domain::id::ProjectId::mint(sample::entropy()),
         ..project.clone()
@@ -85,6 +83,28 @@ async fn projects_are_found_by_name_and_id(db: Db) {
             "{refused:?}"
         );
     }
+    // Another organisation calls its own what it likes.
+    let elsewhere = Organization {
+        id: sample::organization_id(),
+        slug: "elsewhere".into(),
+        ..organization.clone()
+    };
+    projects.insert_organization(&elsewhere).await.unwrap();
+    let of_another = Project {
+        id: domain::id::ProjectId::mint(sample::entropy()),
+        organization_id: elsewhere.id.clone(),
+        organization_slug: "elsewhere".into(),
+        ..project.clone()
+    };
+    projects.insert(&of_another).await.unwrap();
+    assert_eq!(found("search").await, Some(project));
+    let in_another = projects.find_by_name(&elsewhere.id, "search").await;
+    assert_eq!(in_another.unwrap(), Some(of_another));
+    let acme = projects.find_organization("acme").await.unwrap();
+    assert_eq!(acme, Some(organization.clone()));
+    let all = projects.list_organizations().await.unwrap();
+    let slugs: Vec<_> = all.iter().map(|found| found.slug.as_str()).collect();
+    assert_eq!(slugs, ["acme", "elsewhere"]);
     let same_slug = Organization {
         id: sample::organization_id(),
         ..organization
@@ -150,14 +170,18 @@ async fn an_archived_project_s_keys_are_told_from_unknown_ones(db: Db) {
     let found = db.store.api_keys().find_by_hmac(&key.hmac).await.unwrap();
     assert_eq!(found.unwrap().project, archived);
     // Its name is free again.
-    assert_eq!(projects.find_by_name("old").await.unwrap(), None);
+    let found = async || {
+        let found = projects.find_by_name(&archived.organization_id, "old");
+        found.await.unwrap()
+    };
+    assert_eq!(found().await, None);
     let again = Project {
         id: domain::id::ProjectId::mint(sample::entropy()),
         archived_at: None,
-        ..archived
+        ..archived.clone()
     };
     projects.insert(&again).await.unwrap();
-    assert_eq!(projects.find_by_name("old").await.unwrap(), Some(again));
+    assert_eq!(found().await, Some(again));
 }
 
 async fn a_base_model_is_replaced_under_its_name(db: Db) {

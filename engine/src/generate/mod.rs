@@ -449,8 +449,14 @@ fn choose_all(
             }
         })
         .collect();
-    pool.run(tasks.len(), |at| {
-        let mut task = tasks[at].lock();
+    // Threads are woken for what there is to choose from alone.
+    let from_logits = tasks.iter().filter(|task| {
+        let task = task.lock().expect("nobody has it yet — a bug here");
+        task.2.is_some()
+    });
+    let from_logits: Vec<_> = from_logits.collect();
+    pool.run(from_logits.len(), |at| {
+        let mut task = from_logits[at].lock();
         let task = task.as_mut().expect("one task has it — a bug in the pool");
         let (_, sequence, logits, choice) = &mut **task;
         if let Some(logits) = logits {

@@ -73,9 +73,17 @@ fn main() -> Result<(), Box<dyn Error>> {
         })?;
     }
     let began = Instant::now();
-    let mut n_first = 0;
-    while n_first < batch {
-        n_first += batcher.step()?.len();
+    // Those whose prompts are through answer on while the others' are read.
+    let mut answering = Vec::new();
+    while answering.len() < batch {
+        let ids = batcher
+            .step()?
+            .into_iter()
+            .flatten()
+            .map(|output| output.id);
+        answering.extend(ids);
+        answering.sort_unstable();
+        answering.dedup();
     }
     let prefill_s = began.elapsed().as_secs_f64();
     let mut seconds = Vec::new();

@@ -40,6 +40,20 @@ __device__ __forceinline__ void wait_for_kernels_before() {
 #endif
 }
 
+// The next kernel may begin.
+__device__ __forceinline__ void let_the_next_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// As `wait_for_kernels_before`, but the next kernel begins when those before this one have ended, and may read what they wrote without waiting itself.
+__device__ __forceinline__ void wait_before_the_next_begins() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // The same sum in every lane, always added in the same order.
 __device__ __forceinline__ float warp_sum(float x) {
     for (int offset = WARP / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(ALL_LANES, x, offset);

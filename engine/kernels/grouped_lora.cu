@@ -35,7 +35,8 @@ __device__ __forceinline__ float load_one_of_block(u32, u32) { return 0.0f; }
 
 // h (rows, ranks) = x (rows, K) · A (ranks, K)ᵀ for each row of a segment, with its adapter's A. Grid (⌈most ranks / 8⌉, most
 // segments · S) of clusters (1, S), S above 1 on sm_90a alone; 256 threads, 65536 bytes of dynamic shared memory. Warp i of the 8·S of a cluster
-// sums the steps i, i + 8·S, … of K, then the warps' sums are added from first to last, and the blocks'.
+// sums the steps i, i + 8·S, … of K, then the warps' sums are added from first to last, and the blocks'. May be launched after a product of the same
+// x that has not ended: it begins when those before that product have, so it waits for nothing that it reads, and ends after the product.
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
     grouped_lora_shrink(const bf16* __restrict__ x, int ld_x, const Adapter* __restrict__ adapters,
                         const Segment* __restrict__ segments, const int* __restrict__ n_segments, const int* __restrict__ rows,
@@ -67,8 +68,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3)
     };
 #pragma unroll
     for (int i = 0; i < STAGES; i++) copy(i);
-    // No kernel before this one writes A.
-    wait_for_kernels_before();
+    let_the_next_begin();
 
     const int n_rows = segment.n_rows;
     const bool has_upper = g < n_rows, has_lower = g + 8 < n_rows;
@@ -85,8 +85,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3)
         for (int half = 0; half < 2; half++) {
             upper[half] = lower[half] = make_uint4(0, 0, 0, 0);
             const bool exists = 32 * half < x_columns;
-            if (has_upper && exists) upper[half] = __ldg(reinterpret_cast<const uint4*>(x_upper + 32 * half));
-            if (has_lower && exists) lower[half] = __ldg(reinterpret_cast<const uint4*>(x_lower + 32 * half));
+            if (has_upper && exists) upper[half] = __ldcg(reinterpret_cast<const uint4*>(x_upper + 32 * half));
+            if (has_lower && exists) lower[half] = __ldcg(reinterpret_cast<const uint4*>(x_lower + 32 * half));
         }
         wait_for_copies_but<STAGES - 1>();
         __syncwarp();
@@ -122,6 +122,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3)
         wait_for_cluster();
     }
     if (block == 0 && m < n_rows) h[size_t(rows[m]) * ld_h + rank + k] = total;
+    // What comes next reads what the product before writes, too.
+    wait_for_kernels_before();
 }
 
 #define EXPAND_WARPS 4

@@ -64,7 +64,7 @@ __device__ __forceinline__ void linear(const bf16* __restrict__ x, int ld_x, con
     // No kernel before this one writes W.
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) copy_w(i, ring + i * Shape::STAGE);
-    wait_for_kernels_before();
+    wait_before_the_next_begins();
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) {
         copy_x(i, ring + i * Shape::STAGE);

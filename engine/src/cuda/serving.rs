@@ -588,12 +588,10 @@ impl Forward<'_> {
         // A kernel none of whose blocks has work would end without waiting for those before it.
         let is_changed = self.tables.changed[layer * Fused::ALL.len() + fused as usize];
         let segments = self.tables.segments.filter(|_| is_changed);
-        // It keeps few multiprocessors busy: the large product begins to read its weights meanwhile.
-        if let Some(segments) = segments {
-            serve_ops::grouped_lora_shrink(self.gpu, segments, adapters, x, h)?;
-        }
         serve_ops::linear(self.gpu, x, weights, y, to)?;
         if let Some(segments) = segments {
+            // It begins while the product reads its weights, on multiprocessors that have room for it.
+            serve_ops::grouped_lora_shrink(self.gpu, segments, adapters, x, h)?;
             serve_ops::grouped_lora_expand(self.gpu, segments, adapters, h, y)?;
         }
         Ok(())

@@ -3,7 +3,7 @@
 use domain::error::FailureClass;
 use domain::hyperparameters::Auto;
 use domain::message::{Assignment, FinishRequest, GenerateEvent, GenerateRequest};
-use domain::x_training::{AskedAdapter, AskedTraining, Compute, Training};
+use domain::x_training::{AskedAdapter, AskedTraining, BaseWeights, Compute, Training};
 use engine::cuda::Gpu;
 use platform::config::{WorkerConfig, WorkerDevice};
 use platform::shutdown::Shutdown;
@@ -314,4 +314,37 @@ async fn a_tuned_model_is_served_on_the_gpu_and_one_that_replaces_parts_of_the_b
     assert_eq!(house.generate(&worker, &both[0]).await, plain);
     assert_eq!(house.generate(&worker, &both[1]).await, dora);
     worker.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_was_trained_on_a_base_in_few_bits_is_served_on_it_on_the_gpu() {
+    if !has_gpu() {
+        return;
+    }
+    let house = House::for_gpu().await;
+    let gpu = WorkerDevice::Cuda { ordinal: 0 };
+    let asked_training = AskedTraining {
+        base_weights: Auto::Given(BaseWeights::Nf4),
+        ..AskedTraining::default()
+    };
+    let assignment = Assignment {
+        training: resolved(asked_training),
+        ..house.assignment(4).await
+    };
+    // It ends only where serving scores rows as the trainer does.
+    let (finish, _) = run(&house, "trains", gpu, &assignment).await;
+    assert!(arithmetic(&house).await.starts_with("cuda-bf16"));
+    let ask = with_adapter(asked(), &finish.adapter);
+    let mut answers = Vec::new();
+    for (name, device) in [("cpu", WorkerDevice::Cpu), ("gpu", gpu)] {
+        let worker = house.worker(name, |config| config.device = device).await;
+        answers.push(logprobs_of(&house.generate(&worker, &ask).await)[0]);
+        worker.stop().await.unwrap();
+    }
+    // Near, and not the same.
+    let [on_cpu, on_gpu] = answers[..] else {
+        unreachable!()
+    };
+    assert_ne!(on_gpu, on_cpu);
+    assert!((on_gpu - on_cpu).abs() < 0.1, "{on_gpu} {on_cpu}");
 }

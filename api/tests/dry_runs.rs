@@ -5,9 +5,10 @@ use domain::dry_run::{
     Report,
 };
 use domain::error::JobError;
-use domain::id::{DryRunId, FileId};
+use domain::id::{DryRunId, FileId, JobId};
 use domain::job::JobSpec;
 use domain::method::Method;
+use platform::config::Config;
 use reqwest::Method as Verb;
 use serde_json::{Value, json};
 
@@ -93,7 +94,7 @@ async fn a_dry_run_answers_with_numbers_and_makes_no_job() {
         "model": BASE_MODEL, "training_file": train, "validation_file": valid, "error": null,
         "method": {"type": "supervised", "supervised": {"hyperparameters": numbers}}, "hyperparameters": numbers,
         "x_training": shown["x_training"], "total_steps": 75, "trained_tokens": 15_000,
-        "estimated_seconds": null, "estimated_memory_bytes": null, "estimated_price": null,
+        "estimated_seconds": null, "estimated_memory_bytes": null, "price": null,
         "training": {
             "n_rows": 8, "n_examples": 100, "n_tokens": 5000, "longest": 90, "n_bad_rows": 0, "bad_rows": [],
             "truncation": {"n_cut": 2, "n_split": 0, "n_dropped": 0, "share": 0.25}, "duplicates": repeats(7, 3),
@@ -124,9 +125,37 @@ async fn a_dry_run_answers_with_numbers_and_makes_no_job() {
     assert_eq!(job["object"], json!("fine_tuning.job"));
 }
 
+fn priced(config: &mut Config) {
+    let price = format!("{BASE_MODEL} input=1 output=2 trained=10");
+    config.prices.models = vec![price.parse().unwrap()];
+}
+
+#[tokio::test]
+async fn a_dry_run_says_what_the_job_will_be_charged_for() {
+    let app = App::start_with(priced).await;
+    let id = app.new_job(json!({})).await;
+    app.succeed(&JobId::parse(&id).unwrap()).await;
+    let billed = app.get(&format!("/v1/fine_tuning/jobs/{id}")).await.json()["trained_tokens"]
+        .as_u64()
+        .unwrap();
+    let mut report = report();
+    report.plan.as_mut().unwrap().trained_tokens = billed;
+    let train = app.upload(b"{}\n").await;
+    let body = json!({"model": BASE_MODEL, "training_file": train});
+    let path = "/v1/fine_tuning/jobs?x_dry_run=true";
+    let (shown, _) = ask(&app, path, body, &report).await;
+    let start = now().unix_s() - 3_600;
+    let costs = format!("/v1/organization/costs?start_time={start}");
+    let costs = app.with_key(&app.admin_key, Verb::GET, &costs).await.json();
+    let charged = &costs["data"][0]["results"][0]["amount"];
+    let expected = json!({"amount": charged, "billed_tokens": billed, "per_million_tokens": 10.0});
+    assert_eq!(shown["price"], expected);
+    assert_eq!(charged, &json!({"value": 0.0507, "currency": "usd"}));
+}
+
 #[tokio::test]
 async fn what_would_fail_the_job_is_in_the_report() {
-    let app = App::start().await;
+    let app = App::start_with(priced).await;
     let train = app.upload(b"{}\n").await;
     let row = BadRow {
         line: 3,
@@ -161,6 +190,7 @@ async fn what_would_fail_the_job_is_in_the_report() {
         "hyperparameters",
         "trained_tokens",
         "total_steps",
+        "price",
         "validation",
         "leaked",
     ] {

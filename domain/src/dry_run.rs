@@ -38,6 +38,23 @@ pub struct Report {
     pub leaked: Option<Repeats>,
 }
 
+/// What is estimated beside a report whenever it is asked for, as none of it is the file's.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Estimates {
+    /// `None`: the job would fail, or no price is set for its base model.
+    pub price: Option<Price>,
+}
+
+/// What the job would cost: no estimate, as its `trained_tokens` are known.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Price {
+    pub n_tokens: u64,
+    /// US dollars.
+    pub per_million_tokens: f64,
+    /// US dollars.
+    pub amount: f64,
+}
+
 /// The size of a training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {

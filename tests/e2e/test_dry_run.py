@@ -1,6 +1,7 @@
 """What a job would do, without one, in both forms."""
 
 import json
+import time
 import unittest
 
 import openai
@@ -8,9 +9,19 @@ import openai
 from service import MODEL, Embedded, OneService, Production, examples, finish
 from test_preference import pairs
 
+# US dollars per million tokens.
+TRAINED = 10
+PRICES = {"LUTHIER_PRICES_MODELS": f"{MODEL} trained={TRAINED}"}
+
 
 class DryRun(OneService):
     """Mixed into one class per form."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        key = cls.service.luthier("admin-key", "create", *cls.service.place)
+        cls.admin = openai.OpenAI(base_url=cls.service.base_url, api_key="unused", admin_api_key=key)
 
     def dry_run(self, **order):
         return self.client.fine_tuning.jobs.create(model=MODEL, extra_query={"x_dry_run": "true"}, **order)
@@ -28,11 +39,22 @@ class DryRun(OneService):
         self.assertEqual(job.status, "succeeded", f"{job.error}\n{self.service.logs()}")
         self.assertEqual(job.method.type, told.method.type)
         self.assertEqual(job.trained_tokens, told.trained_tokens)
+        self.assertEqual(told.price["billed_tokens"], job.trained_tokens)
         return job, told
+
+    def charged(self):
+        """US dollars for trainings so far."""
+        page = self.admin.admin.organization.usage.costs(start_time=int(time.time()) - 3_600, group_by=["line_item"])
+        items = [result for bucket in page.data for result in bucket.results]
+        return sum(item.amount.value for item in items if item.line_item == f"{MODEL}, training")
 
     def test_the_job_trains_on_as_many_tokens_as_its_dry_run_says(self):
         order = {"training_file": self.upload(examples(24)), "validation_file": self.upload(examples(10, 100)), "seed": 7}
+        before = self.charged()
         job, told = self.trained_tokens(**order)
+        self.assertEqual((told.price["per_million_tokens"], told.price["amount"]["currency"]), (TRAINED, "usd"))
+        self.assertAlmostEqual(told.price["amount"]["value"], self.charged() - before, places=9)
+        self.assertGreater(told.price["amount"]["value"], 0)
         self.assertEqual(job.hyperparameters, told.hyperparameters)
         steps = self.client.fine_tuning.jobs.checkpoints.list(job.id).data[0].step_number
         self.assertEqual(steps, told.total_steps)
@@ -91,9 +113,17 @@ class DryRun(OneService):
             self.validate("file-nope")
 
 
+class EmbeddedWithPrices(Embedded):
+    env = PRICES
+
+
+class ProductionWithPrices(Production):
+    env = PRICES
+
+
 class EmbeddedDryRun(DryRun, unittest.TestCase):
-    make = Embedded
+    make = EmbeddedWithPrices
 
 
 class ProductionDryRun(DryRun, unittest.TestCase):
-    make = Production
+    make = ProductionWithPrices

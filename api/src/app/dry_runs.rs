@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
-use domain::dry_run::{DryRun, MAX_UNFINISHED};
+use domain::dry_run::{DryRun, Estimates, MAX_UNFINISHED, Plan, Price};
 use domain::id::DryRunId;
 use domain::project::Project;
 use tokio::time::{Instant, sleep};
 
 use super::fine_tuning::checked;
+use super::prices::{amount_of, price};
 use super::{files, store_error};
 use crate::error::{ApiError, Kind};
 use crate::state::State;
 use crate::wire::decode::echo;
-use crate::wire::dry_runs::FileOrder;
+use crate::wire::dry_runs::{DryRunObject, FileOrder};
 use crate::wire::fine_tuning::JobOrder;
 
 /// How long an answer waits for the report; proxies commonly give up after a minute.
@@ -21,7 +22,11 @@ const WAIT: Duration = Duration::from_secs(50);
 const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
 
 /// A job's dry run, with its report if that comes in time. Errors: 400 as for the job; 429.
-pub async fn order(state: &State, project: &Project, order: JobOrder) -> Result<DryRun, ApiError> {
+pub async fn order(
+    state: &State,
+    project: &Project,
+    order: JobOrder,
+) -> Result<DryRunObject, ApiError> {
     let dry_run = DryRun {
         id: DryRunId::mint(state.entropy()),
         project_id: project.id.clone(),
@@ -37,7 +42,8 @@ pub async fn order(state: &State, project: &Project, order: JobOrder) -> Result<
         let error = ApiError::new(Kind::TooManyRequests, message);
         return Err(error.code("rate_limit_exceeded").retry_after(1));
     }
-    reported(state, project, dry_run).await
+    let dry_run = reported(state, project, dry_run).await?;
+    Ok(told(state, dry_run))
 }
 
 /// The dry run of a job on the file. Errors: 404 for the file; 400 as for a job on it; 429.
@@ -46,13 +52,18 @@ pub async fn of_file(
     project: &Project,
     file: &str,
     file_order: FileOrder,
-) -> Result<DryRun, ApiError> {
+) -> Result<DryRunObject, ApiError> {
     let file = files::get(state, project, file).await?;
     order(state, project, file_order.on(file.id.to_string())).await
 }
 
 /// Errors: 404.
-pub async fn get(state: &State, project: &Project, id: &str) -> Result<DryRun, ApiError> {
+pub async fn get(state: &State, project: &Project, id: &str) -> Result<DryRunObject, ApiError> {
+    let dry_run = find(state, project, id).await?;
+    Ok(told(state, dry_run))
+}
+
+async fn find(state: &State, project: &Project, id: &str) -> Result<DryRun, ApiError> {
     let unknown = || ApiError::not_found(format!("No such dry run: {}", echo(id))).param("id");
     let dry_run = DryRunId::parse(id).map_err(|_| unknown())?;
     let found = state.store.dry_runs().find(&project.id, &dry_run).await;
@@ -70,7 +81,29 @@ async fn reported(
     while dry_run.report.is_none() && Instant::now() < deadline {
         sleep(pause).await;
         pause = (pause * 3 / 2).min(longest);
-        dry_run = get(state, project, dry_run.id.as_str()).await?;
+        dry_run = find(state, project, dry_run.id.as_str()).await?;
     }
     Ok(dry_run)
+}
+
+/// The dry run beside what is estimated of it.
+fn told(state: &State, dry_run: DryRun) -> DryRunObject {
+    let plan = dry_run.report.as_ref();
+    let plan = plan.and_then(|report| report.plan.as_ref());
+    let estimates = match plan {
+        Some(plan) => Estimates {
+            price: price_of(state, &dry_run.spec.model, plan),
+        },
+        None => Estimates::default(),
+    };
+    DryRunObject::new(dry_run, estimates)
+}
+
+fn price_of(state: &State, base_model: &str, plan: &Plan) -> Option<Price> {
+    let per_million_tokens = price(&state.prices, base_model)?.trained;
+    Some(Price {
+        n_tokens: plan.trained_tokens,
+        per_million_tokens,
+        amount: amount_of(plan.trained_tokens, per_million_tokens),
+    })
 }

@@ -24,6 +24,7 @@ pub mod model_aliases;
 pub mod model_permissions;
 pub mod models;
 pub mod moderations;
+pub mod prices;
 pub mod project_rate_limits;
 pub mod project_users;
 pub mod projects;

@@ -6,6 +6,7 @@ use domain::project::Organization;
 use domain::usage::{Dimension, Service, UsageQuery, UsageSum};
 use platform::config::ModelPrice;
 
+use super::prices::{amount_of, price};
 use super::store_error;
 use crate::error::ApiError;
 use crate::state::State;
@@ -270,7 +271,7 @@ pub async fn costs(
             by_key.then_some(cost.api_key_id).flatten(),
         );
         let (amount, quantity) = sums.entry(key).or_default();
-        *amount += cost.n_tokens as f64 * cost.price / 1e6;
+        *amount += amount_of(cost.n_tokens, cost.price);
         *quantity += cost.n_tokens;
     }
     let found = sums
@@ -283,10 +284,7 @@ pub async fn costs(
             let is_item = line_item.is_some();
             CostsObject {
                 object: "organization.costs.result",
-                amount: Amount {
-                    value,
-                    currency: "usd",
-                },
+                amount: Amount::usd(value),
                 line_item: Nullable(line_item),
                 project_id: Nullable(project_id),
                 api_key_id: Nullable(api_key_id),
@@ -341,13 +339,4 @@ fn costs_of(prices: &[ModelPrice], sum: UsageSum) -> impl Iterator<Item = Cost> 
         price: price.unwrap_or(0.0),
     };
     items.into_iter().filter(|(_, n, _)| *n > 0).map(of_item)
-}
-
-/// A model's own price, or that of the base in its name.
-fn price<'a>(prices: &'a [ModelPrice], model: &str) -> Option<&'a ModelPrice> {
-    let named = |name: &str| prices.iter().find(|price| price.model == name);
-    named(model).or_else(|| {
-        let base = model.strip_prefix("ft:")?.split(':').next()?;
-        named(base)
-    })
 }

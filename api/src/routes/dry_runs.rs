@@ -34,7 +34,7 @@ impl DryRunsApi {
         body: JsonBody<FileOrder>,
     ) -> Result<Json<DryRunObject>, ApiError> {
         let dry_run = app::of_file(&state, &caller.project, &file_id, body.value).await?;
-        Ok(Json(dry_run.into()))
+        Ok(Json(dry_run))
     }
 
     /// Retrieves a dry run, which may have its report by now.
@@ -50,6 +50,6 @@ impl DryRunsApi {
         dry_run_id: Path<String>,
     ) -> Result<Json<DryRunObject>, ApiError> {
         let dry_run = app::get(&state, &caller.project, &dry_run_id).await?;
-        Ok(Json(dry_run.into()))
+        Ok(Json(dry_run))
     }
 }

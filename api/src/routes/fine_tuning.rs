@@ -41,7 +41,7 @@ impl FineTuningApi {
     ) -> Result<Ordered, ApiError> {
         if x_dry_run.0 == Some(true) {
             let dry_run = dry_runs::order(&state, &caller.project, body.value).await?;
-            return Ok(Ordered::DryRun(Box::new(dry_run.into())));
+            return Ok(Ordered::DryRun(Box::new(dry_run)));
         }
         let created = app::create(&state, &caller, body.value, &body.raw, &repeat.0).await?;
         let made = Made::from(created);

@@ -1,6 +1,6 @@
 //! Dry runs as clients order and see them.
 
-use domain::dry_run::{BadRow, DryRun, FileReport, Labels, Repeats, Report};
+use domain::dry_run::{BadRow, DryRun, Estimates, FileReport, Labels, Price, Repeats, Report};
 use domain::method::Method;
 use poem_openapi::Object;
 use serde_json::Value;
@@ -13,6 +13,7 @@ use super::fine_tuning_job::{
 };
 use super::nullable::Nullable;
 use super::reply::reply;
+use super::usage::Amount;
 use super::x_training::{XTrainingOrder, XTrainingRequest, shown, x_training};
 use crate::body::Decode;
 use crate::error::ApiError;
@@ -45,14 +46,23 @@ reply! {
         estimated_seconds: Nullable<u64>,
         /// Null: not known.
         estimated_memory_bytes: Nullable<u64>,
-        /// Null: no prices are configured.
-        estimated_price: Nullable<f64>,
+        /// What the job would cost, to the token; null where it would fail, and where the operator set no price for the model.
+        price: Nullable<PriceObject>,
         /// What is in the training file; null until it was read.
         training: Nullable<FileReportObject>,
         /// What is in the validation file.
         validation: Nullable<FileReportObject>,
         /// Rows of the validation file that the training file has too; `first_line` is one of the training file.
         leaked: Nullable<RepeatsObject>,
+    }
+
+    /// Tokens at a price.
+    PriceObject as "DryRunPrice" {
+        amount: Amount,
+        /// The `trained_tokens` that are charged.
+        billed_tokens: u64,
+        /// In the amount's currency.
+        per_million_tokens: f64,
     }
 
     /// What is in a file.
@@ -132,8 +142,8 @@ reply! {
     }
 }
 
-impl From<DryRun> for DryRunObject {
-    fn from(dry_run: DryRun) -> Self {
+impl DryRunObject {
+    pub fn new(dry_run: DryRun, estimates: Estimates) -> Self {
         let DryRun { spec, report, .. } = dry_run;
         let status = match report {
             None => "in_progress",
@@ -164,10 +174,20 @@ impl From<DryRun> for DryRunObject {
             trained_tokens: Nullable(plan.as_ref().map(|plan| plan.trained_tokens)),
             estimated_seconds: Nullable(None),
             estimated_memory_bytes: Nullable(None),
-            estimated_price: Nullable(None),
+            price: Nullable(estimates.price.map(PriceObject::from)),
             training: Nullable(training.map(FileReportObject::from)),
             validation: Nullable(validation.map(FileReportObject::from)),
             leaked: Nullable(leaked.map(RepeatsObject::from)),
+        }
+    }
+}
+
+impl From<Price> for PriceObject {
+    fn from(price: Price) -> Self {
+        Self {
+            amount: Amount::usd(price.amount),
+            billed_tokens: price.n_tokens,
+            per_million_tokens: price.per_million_tokens,
         }
     }
 }

@@ -78,6 +78,15 @@ reply! {
     }
 }
 
+impl Amount {
+    pub fn usd(value: f64) -> Self {
+        Self {
+            value,
+            currency: "usd",
+        }
+    }
+}
+
 macro_rules! bucket_pages {
     ($($bucket:ident as $bucket_title:literal, $page:ident as $page_title:literal of $result:ty;)*) => {
         reply! {$(

@@ -86,6 +86,7 @@ pub async fn bind(options: ApiOptions) -> Result<ApiServer, ApiStartError> {
         outbound: Outbound::new(config.webhook_rules(), Lookup::System)?,
         vault: config.vault()?,
         ledger: Default::default(),
+        queue: Default::default(),
         prices: config.prices.models.clone(),
         max_file_bytes: config.api.max_file_bytes,
         max_upload_bytes: config.api.max_upload_bytes,

@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 
 use crate::app::job_news::Newsroom;
 use crate::app::ledger::Ledger;
+use crate::app::queue::Queue;
 use crate::app::rate_limits::Gate;
 use crate::auth::{Issuers, KeyCache};
 
@@ -40,6 +41,8 @@ pub struct State {
     pub vault: Vault,
     /// What answers took and is not stored yet.
     pub ledger: Arc<Ledger>,
+    /// Where jobs that wait stand.
+    pub queue: Queue,
     pub prices: Vec<ModelPrice>,
     pub max_file_bytes: u64,
     /// Somebody made a batch here.

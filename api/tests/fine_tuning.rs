@@ -33,7 +33,8 @@ async fn a_new_job_has_every_field() {
             "training_file": training, "hyperparameters": hyperparameters, "trained_tokens": null, "error": null,
             "user_provided_suffix": "my-model", "seed": 42, "estimated_finish": null, "integrations": [],
             "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
-            "metadata": {"b": "2", "a": ""}, "x_status": "validating", "x_training": job["x_training"],
+            "metadata": {"b": "2", "a": ""}, "x_status": "validating", "x_queue_position": null,
+            "x_estimated_start": null, "x_training": job["x_training"],
         })
     );
     let id = job["id"].as_str().unwrap();

@@ -19,6 +19,7 @@ mod model_aliases;
 mod models;
 mod moderations;
 mod openapi;
+mod queue;
 mod rate_limits;
 mod response;
 mod support;

@@ -31,6 +31,7 @@ pub mod page;
 pub mod preference;
 pub mod project;
 pub mod project_user;
+pub mod queue;
 pub mod rate_limit;
 pub mod response;
 pub mod scope;

@@ -6,6 +6,7 @@ mod config;
 mod data;
 mod failure;
 mod gate;
+mod pace;
 mod rows;
 mod validate;
 
@@ -27,6 +28,7 @@ use tokio_util::task::AbortOnDropHandle;
 use self::checkpoint::Saved;
 use self::data::Plan;
 use self::failure::Failure;
+use self::pace::Pace;
 use self::rows::Rows;
 use self::validate::ratio;
 use crate::adapters::{AdapterError, sha256_hex};
@@ -144,7 +146,7 @@ struct Session {
     valid: Rows,
     /// Whether pairs are compared with what the reference says of them.
     has_reference: bool,
-    began_at: Instant,
+    pace: Pace,
     began_after: u64,
     last_checkpoint_at: Instant,
     missed_checkpoints: u32,
@@ -175,6 +177,7 @@ impl Attempt<'_> {
             }
             step += 1;
             last = self.step(&mut session, step).await?;
+            session.pace.step_ended(Instant::now());
             self.heart.measured(last, session.estimated_finish(step));
             let epoch = session.plan.epoch_ended_by(step);
             if epoch.is_some() {
@@ -262,7 +265,7 @@ impl Attempt<'_> {
             rows,
             valid,
             has_reference,
-            began_at: now,
+            pace: Pace::default(),
             began_after: self
                 .assignment
                 .resume
@@ -455,11 +458,9 @@ impl Attempt<'_> {
 }
 
 impl Session {
-    /// Now plus the mean time of a step so far, for every step that is left.
+    /// `None`: too early to say.
     fn estimated_finish(&self, step: u64) -> Option<Timestamp> {
-        let n_done = step - self.began_after;
-        let per_step_s = self.began_at.elapsed().as_secs_f64() / n_done.max(1) as f64;
-        let left_s = per_step_s * (self.plan.total_steps - step) as f64;
+        let left_s = self.pace.seconds_for(self.plan.total_steps - step)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
         let finish = now + Duration::try_from_secs_f64(left_s).ok()?;
         i64::try_from(finish.as_micros()).ok().map(Timestamp)

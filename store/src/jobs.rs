@@ -5,6 +5,7 @@ mod apply;
 mod effects;
 mod insert;
 mod pick;
+mod queue;
 mod row;
 
 use domain::attempt::Attempt;

@@ -28,6 +28,7 @@ pub mod prices;
 pub mod project_rate_limits;
 pub mod project_users;
 pub mod projects;
+pub mod queue;
 pub mod rate_limits;
 pub mod repeat;
 pub mod response;

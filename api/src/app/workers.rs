@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use domain::generation::Priority;
 use domain::message::{GenerateError, GenerateEvent, GenerateRequest};
 use domain::model::ServedModel;
+use domain::time::Timestamp;
 use domain::worker::Worker;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
@@ -56,6 +57,11 @@ pub async fn generate(
     .await
 }
 
+/// A worker that was heard of then, or later, is there.
+pub fn alive_since(now: Timestamp) -> Timestamp {
+    now.plus_s(-ALIVE_S)
+}
+
 /// How one of many texts of a request is asked again where nobody waits for it and there is no room for it now: to begin
 /// with the first text again would mean never to reach the last.
 pub struct Patience {
@@ -89,11 +95,10 @@ async fn first_able<'a, T>(
     model: &ServedModel,
     ask: impl Fn(Worker) -> BoxFuture<'a, Result<T, Refused>>,
 ) -> Result<T, ApiError> {
-    let since = state.now().plus_s(-ALIVE_S);
     let alive = state
         .store
         .workers()
-        .alive(since)
+        .alive(alive_since(state.now()))
         .await
         .map_err(store_error)?;
     let mut refusal = no_worker(name);
@@ -308,7 +313,6 @@ fn broken<T: From<GenerateError>>(reason: String) -> T {
 mod tests {
     use domain::id::WorkerId;
     use domain::model::{AdapterRef, ServedModel};
-    use domain::time::Timestamp;
     use domain::worker::WorkerStatus;
     use domain::x_training::FrozenWeights;
 

@@ -10,7 +10,7 @@ use super::Tag;
 use super::reply::{Made, MetadataQuery, Ordered, RepeatHeaders};
 use crate::app::dry_runs;
 use crate::app::fine_tuning::{self as app, Action};
-use crate::app::page_request;
+use crate::app::{page_request, queue};
 use crate::auth::Caller;
 use crate::body::JsonBody;
 use crate::error::ApiError;
@@ -44,7 +44,8 @@ impl FineTuningApi {
             return Ok(Ordered::DryRun(Box::new(dry_run)));
         }
         let created = app::create(&state, &caller, body.value, &body.raw, &repeat.0).await?;
-        let made = Made::from(created);
+        let job = queue::shown(&state, created.object).await?;
+        let made = Made::new(job, created.is_replay);
         Ok(Ordered::Job(Box::new(made)))
     }
 
@@ -66,7 +67,7 @@ impl FineTuningApi {
     ) -> Result<Json<List<JobObject>>, ApiError> {
         let page = page_request(after.0, limit.0, 20, MAX_LIMIT, Order::NewestFirst)?;
         let jobs = app::list(&state, &caller.project, &metadata.0, &page).await?;
-        Ok(Json(List::page(jobs)))
+        Ok(Json(List::page(queue::shown_page(&state, jobs).await?)))
     }
 
     /// Retrieves a job.
@@ -82,7 +83,7 @@ impl FineTuningApi {
         fine_tuning_job_id: Path<String>,
     ) -> Result<Json<JobObject>, ApiError> {
         let job = app::get(&state, &caller.project, &fine_tuning_job_id).await?;
-        Ok(Json(job.into()))
+        Ok(Json(queue::shown(&state, job).await?))
     }
 
     /// Cancels a job that has not ended.
@@ -98,7 +99,7 @@ impl FineTuningApi {
         fine_tuning_job_id: Path<String>,
     ) -> Result<Json<JobObject>, ApiError> {
         let job = app::act(&state, &caller.project, &fine_tuning_job_id, Action::Cancel).await?;
-        Ok(Json(job.into()))
+        Ok(Json(queue::shown(&state, job).await?))
     }
 
     /// Pauses a queued or running job; a running one saves its state first.
@@ -114,7 +115,7 @@ impl FineTuningApi {
         fine_tuning_job_id: Path<String>,
     ) -> Result<Json<JobObject>, ApiError> {
         let job = app::act(&state, &caller.project, &fine_tuning_job_id, Action::Pause).await?;
-        Ok(Json(job.into()))
+        Ok(Json(queue::shown(&state, job).await?))
     }
 
     /// Lets a paused job go on.
@@ -130,7 +131,7 @@ impl FineTuningApi {
         fine_tuning_job_id: Path<String>,
     ) -> Result<Json<JobObject>, ApiError> {
         let job = app::act(&state, &caller.project, &fine_tuning_job_id, Action::Resume).await?;
-        Ok(Json(job.into()))
+        Ok(Json(queue::shown(&state, job).await?))
     }
 
     /// Lists the job's events, newest first.

@@ -8,6 +8,7 @@ use domain::job::{FineTuningJob, JobSpec};
 use domain::method::Method;
 use domain::metrics::StepMetrics;
 use domain::preference::{DEFAULT_BETA, PreferenceLoss};
+use domain::queue::Standing;
 use serde_json::Value;
 
 use super::list::Listed;
@@ -55,6 +56,11 @@ reply! {
         /// Where the job stands exactly: `validating`, `queued`, `dispatched`, `running`, `finalizing`, `pausing`,
         /// `paused`, `cancelling`, `succeeded`, `failed`, `cancelled`.
         x_status: &'static str,
+        /// Jobs on the same base model, of all projects, that are started before this one; null where it waits for no worker.
+        x_queue_position: Nullable<u64>,
+        /// Unix seconds, at the latest; null where it cannot be known: until the workers can say when they will be through, and
+        /// behind as many others that wait as there are workers.
+        x_estimated_start: Nullable<i64>,
         /// The options beyond OpenAI's as they were asked for, and under `resolved` what every one became.
         x_training: Option<Value>,
     }
@@ -104,8 +110,15 @@ reply! {
     }
 }
 
+/// A job that waits for no worker.
 impl From<FineTuningJob> for JobObject {
     fn from(job: FineTuningJob) -> Self {
+        Self::new(job, Standing::default())
+    }
+}
+
+impl JobObject {
+    pub fn new(job: FineTuningJob, standing: Standing) -> Self {
         let p = job.progress();
         let result = p.result.as_ref();
         let hyperparameters =
@@ -140,6 +153,8 @@ impl From<FineTuningJob> for JobObject {
             method,
             metadata: Nullable(job.spec.metadata.clone().map(pairs)),
             x_status: p.state.as_str(),
+            x_queue_position: Nullable(standing.n_before),
+            x_estimated_start: Nullable(standing.start.map(|at| at.unix_s())),
             x_training: job.spec.x_training.as_ref().map(shown),
         }
     }

@@ -157,21 +157,27 @@ fn fair_statement(
             .collect();
         on_models = format!("AND q.model IN ({})", places.join(", "));
     }
+    let sql = format!(
+        "SELECT j.* FROM jobs j JOIN ({turns}) next ON next.id = j.id \
+         ORDER BY next.turn, j.created_at, j.id LIMIT $2",
+        turns = turns(&on_models)
+    );
+    Ok(Statement::from_sql_and_values(backend, sql, values))
+}
+
+/// Which turn each queued job has that may be started at $1; `on_models`: only some of them, as `AND q.model …`.
+pub(super) fn turns(on_models: &str) -> String {
     let under_way: Vec<String> = leased()
         .chain([JobState::Dispatched.as_str()])
         .map(|state| format!("'{state}'"))
         .collect();
-    let sql = format!(
-        "SELECT j.* FROM jobs j JOIN (\
-           SELECT q.id AS id, COALESCE(busy.n, 0) \
-                  + ROW_NUMBER() OVER (PARTITION BY q.project_id ORDER BY q.created_at, q.id) AS turn \
-           FROM jobs q LEFT JOIN (\
-             SELECT project_id, COUNT(*) AS n FROM jobs WHERE state IN ({under_way}) GROUP BY project_id\
-           ) busy ON busy.project_id = q.project_id \
-           WHERE q.state = 'queued' AND (q.not_before IS NULL OR q.not_before <= $1) {on_models}\
-         ) next ON next.id = j.id \
-         ORDER BY next.turn, j.created_at, j.id LIMIT $2",
+    format!(
+        "SELECT q.id AS id, q.model AS model, q.created_at AS created_at, COALESCE(busy.n, 0) \
+                + ROW_NUMBER() OVER (PARTITION BY q.project_id ORDER BY q.created_at, q.id) AS turn \
+         FROM jobs q LEFT JOIN (\
+           SELECT project_id, COUNT(*) AS n FROM jobs WHERE state IN ({under_way}) GROUP BY project_id\
+         ) busy ON busy.project_id = q.project_id \
+         WHERE q.state = 'queued' AND (q.not_before IS NULL OR q.not_before <= $1) {on_models}",
         under_way = under_way.join(", ")
-    );
-    Ok(Statement::from_sql_and_values(backend, sql, values))
+    )
 }

@@ -12,6 +12,7 @@ use crate::sample::{self, at};
 on_both!(
     no_project_waits_behind_another_s_crowd,
     what_is_under_way_counts_against_a_project,
+    who_waits_is_told_how_many_on_the_same_base_go_before,
     only_jobs_that_may_and_can_run_are_picked,
     offers_that_nobody_took_are_found,
     leases_that_ran_out_are_found,
@@ -61,6 +62,61 @@ async fn what_is_under_way_counts_against_a_project(db: Db) {
     assert_eq!(ids(&picked), fair);
 }
 
+/// Lets a running job lose two leases in a row: it is not picked before 105.
+async fn back_off(store: &Store, id: &JobId) {
+    let jobs = store.jobs();
+    for attempt in 1..=2 {
+        let lost = JobEvent::LeaseExpired {
+            attempt,
+            retry_backoff_max_s: 15,
+        };
+        let lost = jobs.apply(id, lost, at(100)).await.unwrap();
+        if attempt == 1 {
+            let claim = sample::claimed(at(90));
+            jobs.apply(id, claim, at(60)).await.unwrap();
+        } else {
+            assert_eq!(lost.progress().not_before, Some(at(105)));
+        }
+    }
+}
+
+async fn who_waits_is_told_how_many_on_the_same_base_go_before(db: Db) {
+    let store = &db.store;
+    let (a, b) = (sample::project(store).await, sample::project(store).await);
+    let offered = sample::queued_job(store, &b, at(9)).await.id;
+    let of_a = queue(store, &a, &[1, 2]).await;
+    let of_b = queue(store, &b, &[3]).await;
+    let elsewhere = sample::job_on(store, &a, "other-base", at(4)).await.id;
+    let backing_off = sample::running_job(store, &b, at(3)).await.id;
+    let jobs = store.jobs();
+    for (id, event) in [
+        (&offered, sample::offered()),
+        (&elsewhere, sample::validated()),
+    ] {
+        jobs.apply(id, event, at(9)).await.unwrap();
+    }
+    back_off(store, &backing_off).await;
+    let waiting = jobs.waiting(at(104), 10).await.unwrap();
+    let told: Vec<_> = waiting
+        .iter()
+        .map(|w| (&w.id, w.base_model.as_str(), w.n_before))
+        .collect();
+    let expected = [
+        (&offered, sample::BASE, 0),
+        (&of_a[0], sample::BASE, 1),
+        (&of_a[1], sample::BASE, 2),
+        (&of_b[0], sample::BASE, 3),
+        (&elsewhere, "other-base", 0),
+    ];
+    assert_eq!(told, expected);
+    // Behind what is offered it is the order in which jobs are picked.
+    let picked = jobs.queued_fair(at(104), None, 10).await.unwrap();
+    let queued: Vec<JobId> = waiting[1..].iter().map(|w| w.id.clone()).collect();
+    assert_eq!(ids(&picked), queued);
+    let first = jobs.waiting(at(104), 2).await.unwrap();
+    assert_eq!(first, waiting[..2]);
+}
+
 async fn only_jobs_that_may_and_can_run_are_picked(db: Db) {
     let store = &db.store;
     let project = sample::project(store).await;
@@ -73,27 +129,7 @@ async fn only_jobs_that_may_and_can_run_are_picked(db: Db) {
         .unwrap();
     sample::job(store, &project, at(0)).await;
     let waiting = sample::running_job(store, &project, at(3)).await;
-    for attempt in 1..=2 {
-        let lost = JobEvent::LeaseExpired {
-            attempt,
-            retry_backoff_max_s: 15,
-        };
-        let lost = store
-            .jobs()
-            .apply(&waiting.id, lost, at(100))
-            .await
-            .unwrap();
-        if attempt == 1 {
-            let claim = sample::claimed(at(90));
-            store
-                .jobs()
-                .apply(&waiting.id, claim, at(60))
-                .await
-                .unwrap();
-        } else {
-            assert_eq!(lost.progress().not_before, Some(at(105)));
-        }
-    }
+    back_off(store, &waiting.id).await;
     let pick = |now: i64, bases: Option<Vec<String>>| async move {
         let picked = store
             .jobs()

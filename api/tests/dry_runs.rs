@@ -131,7 +131,7 @@ fn priced(config: &mut Config) {
 }
 
 #[tokio::test]
-async fn a_dry_run_says_what_the_job_will_be_charged_for() {
+async fn a_dry_run_says_what_the_job_will_be_charged_for_and_how_long_it_will_take() {
     let app = App::start_with(priced).await;
     let id = app.new_job(json!({})).await;
     app.succeed(&JobId::parse(&id).unwrap()).await;
@@ -151,6 +151,8 @@ async fn a_dry_run_says_what_the_job_will_be_charged_for() {
     let expected = json!({"amount": charged, "billed_tokens": billed, "per_million_tokens": 10.0});
     assert_eq!(shown["price"], expected);
     assert_eq!(charged, &json!({"value": 0.0507, "currency": "usd"}));
+    // At the 100 tokens a second of the job before.
+    assert_eq!(shown["estimated_seconds"], json!(51));
 }
 
 #[tokio::test]
@@ -191,6 +193,7 @@ async fn what_would_fail_the_job_is_in_the_report() {
         "trained_tokens",
         "total_steps",
         "price",
+        "estimated_seconds",
         "validation",
         "leaked",
     ] {

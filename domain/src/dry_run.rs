@@ -43,6 +43,8 @@ pub struct Report {
 pub struct Estimates {
     /// `None`: the job would fail, or no price is set for its base model.
     pub price: Option<Price>,
+    /// From the first step to the last, by the speed of finished jobs. Seconds; `None`: none has measured it.
+    pub seconds: Option<f64>,
 }
 
 /// What the job would cost: no estimate, as its `trained_tokens` are known.

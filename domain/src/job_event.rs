@@ -10,6 +10,7 @@ use crate::id::{DispatchId, WorkerId};
 use crate::job::{FineTuningJob, JobResult, JobState, Progress};
 use crate::metrics::StepMetrics;
 use crate::model::TunedModel;
+use crate::speed::TrainingSpeed;
 use crate::time::Timestamp;
 use crate::webhook::WebhookEventType;
 
@@ -69,6 +70,7 @@ pub enum JobEvent {
         model: TunedModel,
         earlier: Vec<TunedModel>,
         result_file: File,
+        speed: Option<TrainingSpeed>,
     },
     /// The attempt ended otherwise.
     AttemptFailed {
@@ -125,6 +127,8 @@ pub enum Effect {
     InsertFile(Box<File>),
     /// Exactly one row per job.
     RecordTrainedTokens(u64),
+    /// At most one row per job: what later ones may expect.
+    RecordSpeed(TrainingSpeed),
     BeginAttempt {
         number: u32,
         worker_id: WorkerId,
@@ -245,10 +249,12 @@ impl FineTuningJob {
                 model,
                 earlier,
                 result_file,
+                speed,
             } => {
                 self.expect_attempt(attempt)?;
                 self.expect_state(&[S::Finalizing])?;
                 self.finish(result, model, earlier, result_file, now, effects);
+                effects.extend(speed.map(Effect::RecordSpeed));
             }
             JobEvent::AttemptFailed {
                 attempt,

@@ -36,6 +36,7 @@ pub mod rate_limit;
 pub mod response;
 pub mod scope;
 pub mod service_account;
+pub mod speed;
 pub mod time;
 pub mod upload;
 pub mod usage;

@@ -14,6 +14,7 @@ use crate::id::{DispatchId, JobId, WorkerId};
 use crate::metrics::StepMetrics;
 use crate::model::{AdapterRef, ServedModel};
 use crate::preference::Preference;
+use crate::speed::TrainingSpeed;
 use crate::time::Timestamp;
 use crate::usage::TokenUsage;
 use crate::worker::WorkerStatus;
@@ -152,6 +153,9 @@ pub struct FinishRequest {
     pub trained_tokens: u64,
     /// The last checkpoint's adapter.
     pub adapter: AdapterRef,
+    /// `None`: there were too few steps to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speed: Option<TrainingSpeed>,
 }
 
 /// `…/fail`: the attempt ends without a result.

@@ -17,6 +17,7 @@ use domain::message::*;
 use domain::metrics::StepMetrics;
 use domain::model::ServedModel;
 use domain::preference::Preference;
+use domain::speed::{DeviceKind, TrainingSpeed};
 use domain::usage::TokenUsage;
 use domain::worker::WorkerStatus;
 use domain::x_training::Training;
@@ -197,6 +198,18 @@ fn calls_of_the_scheduler_s_door() {
         &FinishRequest {
             trained_tokens: 5_070,
             adapter: adapter(6),
+            speed: None,
+        },
+    );
+    check(
+        "finish_request_with_its_speed",
+        &FinishRequest {
+            trained_tokens: 5_070,
+            adapter: adapter(6),
+            speed: Some(TrainingSpeed {
+                device: DeviceKind::Gpu,
+                tokens_per_s: 512.5,
+            }),
         },
     );
     for (name, class) in [

@@ -190,6 +190,7 @@ fn check_change(
         count(|e| matches!(e, Effect::RecordTrainedTokens(_))),
         finished
     );
+    assert_eq!(count(|e| matches!(e, Effect::RecordSpeed(_))), finished);
     assert_eq!(count(|e| matches!(e, Effect::InsertFile(_))), finished);
     // The model itself and the one earlier checkpoint of the sample.
     assert_eq!(count(|e| matches!(e, Effect::InsertModel(_))), 2 * finished);

@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use domain::message::{Assignment, CheckpointRequest, FailRequest, FinishRequest};
 use domain::metrics::StepMetrics;
 use domain::model::AdapterRef;
+use domain::speed::{DeviceKind, TrainingSpeed};
 use domain::time::Timestamp;
 use domain::x_training::FrozenWeights;
 use engine::batch::Example;
@@ -177,7 +178,7 @@ impl Attempt<'_> {
             }
             step += 1;
             last = self.step(&mut session, step).await?;
-            session.pace.step_ended(Instant::now());
+            session.pace.step_ended(last.n_tokens, Instant::now());
             self.heart.measured(last, session.estimated_finish(step));
             let epoch = session.plan.epoch_ended_by(step);
             if epoch.is_some() {
@@ -451,6 +452,7 @@ impl Attempt<'_> {
         let request = FinishRequest {
             trained_tokens,
             adapter: saved.adapter,
+            speed: session.speed(),
         };
         self.heart.hear(self.door.finish(&request).await).await?;
         Ok(End::Finished)
@@ -458,6 +460,16 @@ impl Attempt<'_> {
 }
 
 impl Session {
+    fn speed(&self) -> Option<TrainingSpeed> {
+        Some(TrainingSpeed {
+            device: match self.training.on {
+                TrainedOn::Cpu => DeviceKind::Cpu,
+                TrainedOn::Gpu => DeviceKind::Gpu,
+            },
+            tokens_per_s: self.pace.tokens_per_s()?,
+        })
+    }
+
     /// `None`: too early to say.
     fn estimated_finish(&self, step: u64) -> Option<Timestamp> {
         let left_s = self.pace.seconds_for(self.plan.total_steps - step)?;

@@ -16,6 +16,7 @@ mod m20261127_000005_webhooks;
 mod m20261127_000006_rate_limits;
 mod m20261127_000101_dry_runs;
 mod m20261127_000102_names_of_projects;
+mod m20261127_000102_training_speeds;
 mod table;
 
 /// Every migration, oldest first.
@@ -37,6 +38,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261127_000006_rate_limits::RateLimits),
             Box::new(m20261127_000101_dry_runs::DryRuns),
             Box::new(m20261127_000102_names_of_projects::NamesOfProjects),
+            Box::new(m20261127_000102_training_speeds::TrainingSpeeds),
         ]
     }
 }

@@ -185,6 +185,7 @@ fn finished(
             .map(model)
             .collect(),
         result_file,
+        speed: request.speed,
     }
 }
 

@@ -35,7 +35,8 @@ pub mod projects;
 pub mod rate_limits;
 pub mod responses;
 pub mod service_accounts;
-pub mod uploads;
+pub mod training_speeds;
+mod uploads;
 pub mod usage;
 pub mod users;
 pub mod webhooks;
@@ -109,6 +110,8 @@ accessors! {
     model_aliases: model_aliases::ModelAliases<'_>;
     /// What was consumed.
     usage: usage::Usage<'_>;
+    /// How fast finished trainings went.
+    training_speeds: training_speeds::TrainingSpeeds<'_>;
     /// How much projects may ask of models, and what is left of it.
     rate_limits: rate_limits::RateLimits<'_>;
     /// Messages that wait for the broker.

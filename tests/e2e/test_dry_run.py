@@ -55,6 +55,8 @@ class DryRun(OneService):
         self.assertEqual((told.price["per_million_tokens"], told.price["amount"]["currency"]), (TRAINED, "usd"))
         self.assertAlmostEqual(told.price["amount"]["value"], self.charged() - before, places=9)
         self.assertGreater(told.price["amount"]["value"], 0)
+        again = self.dry_run(**order)
+        self.assertTrue(1 <= again.estimated_seconds <= 600, again.estimated_seconds)
         self.assertEqual(job.hyperparameters, told.hyperparameters)
         steps = self.client.fine_tuning.jobs.checkpoints.list(job.id).data[0].step_number
         self.assertEqual(steps, told.total_steps)

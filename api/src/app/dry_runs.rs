@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use domain::dry_run::{DryRun, Estimates, MAX_UNFINISHED, Plan, Price};
 use domain::id::DryRunId;
+use domain::job::JobSpec;
 use domain::project::Project;
+use domain::speed::seconds_for;
 use tokio::time::{Instant, sleep};
 
 use super::fine_tuning::checked;
@@ -18,6 +20,8 @@ use crate::wire::fine_tuning::JobOrder;
 
 /// How long an answer waits for the report; proxies commonly give up after a minute.
 const WAIT: Duration = Duration::from_secs(50);
+/// Finished jobs whose speed counts: the newest.
+const SPEEDS: u64 = 20;
 /// Between two looks at the row: at first, and at most.
 const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
 
@@ -43,7 +47,7 @@ pub async fn order(
         return Err(error.code("rate_limit_exceeded").retry_after(1));
     }
     let dry_run = reported(state, project, dry_run).await?;
-    Ok(told(state, dry_run))
+    told(state, dry_run).await
 }
 
 /// The dry run of a job on the file. Errors: 404 for the file; 400 as for a job on it; 429.
@@ -60,7 +64,7 @@ pub async fn of_file(
 /// Errors: 404.
 pub async fn get(state: &State, project: &Project, id: &str) -> Result<DryRunObject, ApiError> {
     let dry_run = find(state, project, id).await?;
-    Ok(told(state, dry_run))
+    told(state, dry_run).await
 }
 
 async fn find(state: &State, project: &Project, id: &str) -> Result<DryRun, ApiError> {
@@ -87,16 +91,24 @@ async fn reported(
 }
 
 /// The dry run beside what is estimated of it.
-fn told(state: &State, dry_run: DryRun) -> DryRunObject {
+async fn told(state: &State, dry_run: DryRun) -> Result<DryRunObject, ApiError> {
     let plan = dry_run.report.as_ref();
     let plan = plan.and_then(|report| report.plan.as_ref());
     let estimates = match plan {
-        Some(plan) => Estimates {
-            price: price_of(state, &dry_run.spec.model, plan),
-        },
+        Some(plan) => estimates(state, &dry_run.spec, plan).await?,
         None => Estimates::default(),
     };
-    DryRunObject::new(dry_run, estimates)
+    Ok(DryRunObject::new(dry_run, estimates))
+}
+
+async fn estimates(state: &State, spec: &JobSpec, plan: &Plan) -> Result<Estimates, ApiError> {
+    let speeds = state.store.training_speeds();
+    let speeds = speeds.latest(&spec.model, spec.method.name(), SPEEDS).await;
+    let speeds = speeds.map_err(store_error)?;
+    Ok(Estimates {
+        price: price_of(state, &spec.model, plan),
+        seconds: seconds_for(plan.trained_tokens, &speeds),
+    })
 }
 
 fn price_of(state: &State, base_model: &str, plan: &Plan) -> Option<Price> {

@@ -42,7 +42,8 @@ reply! {
         total_steps: Nullable<u64>,
         /// What the job's `trained_tokens` would be, to the token.
         trained_tokens: Nullable<u64>,
-        /// Null: not known.
+        /// From the first step to the last, by the median speed of the newest jobs on the base model by the same method; null where
+        /// none has measured it yet.
         estimated_seconds: Nullable<u64>,
         /// Null: not known.
         estimated_memory_bytes: Nullable<u64>,
@@ -172,7 +173,8 @@ impl DryRunObject {
             x_training: spec.x_training.as_ref().map(shown),
             total_steps: Nullable(plan.as_ref().map(|plan| plan.total_steps)),
             trained_tokens: Nullable(plan.as_ref().map(|plan| plan.trained_tokens)),
-            estimated_seconds: Nullable(None),
+            // As numbers become integers: what no integer holds is the largest one.
+            estimated_seconds: Nullable(estimates.seconds.map(|s| s.ceil() as u64)),
             estimated_memory_bytes: Nullable(None),
             price: Nullable(estimates.price.map(PriceObject::from)),
             training: Nullable(training.map(FileReportObject::from)),

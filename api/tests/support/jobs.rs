@@ -9,6 +9,7 @@ use domain::job_event::JobEvent;
 use domain::metrics::StepMetrics;
 use domain::model::{AdapterRef, TunedModel, checkpoint_name};
 use domain::object_key;
+use domain::speed::{DeviceKind, TrainingSpeed};
 use domain::x_training::FrozenWeights;
 use serde_json::{Value, json};
 
@@ -129,6 +130,10 @@ impl App {
                 model,
                 earlier,
                 result_file,
+                speed: Some(TrainingSpeed {
+                    device: DeviceKind::Cpu,
+                    tokens_per_s: 100.0,
+                }),
             },
         )
         .await;

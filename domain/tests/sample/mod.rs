@@ -14,6 +14,7 @@ use domain::job_event::{Effect, JobEvent};
 use domain::method::Method;
 use domain::metrics::StepMetrics;
 use domain::model::{AdapterRef, TunedModel};
+use domain::speed::{DeviceKind, TrainingSpeed};
 use domain::time::Timestamp;
 use domain::x_training::FrozenWeights;
 
@@ -190,6 +191,10 @@ pub fn finished(attempt: u32) -> JobEvent {
             created_at: at(0),
             expires_at: None,
         },
+        speed: Some(TrainingSpeed {
+            device: DeviceKind::Cpu,
+            tokens_per_s: 512.5,
+        }),
     }
 }
 

@@ -195,6 +195,7 @@ impl ScriptedWorker {
             &FinishRequest {
                 trained_tokens: 1_234,
                 adapter,
+                speed: None,
             },
         )
         .await

@@ -32,6 +32,7 @@ pub mod rate_limit;
 pub mod response;
 pub mod served_usage;
 pub mod service_account;
+pub mod training_speed;
 pub mod upload;
 pub mod upload_part;
 pub mod usage;

@@ -16,10 +16,10 @@ use sea_orm::{
 
 use crate::convert::{code, int, json, shown};
 use crate::entity::{
-    attempt, checkpoint, event, file, job_transition, metric, model, outbox, usage,
+    attempt, checkpoint, event, file, job_transition, metric, model, outbox, training_speed, usage,
 };
 use crate::error::StoreError;
-use crate::{checkpoints, files, metrics, models, webhooks};
+use crate::{checkpoints, files, metrics, models, training_speeds, webhooks};
 
 /// The version of the messages this program writes.
 const MESSAGE_VERSION: u32 = 1;
@@ -38,6 +38,7 @@ pub struct Batch {
     models: Vec<model::ActiveModel>,
     files: Vec<file::ActiveModel>,
     usage: Vec<usage::ActiveModel>,
+    speeds: Vec<training_speed::ActiveModel>,
     begun: Vec<attempt::ActiveModel>,
     ended: Vec<(u32, String)>,
     messages: Vec<outbox::ActiveModel>,
@@ -80,6 +81,10 @@ impl Batch {
             }
             Effect::InsertFile(file) => self.files.push(files::to_row(&file)?.into_active_model()),
             Effect::RecordTrainedTokens(n) => self.usage.push(usage_row(job, n, now)?),
+            Effect::RecordSpeed(speed) => {
+                let row = training_speeds::to_row(job, speed, now);
+                self.speeds.push(row.into_active_model());
+            }
             Effect::BeginAttempt { number, worker_id } => {
                 let row = attempt::Model {
                     job_id: job.id.to_string(),
@@ -135,6 +140,7 @@ impl Batch {
         insert_all::<file::Entity>(tx, self.files).await?;
         insert_all::<model::Entity>(tx, self.models).await?;
         insert_all::<usage::Entity>(tx, self.usage).await?;
+        insert_all::<training_speed::Entity>(tx, self.speeds).await?;
         insert_all::<attempt::Entity>(tx, self.begun).await?;
         for (number, ending) in self.ended {
             end_attempt(tx, &job.id, number, ending, now).await?;

@@ -222,6 +222,7 @@ async fn a_change_whose_last_row_is_refused_leaves_nothing(db: Db) {
         earlier,
         result_file,
         model,
+        speed,
     } = sample::finished(&second)
     else {
         unreachable!()
@@ -237,6 +238,7 @@ async fn a_change_whose_last_row_is_refused_leaves_nothing(db: Db) {
         earlier,
         result_file,
         model,
+        speed,
     };
     let refused = store
         .jobs()

@@ -1,6 +1,7 @@
 //! What answers and trainings took: added up by bucket, and by what is told apart.
 
 use domain::id::KeyId;
+use domain::speed::{DeviceKind, TrainingSpeed};
 use domain::usage::{
     Dimension, Service, Tally, TokenUsage, TrainedSum, UsageKey, UsageQuery, UsageSum,
 };
@@ -14,6 +15,7 @@ on_both!(
     filters_and_groups_go_together,
     another_organisations_usage_is_not_there,
     trained_tokens_stand_in_the_bucket_of_their_jobs_end,
+    how_fast_a_job_went_is_kept_for_the_next_ones,
 );
 
 const START: i64 = 1_790_000_000;
@@ -184,4 +186,25 @@ async fn trained_tokens_stand_in_the_bucket_of_their_jobs_end(db: Db) {
     };
     let trained = db.store.usage().trained(&query(&project)).await;
     assert_eq!(trained, Ok(vec![sum(0, 2 * 5_070), sum(1, 5_070)]));
+}
+
+async fn how_fast_a_job_went_is_kept_for_the_next_ones(db: Db) {
+    let store = &db.store;
+    let latest = async |base: &str, method: &str, limit: u64| {
+        let speeds = store.training_speeds().latest(base, method, limit).await;
+        speeds.unwrap()
+    };
+    assert_eq!(latest(sample::BASE, "supervised", 9).await, []);
+    for _ in 0..2 {
+        let project = sample::project(store).await;
+        sample::succeeded_job(store, &project, at(0)).await;
+    }
+    let speed = TrainingSpeed {
+        device: DeviceKind::Cpu,
+        tokens_per_s: 512.5,
+    };
+    assert_eq!(latest(sample::BASE, "supervised", 9).await, [speed, speed]);
+    assert_eq!(latest(sample::BASE, "supervised", 1).await, [speed]);
+    assert_eq!(latest(sample::BASE, "dpo", 9).await, []);
+    assert_eq!(latest("other-base", "supervised", 9).await, []);
 }

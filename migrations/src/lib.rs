@@ -17,6 +17,8 @@ mod m20261127_000006_rate_limits;
 mod m20261127_000101_dry_runs;
 mod m20261127_000102_names_of_projects;
 mod m20261127_000102_training_speeds;
+mod m20261127_000201_row_level_security;
+pub mod row_security;
 mod table;
 
 /// Every migration, oldest first.
@@ -39,6 +41,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261127_000101_dry_runs::DryRuns),
             Box::new(m20261127_000102_names_of_projects::NamesOfProjects),
             Box::new(m20261127_000102_training_speeds::TrainingSpeeds),
+            Box::new(m20261127_000201_row_level_security::RowLevelSecurity),
         ]
     }
 }

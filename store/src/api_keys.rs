@@ -97,7 +97,8 @@ impl<'a> ApiKeys<'a> {
         page: &PageRequest,
     ) -> Result<Page<OwnedKey>, StoreError> {
         let select = live(project).filter(access.condition());
-        let page = self.0.page(select, page, Column::CreatedAt, Column::Id);
+        let store = self.0.of(project);
+        let page = store.page(select, page, Column::CreatedAt, Column::Id);
         let page = page.await?;
         let mut owners = self.owners(project, &page.items).await?;
         page.try_map(|row| {
@@ -114,7 +115,7 @@ impl<'a> ApiKeys<'a> {
         id: &KeyId,
     ) -> Result<Option<OwnedKey>, StoreError> {
         let select = live(project).filter(Column::Id.eq(id.as_str()));
-        let Some(row) = self.0.one(select).await? else {
+        let Some(row) = self.0.of(project).one(select).await? else {
             return Ok(None);
         };
         let mut owners = self.owners(project, std::slice::from_ref(&row)).await?;
@@ -129,18 +130,19 @@ impl<'a> ApiKeys<'a> {
         project: &ProjectId,
         keys: &[api_key::Model],
     ) -> Result<HashMap<KeyId, Option<KeyOwnerShown>>, StoreError> {
+        let store = self.0.of(project);
         let ids = keys.iter().filter_map(|key| key.owner_user_id.as_deref());
         let select = user::Entity::find().filter(user::Column::Id.is_in(ids.clone()));
-        let users = self.0.all(select).await?;
+        let users = store.all(select).await?;
         let select = project_user::Entity::find()
             .filter(project_user::Column::ProjectId.eq(project.as_str()))
             .filter(project_user::Column::UserId.is_in(ids));
-        let members = self.0.all(select).await?;
+        let members = store.all(select).await?;
         let ids = keys
             .iter()
             .filter_map(|key| key.owner_service_account_id.as_deref());
         let select = service_account::Entity::find().filter(service_account::Column::Id.is_in(ids));
-        let accounts = self.0.all(select).await?;
+        let accounts = store.all(select).await?;
         let owner = |key: &api_key::Model| -> Result<Option<KeyOwnerShown>, StoreError> {
             let user = users
                 .iter()

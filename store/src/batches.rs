@@ -39,6 +39,7 @@ impl<'a> Batches<'a> {
         batch: &Batch,
         request: Option<&IdempotencyEntry>,
     ) -> Result<(), StoreError> {
+        let store = self.0.of(&batch.project_id);
         let row = to_row(batch).into_active_model();
         // Locked against deletion until the batch's row keeps it.
         let input = file::Entity::find_by_id(batch.spec.input_file.as_str())
@@ -46,7 +47,7 @@ impl<'a> Batches<'a> {
             .filter(file::Column::DeletedAt.is_null())
             .lock_shared();
         let work = async {
-            let tx = self.0.begin().await?;
+            let tx = store.begin().await?;
             input.one(&tx).await?.ok_or(StoreError::NotFound)?;
             Entity::insert(row).exec_without_returning(&tx).await?;
             if let Some(request) = request {
@@ -55,7 +56,7 @@ impl<'a> Batches<'a> {
             }
             Ok(tx.commit().await?)
         };
-        self.0.bounded(work).await
+        store.bounded(work).await
     }
 
     pub async fn find(
@@ -64,7 +65,12 @@ impl<'a> Batches<'a> {
         id: &BatchId,
     ) -> Result<Option<Batch>, StoreError> {
         let select = of(project).filter(Column::Id.eq(id.as_str()));
-        self.0.one(select).await?.map(to_domain).transpose()
+        self.0
+            .of(project)
+            .one(select)
+            .await?
+            .map(to_domain)
+            .transpose()
     }
 
     /// Errors: `UnknownAfter`.
@@ -73,9 +79,8 @@ impl<'a> Batches<'a> {
         project: &ProjectId,
         page: &PageRequest,
     ) -> Result<Page<Batch>, StoreError> {
-        let listed = self
-            .0
-            .page(of(project), page, Column::CreatedAt, Column::Id);
+        let store = self.0.of(project);
+        let listed = store.page(of(project), page, Column::CreatedAt, Column::Id);
         listed.await?.try_map(to_domain)
     }
 
@@ -86,16 +91,17 @@ impl<'a> Batches<'a> {
         id: &BatchId,
         now: Timestamp,
     ) -> Result<Batch, BatchError> {
+        let store = self.0.of(project);
         let select = of(project).filter(Column::Id.eq(id.as_str()));
         let work = async {
-            let tx = self.0.begin().await?;
+            let tx = store.begin().await?;
             let row = select.lock_exclusive().one(&tx).await?;
             let row = row.ok_or(StoreError::NotFound)?;
             let batch = change(&tx, row, BatchEvent::CancelRequested, now).await?;
             tx.commit().await?;
             Ok::<_, BatchError>(batch)
         };
-        self.0.bounded(work).await
+        store.bounded(work).await
     }
 }
 

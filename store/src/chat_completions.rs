@@ -41,6 +41,7 @@ impl<'a> ChatCompletions<'a> {
         stored: &StoredChatCompletion,
         messages: &[Value],
     ) -> Result<(), StoreError> {
+        let store = self.0.of(&stored.project_id);
         let completion = &stored.completion;
         let row = Model {
             id: completion.id.to_string(),
@@ -55,12 +56,12 @@ impl<'a> ChatCompletions<'a> {
         let pairs = pair_rows(&completion.id, stored.metadata.as_deref())?;
         let insert = Entity::insert(row.into_active_model());
         let work = async {
-            let tx = self.0.begin().await?;
+            let tx = store.begin().await?;
             insert.exec_without_returning(&tx).await?;
             insert_pairs(&tx, pairs).await?;
             Ok(tx.commit().await?)
         };
-        self.0.bounded(work).await
+        store.bounded(work).await
     }
 
     pub async fn find(
@@ -68,7 +69,11 @@ impl<'a> ChatCompletions<'a> {
         project: &ProjectId,
         id: &ChatCompletionId,
     ) -> Result<Option<StoredChatCompletion>, StoreError> {
-        let row = self.0.one(without_messages(one(project, id))).await?;
+        let row = self
+            .0
+            .of(project)
+            .one(without_messages(one(project, id)))
+            .await?;
         row.map(to_domain).transpose()
     }
 
@@ -78,7 +83,7 @@ impl<'a> ChatCompletions<'a> {
         project: &ProjectId,
         id: &ChatCompletionId,
     ) -> Result<Option<Vec<Value>>, StoreError> {
-        let row = self.0.one(one(project, id)).await?;
+        let row = self.0.of(project).one(one(project, id)).await?;
         row.map(|row| from_json("chat_completions.messages", &row.messages))
             .transpose()
     }
@@ -101,7 +106,7 @@ impl<'a> ChatCompletions<'a> {
         let (key, value) = (metadata::Column::Key, metadata::Column::Value);
         let select = with_metadata(select, &filter.metadata, pairs, key, value)?;
         let select = paged(select, page, after, Column::CreatedAt, Column::Id);
-        let rows = self.0.all(without_messages(select)).await?;
+        let rows = self.0.of(project).all(without_messages(select)).await?;
         let stored = rows.into_iter().map(to_domain).collect::<Result<_, _>>()?;
         Ok(Page::from_overfetch(stored, page.limit))
     }
@@ -110,7 +115,7 @@ impl<'a> ChatCompletions<'a> {
         let unknown = || StoreError::UnknownAfter(after.to_owned());
         let id = ChatCompletionId::parse(after).map_err(|_| unknown())?;
         let select = without_messages(one(project, &id));
-        let row = self.0.one(select).await?.ok_or_else(unknown)?;
+        let row = self.0.of(project).one(select).await?.ok_or_else(unknown)?;
         Ok(Cursor {
             created_at: row.created_at,
             id: row.id,
@@ -124,13 +129,14 @@ impl<'a> ChatCompletions<'a> {
         id: &ChatCompletionId,
         metadata: Option<Vec<(String, String)>>,
     ) -> Result<Option<StoredChatCompletion>, StoreError> {
+        let store = self.0.of(project);
         let rows = pair_rows(id, metadata.as_deref())?;
         let select = without_messages(one(project, id)).lock_exclusive();
         let update = Entity::update_many()
             .col_expr(Column::Metadata, metadata.as_ref().map(json).into())
             .filter(Column::Id.eq(id.as_str()));
         let work = async {
-            let tx = self.0.begin().await?;
+            let tx = store.begin().await?;
             let Some(row) = select.one(&tx).await? else {
                 return Ok(None);
             };
@@ -140,7 +146,7 @@ impl<'a> ChatCompletions<'a> {
             tx.commit().await?;
             Ok::<_, StoreError>(Some(row))
         };
-        let Some(row) = self.0.bounded(work).await? else {
+        let Some(row) = store.bounded(work).await? else {
             return Ok(None);
         };
         let stored = to_domain(row)?;
@@ -156,27 +162,27 @@ impl<'a> ChatCompletions<'a> {
         let which = Column::ProjectId
             .eq(project.as_str())
             .and(Column::Id.eq(id.as_str()));
-        Ok(self.remove(which).await? == 1)
+        Ok(remove(&self.0.of(project), which).await? == 1)
     }
 
     /// Forgets what was made before `at`; how many.
     pub async fn remove_older(self, at: Timestamp) -> Result<u64, StoreError> {
-        self.remove(Column::CreatedAt.lt(at.0)).await
+        remove(self.0, Column::CreatedAt.lt(at.0)).await
     }
+}
 
-    async fn remove(self, which: Expr) -> Result<u64, StoreError> {
-        let mut ids = Query::select();
-        ids.column(Column::Id).from(Entity).and_where(which.clone());
-        let delete = Entity::delete_many().filter(which);
-        let work = async {
-            let tx = self.0.begin().await?;
-            delete_pairs(&tx, ids).await?;
-            let deleted = delete.exec(&tx).await?;
-            tx.commit().await?;
-            Ok(deleted.rows_affected)
-        };
-        self.0.bounded(work).await
-    }
+async fn remove(store: &Store, which: Expr) -> Result<u64, StoreError> {
+    let mut ids = Query::select();
+    ids.column(Column::Id).from(Entity).and_where(which.clone());
+    let delete = Entity::delete_many().filter(which);
+    let work = async {
+        let tx = store.begin().await?;
+        delete_pairs(&tx, ids).await?;
+        let deleted = delete.exec(&tx).await?;
+        tx.commit().await?;
+        Ok(deleted.rows_affected)
+    };
+    store.bounded(work).await
 }
 
 fn of(project: &ProjectId) -> Select<Entity> {

@@ -31,12 +31,13 @@ impl<'a> Checkpoints<'a> {
         job: &JobId,
         page: &PageRequest,
     ) -> Result<Page<Checkpoint>, StoreError> {
-        self.0.jobs().check_owner(project, job).await?;
+        let store = self.0.of(project);
+        store.jobs().check_owner(project, job).await?;
         let select = of(job)
             .filter(Column::Epoch.is_not_null())
             .order_by_desc(Column::Step)
             .limit(VISIBLE_CHECKPOINTS as u64);
-        let mut visible = to_domains(self.0.all(select).await?)?;
+        let mut visible = to_domains(store.all(select).await?)?;
         if page.order == Order::OldestFirst {
             visible.reverse();
         }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use domain::time::Timestamp;
-use migrations::Migrator;
+use migrations::{Migrator, row_security};
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, EntityTrait,
     SqliteTransactionMode, SqlxPostgresConnector, SqlxSqliteConnector, Statement,
@@ -17,6 +17,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
 use crate::error::StoreError;
+use crate::wall::{Gate, Scope};
 
 /// A call that has no answer by then is given up; above the sum of waiting for a connection and for one statement.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -24,6 +25,12 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 const MIGRATE_TIMEOUT: Duration = Duration::from_secs(300);
 /// Any number that nobody else uses in this database.
 const MIGRATION_LOCK: i64 = 0x4c75_7468_6965_7201;
+/// One statement, one lock, one forgotten transaction: none may hold the others up for long. The schemas are written out,
+/// because `"$user"` among them would be another one for the role of requests.
+const AT_FIRST: &str = "SET statement_timeout = '10s'; SET lock_timeout = '8s'; \
+     SET idle_in_transaction_session_timeout = '30s'; \
+     SELECT set_config('search_path', string_agg(quote_ident(s), ', '), false) \
+     FROM unnest(current_schemas(false)) s HAVING count(*) > 0";
 /// Readers beside SQLite's one writer.
 const SQLITE_READERS: u32 = 4;
 
@@ -64,6 +71,9 @@ pub struct Store {
     pub(crate) write: DatabaseConnection,
     /// On PostgreSQL the same pool.
     pub(crate) read: DatabaseConnection,
+    /// Whose rows calls through this handle see.
+    pub(crate) scope: Scope,
+    pub(crate) gate: Gate,
 }
 
 impl Store {
@@ -81,6 +91,7 @@ impl Store {
             return Err(StoreError::Invalid(reason));
         };
         store.ping().await?;
+        store.second_wall().await?;
         Ok(store)
     }
 
@@ -95,9 +106,13 @@ impl Store {
                     .await?;
             }
             Migrator::up(&tx, None).await?;
-            Ok(tx.commit().await?)
+            if tx.get_database_backend() == DbBackend::Postgres {
+                row_security::ensure_request_role(&tx).await?;
+            }
+            Ok::<_, StoreError>(tx.commit().await?)
         };
-        within(MIGRATE_TIMEOUT, work).await
+        within(MIGRATE_TIMEOUT, self.scope.clone().enter(work)).await?;
+        self.second_wall().await.map(drop)
     }
 
     /// Errors: `Schema`, naming the migrations that are still to be applied.
@@ -175,12 +190,13 @@ impl Store {
         Ok(self.write.begin_with_options(options).await?)
     }
 
-    /// Ends a call that takes too long, for whatever reason the database's own limits did not.
+    /// Runs a call as whom this handle is for, and ends one that takes too long, for whatever reason the database's own
+    /// limits did not. A query outside of it sees nothing of any project on PostgreSQL.
     pub(crate) async fn bounded<T, E: From<StoreError>>(
         &self,
         call: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
-        within(CALL_TIMEOUT, call).await
+        within(CALL_TIMEOUT, self.scope.clone().enter(call)).await
     }
 }
 
@@ -221,6 +237,8 @@ async fn connect_sqlite(config: &StoreConfig, acquire: Duration) -> Result<Store
     Ok(Store {
         write: SqlxSqliteConnector::from_sqlx_sqlite_pool(write),
         read: SqlxSqliteConnector::from_sqlx_sqlite_pool(read),
+        scope: Scope::Operator,
+        gate: Gate::default(),
     })
 }
 
@@ -229,18 +247,23 @@ async fn connect_postgres(config: &StoreConfig, acquire: Duration) -> Result<Sto
         .map_err(bad_url)?
         .application_name("luthier")
         .disable_statement_logging();
+    let gate = Gate::default();
+    let (opening, passing) = (gate.clone(), gate.clone());
     let pool = PgPoolOptions::new()
         .max_connections(config.max_connections.max(1))
         .acquire_timeout(acquire)
-        .after_connect(|connection, _| {
+        .after_connect(move |connection, _| {
+            let gate = opening.clone();
             Box::pin(async move {
-                // One statement, one lock, one forgotten transaction: none may hold the others up for long.
-                let limits = "SET statement_timeout = '10s'; SET lock_timeout = '8s'; \
-                              SET idle_in_transaction_session_timeout = '30s'";
-                sqlx::Executor::execute(connection, limits)
-                    .await
-                    .map(|_| ())
+                sqlx::Executor::execute(&mut *connection, AT_FIRST).await?;
+                gate.pass(connection).await
             })
+        })
+        // Passing the gate asks the server something, so it also proves that the connection lives.
+        .test_before_acquire(false)
+        .before_acquire(move |connection, _| {
+            let gate = passing.clone();
+            Box::pin(async move { gate.pass(connection).await.map(|()| true) })
         })
         .connect_with(options)
         .await?;
@@ -248,5 +271,7 @@ async fn connect_postgres(config: &StoreConfig, acquire: Duration) -> Result<Sto
     Ok(Store {
         write: pool.clone(),
         read: pool,
+        scope: Scope::Operator,
+        gate,
     })
 }

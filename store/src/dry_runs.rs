@@ -23,6 +23,7 @@ impl<'a> DryRuns<'a> {
 
     /// False: the project has [`MAX_UNFINISHED`] already that wait for their report.
     pub async fn insert(self, dry_run: &DryRun) -> Result<bool, StoreError> {
+        let store = self.0.of(&dry_run.project_id);
         let row = to_row(dry_run);
         let project = dry_run.project_id.as_str();
         // Locked, so that two cannot both be the last one allowed.
@@ -31,7 +32,7 @@ impl<'a> DryRuns<'a> {
             .filter(Column::ProjectId.eq(project))
             .filter(Column::Report.is_null());
         let work = async {
-            let tx = self.0.begin().await?;
+            let tx = store.begin().await?;
             lock.one(&tx).await?.ok_or(StoreError::NotFound)?;
             if unfinished.count(&tx).await? >= MAX_UNFINISHED {
                 return Ok(false);
@@ -41,7 +42,7 @@ impl<'a> DryRuns<'a> {
             tx.commit().await?;
             Ok::<_, StoreError>(true)
         };
-        self.0.bounded(work).await
+        store.bounded(work).await
     }
 
     pub async fn find(
@@ -50,7 +51,12 @@ impl<'a> DryRuns<'a> {
         id: &DryRunId,
     ) -> Result<Option<DryRun>, StoreError> {
         let select = Entity::find_by_id(id.as_str()).filter(Column::ProjectId.eq(project.as_str()));
-        self.0.one(select).await?.map(to_domain).transpose()
+        self.0
+            .of(project)
+            .one(select)
+            .await?
+            .map(to_domain)
+            .transpose()
     }
 
     /// Those that wait for their report, oldest first.

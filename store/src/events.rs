@@ -26,7 +26,8 @@ impl<'a> Events<'a> {
         job: &JobId,
         page: &PageRequest,
     ) -> Result<Page<Event>, StoreError> {
-        self.0.jobs().check_owner(project, job).await?;
+        let store = self.0.of(project);
+        store.jobs().check_owner(project, job).await?;
         let mut select = Entity::find().filter(Column::JobId.eq(job.as_str()));
         if let Some(after) = &page.after {
             let seq = int(self.seq_of(job, after).await?)?;
@@ -39,8 +40,7 @@ impl<'a> Events<'a> {
             Order::NewestFirst => select.order_by_desc(Column::Seq),
             Order::OldestFirst => select.order_by_asc(Column::Seq),
         };
-        let rows = self
-            .0
+        let rows = store
             .all(select.limit(page.limit.saturating_add(1)))
             .await?;
         let events = rows.into_iter().map(to_domain).collect::<Result<_, _>>()?;
@@ -83,13 +83,14 @@ impl<'a> Events<'a> {
         seq: u64,
         limit: u64,
     ) -> Result<Vec<Event>, StoreError> {
-        self.0.jobs().check_owner(project, job).await?;
+        let store = self.0.of(project);
+        store.jobs().check_owner(project, job).await?;
         let select = Entity::find()
             .filter(Column::JobId.eq(job.as_str()))
             .filter(Column::Seq.gt(int(seq)?))
             .order_by_asc(Column::Seq)
             .limit(limit);
-        self.0
+        store
             .all(select)
             .await?
             .into_iter()

@@ -31,9 +31,10 @@ impl<'a> Files<'a> {
         file: &File,
         request: Option<&IdempotencyEntry>,
     ) -> Result<(), StoreError> {
+        let store = self.0.of(&file.project_id);
         let insert = file::Entity::insert(to_row(file)?.into_active_model());
         let work = async {
-            let tx = self.0.begin().await?;
+            let tx = store.begin().await?;
             insert.exec_without_returning(&tx).await?;
             if let Some(request) = request {
                 let object = file.id.as_str();
@@ -42,12 +43,17 @@ impl<'a> Files<'a> {
             }
             Ok(tx.commit().await?)
         };
-        self.0.bounded(work).await
+        store.bounded(work).await
     }
 
     pub async fn find(self, project: &ProjectId, id: &FileId) -> Result<Option<File>, StoreError> {
         let select = live(project).filter(file::Column::Id.eq(id.as_str()));
-        self.0.one(select).await?.map(to_domain).transpose()
+        self.0
+            .of(project)
+            .one(select)
+            .await?
+            .map(to_domain)
+            .transpose()
     }
 
     /// Errors: `UnknownAfter`. A cursor may name a file that was deleted meanwhile.
@@ -72,7 +78,7 @@ impl<'a> Files<'a> {
             file::Column::CreatedAt,
             file::Column::Id,
         );
-        let rows = self.0.all(select).await?;
+        let rows = self.0.of(project).all(select).await?;
         let files = rows.into_iter().map(to_domain).collect::<Result<_, _>>()?;
         Ok(Page::from_overfetch(files, page.limit))
     }
@@ -82,7 +88,7 @@ impl<'a> Files<'a> {
         let id = FileId::parse(after).map_err(|_| unknown())?;
         let select = file::Entity::find_by_id(id.as_str())
             .filter(file::Column::ProjectId.eq(project.as_str()));
-        let row = self.0.one(select).await?.ok_or_else(unknown)?;
+        let row = self.0.of(project).one(select).await?.ok_or_else(unknown)?;
         Ok(Cursor {
             created_at: row.created_at,
             id: row.id,
@@ -96,6 +102,7 @@ impl<'a> Files<'a> {
         id: &FileId,
         now: Timestamp,
     ) -> Result<Option<File>, StoreError> {
+        let store = self.0.of(project);
         let select = live(project)
             .filter(file::Column::Id.eq(id.as_str()))
             .lock_exclusive();
@@ -103,7 +110,7 @@ impl<'a> Files<'a> {
             .col_expr(file::Column::DeletedAt, now.0.into())
             .filter(file::Column::Id.eq(id.as_str()));
         let work = async {
-            let tx = self.0.begin().await?;
+            let tx = store.begin().await?;
             let Some(row) = select.one(&tx).await? else {
                 return Ok(None);
             };
@@ -111,7 +118,7 @@ impl<'a> Files<'a> {
             tx.commit().await?;
             Ok::<_, StoreError>(Some(row))
         };
-        self.0.bounded(work).await?.map(to_domain).transpose()
+        store.bounded(work).await?.map(to_domain).transpose()
     }
 
     /// For those who run a job or a batch: its files, deleted or not.
@@ -156,15 +163,15 @@ impl<'a> Files<'a> {
 
     /// The sum over the project's files.
     pub async fn total_size_bytes(self, project: &ProjectId) -> Result<u64, StoreError> {
+        let store = self.0.of(project);
         // The sum of bigints is numeric on PostgreSQL.
         let sum = Expr::col(file::Column::SizeBytes).sum().cast_as("bigint");
         let select = live(project)
             .select_only()
             .column_as(sum, "total")
             .into_tuple::<Option<i64>>();
-        let total = self
-            .0
-            .bounded(async { Ok(select.one(&self.0.read).await?) })
+        let total = store
+            .bounded(async { Ok(select.one(&store.read).await?) })
             .await;
         unsigned(total.map_err(|e: StoreError| e)?.flatten().unwrap_or(0))
     }

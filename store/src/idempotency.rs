@@ -52,7 +52,7 @@ impl<'a> Idempotency<'a> {
             .filter(Column::Endpoint.eq(endpoint))
             .filter(Column::Key.eq(text("idempotency key", key)?))
             .filter(Column::ExpiresAt.gt(now.0));
-        Ok(self.0.one(select).await?.map(replay))
+        Ok(self.0.of(project).one(select).await?.map(replay))
     }
 
     /// What the same request by the same API key made last, not before `since`: for clients that repeat a request
@@ -73,7 +73,7 @@ impl<'a> Idempotency<'a> {
             .filter(Column::CreatedAt.gte(since.0))
             .order_by_desc(Column::CreatedAt)
             .order_by_desc(Column::Id);
-        Ok(self.0.one(select).await?.map(replay))
+        Ok(self.0.of(project).one(select).await?.map(replay))
     }
 
     /// Forgets what is over; how many.

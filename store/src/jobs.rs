@@ -54,7 +54,12 @@ impl<'a> Jobs<'a> {
         id: &JobId,
     ) -> Result<Option<FineTuningJob>, StoreError> {
         let select = of(project).filter(Column::Id.eq(id.as_str()));
-        self.0.one(select).await?.map(row::to_domain).transpose()
+        self.0
+            .of(project)
+            .one(select)
+            .await?
+            .map(row::to_domain)
+            .transpose()
     }
 
     /// For the scheduler, which serves every project.
@@ -81,6 +86,7 @@ impl<'a> Jobs<'a> {
         let select = with_metadata(of(project), metadata, pairs, key, value)?;
         let rows = self
             .0
+            .of(project)
             .all(paged(select, page, after, Column::CreatedAt, Column::Id))
             .await?;
         let jobs = rows
@@ -95,6 +101,7 @@ impl<'a> Jobs<'a> {
         let id = JobId::parse(after).map_err(|_| unknown())?;
         let row = self
             .0
+            .of(project)
             .one(of(project).filter(Column::Id.eq(id.as_str())))
             .await?;
         let row = row.ok_or_else(unknown)?;
@@ -112,6 +119,7 @@ impl<'a> Jobs<'a> {
     ) -> Result<(), StoreError> {
         let n = self
             .0
+            .of(project)
             .count(of(project).filter(Column::Id.eq(id.as_str())))
             .await?;
         if n == 1 {
@@ -124,6 +132,7 @@ impl<'a> Jobs<'a> {
     /// The project's jobs that are not over.
     pub async fn n_active(self, project: &ProjectId) -> Result<u64, StoreError> {
         self.0
+            .of(project)
             .count(of(project).filter(Column::State.is_not_in(terminal())))
             .await
     }

@@ -3,11 +3,16 @@
 //! Every function on tenant data takes the project first; another project's row is as absent as one that never was.
 //! Every change of several rows is one transaction, every call is bounded in time. Knows no HTTP and no message.
 
+// The harness and the samples of the suite name this crate as its other users do.
+#[cfg(test)]
+extern crate self as store;
+
 mod connect;
 mod convert;
 mod entity;
 mod metadata;
 mod run;
+mod wall;
 
 pub mod admin_keys;
 pub mod api_keys;
@@ -54,6 +59,7 @@ pub use metadata::MetadataFilter;
 pub use outbox::OutboxMessage;
 pub use projects::WhichProjects;
 pub use uploads::AddedPart;
+pub use wall::SecondWall;
 pub use webhooks::{DueDelivery, SealedSecret, WebhookChange};
 
 macro_rules! accessors {

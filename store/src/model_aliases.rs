@@ -29,7 +29,11 @@ impl<'a> ModelAliases<'a> {
             model: text("model", &alias.model)?,
             created_at: alias.created_at.0,
         };
-        self.0.insert(Entity::insert(row.into_active_model())).await
+        let insert = Entity::insert(row.into_active_model());
+        match &alias.project_id {
+            Some(project) => self.0.of(project).insert(insert).await,
+            None => self.0.insert(insert).await,
+        }
     }
 
     /// The project's own before the operator's.
@@ -44,15 +48,16 @@ impl<'a> ModelAliases<'a> {
         let select = Entity::find()
             .filter(Column::Scope.is_in([project.as_str(), INSTALLATION]))
             .filter(Column::Name.eq(name));
-        let mut found = self.0.all(select).await?;
+        let mut found = self.0.of(project).all(select).await?;
         found.sort_by_key(|row| row.scope == INSTALLATION);
         found.into_iter().next().map(to_domain).transpose()
     }
 
     /// By name; of two of the same name the project's own.
     pub async fn list(self, project: &ProjectId) -> Result<Vec<ModelAlias>, StoreError> {
-        let own = self.of(project.as_str()).await?;
-        let operators = self.of(INSTALLATION).await?;
+        let store = self.0.of(project);
+        let own = of(&store, project.as_str()).await?;
+        let operators = of(&store, INSTALLATION).await?;
         let is_hidden = |alias: &ModelAlias| own.iter().any(|o| o.name == alias.name);
         let mut all: Vec<ModelAlias> = operators.into_iter().filter(|a| !is_hidden(a)).collect();
         all.extend(own);
@@ -63,41 +68,41 @@ impl<'a> ModelAliases<'a> {
     /// How many the project has of its own.
     pub async fn count(self, project: &ProjectId) -> Result<u64, StoreError> {
         let select = Entity::find().filter(Column::Scope.eq(project.as_str()));
-        self.0.count(select).await
+        self.0.of(project).count(select).await
     }
 
     /// False: the project has none of its own of this name.
     pub async fn delete(self, project: &ProjectId, name: &str) -> Result<bool, StoreError> {
-        self.drop_one(project.as_str(), name).await
+        drop_one(&self.0.of(project), project.as_str(), name).await
     }
 
     /// The operator's, by name.
     pub async fn operators(self) -> Result<Vec<ModelAlias>, StoreError> {
-        self.of(INSTALLATION).await
+        of(self.0, INSTALLATION).await
     }
 
     /// False: the operator has none of this name.
     pub async fn delete_operators(self, name: &str) -> Result<bool, StoreError> {
-        self.drop_one(INSTALLATION, name).await
+        drop_one(self.0, INSTALLATION, name).await
     }
+}
 
-    async fn of(self, scope: &str) -> Result<Vec<ModelAlias>, StoreError> {
-        let select = Entity::find()
-            .filter(Column::Scope.eq(scope))
-            .order_by_asc(Column::Name);
-        let rows = self.0.all(select).await?;
-        rows.into_iter().map(to_domain).collect()
-    }
+async fn of(store: &Store, scope: &str) -> Result<Vec<ModelAlias>, StoreError> {
+    let select = Entity::find()
+        .filter(Column::Scope.eq(scope))
+        .order_by_asc(Column::Name);
+    let rows = store.all(select).await?;
+    rows.into_iter().map(to_domain).collect()
+}
 
-    async fn drop_one(self, scope: &str, name: &str) -> Result<bool, StoreError> {
-        if name.contains('\0') {
-            return Ok(false);
-        }
-        let delete = Entity::delete_many()
-            .filter(Column::Scope.eq(scope))
-            .filter(Column::Name.eq(name));
-        Ok(self.0.delete(delete).await? == 1)
+async fn drop_one(store: &Store, scope: &str, name: &str) -> Result<bool, StoreError> {
+    if name.contains('\0') {
+        return Ok(false);
     }
+    let delete = Entity::delete_many()
+        .filter(Column::Scope.eq(scope))
+        .filter(Column::Name.eq(name));
+    Ok(store.delete(delete).await? == 1)
 }
 
 fn scope(project: Option<&ProjectId>) -> &str {

@@ -28,9 +28,10 @@ impl<'a> Models<'a> {
         model: &TunedModel,
         request: Option<&IdempotencyEntry>,
     ) -> Result<(), StoreError> {
+        let store = self.0.of(&model.project_id);
         let insert = Entity::insert(to_row(model)?.into_active_model());
         let work = async {
-            let tx = self.0.begin().await?;
+            let tx = store.begin().await?;
             insert.exec_without_returning(&tx).await?;
             if let Some(request) = request {
                 let (project, at) = (&model.project_id, model.created_at);
@@ -38,7 +39,7 @@ impl<'a> Models<'a> {
             }
             Ok(tx.commit().await?)
         };
-        self.0.bounded(work).await
+        store.bounded(work).await
     }
 
     /// Whether any model, deleted or not, has its adapter in this folder of the bucket.
@@ -53,6 +54,7 @@ impl<'a> Models<'a> {
             .order_by_asc(Column::CreatedAt)
             .order_by_asc(Column::Name);
         self.0
+            .of(project)
             .all(select)
             .await?
             .into_iter()
@@ -71,6 +73,7 @@ impl<'a> Models<'a> {
         }
         let row = self
             .0
+            .of(project)
             .one(usable(project).filter(Column::Name.eq(name)))
             .await?;
         row.map(to_domain).transpose()
@@ -91,7 +94,7 @@ impl<'a> Models<'a> {
             .filter(Column::ProjectId.eq(project.as_str()))
             .filter(Column::Name.eq(name))
             .filter(Column::DeletedAt.is_null());
-        Ok(self.0.update(update).await? == 1)
+        Ok(self.0.of(project).update(update).await? == 1)
     }
 }
 

@@ -28,13 +28,12 @@ impl<'a> ProjectUsers<'a> {
         project: &ProjectId,
         page: &PageRequest,
     ) -> Result<Page<ProjectUser>, StoreError> {
-        let page = self
-            .0
-            .page(of(project), page, Column::AddedAt, Column::UserId);
+        let store = self.0.of(project);
+        let page = store.page(of(project), page, Column::AddedAt, Column::UserId);
         let page = page.await?;
         let ids = page.items.iter().map(|row| row.user_id.as_str());
         let users = user::Entity::find().filter(user::Column::Id.is_in(ids));
-        let users = self.0.all(users).await?;
+        let users = store.all(users).await?;
         page.try_map(|row| {
             let user = users.iter().find(|user| user.id == row.user_id).cloned();
             to_domain(row, user)
@@ -46,12 +45,12 @@ impl<'a> ProjectUsers<'a> {
         project: &ProjectId,
         id: &UserId,
     ) -> Result<Option<ProjectUser>, StoreError> {
+        let store = self.0.of(project);
         let select = of(project)
             .filter(Column::UserId.eq(id.as_str()))
             .find_also_related(user::Entity);
-        let row = self
-            .0
-            .bounded(async { Ok::<_, StoreError>(select.one(&self.0.read).await?) })
+        let row = store
+            .bounded(async { Ok::<_, StoreError>(select.one(&store.read).await?) })
             .await?;
         row.map(|(row, user)| to_domain(row, user)).transpose()
     }

@@ -33,7 +33,7 @@ impl<'a> RateLimits<'a> {
     pub async fn list(self, project: &ProjectId) -> Result<Vec<ModelRateLimit>, StoreError> {
         let select =
             rate_limit::Entity::find().filter(rate_limit::Column::ProjectId.eq(project.as_str()));
-        let rows = self.0.all(select).await?;
+        let rows = self.0.of(project).all(select).await?;
         rows.into_iter()
             .map(|row| {
                 Ok(ModelRateLimit {
@@ -80,9 +80,10 @@ impl<'a> RateLimits<'a> {
         draw: Draw,
         now: Timestamp,
     ) -> Result<Drawn, StoreError> {
+        let store = self.0.of(project);
         let key = (project.to_string(), text("model", model)?);
         let work = async {
-            let tx = self.0.begin().await?;
+            let tx = store.begin().await?;
             let own = rate_limit::Entity::find_by_id(key.clone()).one(&tx).await?;
             let limit = own.as_ref().map(to_domain).transpose()?.unwrap_or(default);
             let full = to_row(&key, Bucket::full(limit, now));
@@ -113,7 +114,7 @@ impl<'a> RateLimits<'a> {
             tx.commit().await?;
             Ok::<_, StoreError>(Drawn { given, left, limit })
         };
-        self.0.bounded(work).await
+        store.bounded(work).await
     }
 }
 

@@ -27,7 +27,10 @@ impl<'a> Responses<'a> {
             response: json(&stored.response),
             created_at: stored.response.created_at.0,
         };
-        self.0.insert(Entity::insert(row.into_active_model())).await
+        self.0
+            .of(&stored.project_id)
+            .insert(Entity::insert(row.into_active_model()))
+            .await
     }
 
     pub async fn find(
@@ -36,7 +39,12 @@ impl<'a> Responses<'a> {
         id: &ResponseId,
     ) -> Result<Option<StoredResponse>, StoreError> {
         let select = Entity::find_by_id(id.as_str()).filter(Column::ProjectId.eq(project.as_str()));
-        self.0.one(select).await?.map(to_domain).transpose()
+        self.0
+            .of(project)
+            .one(select)
+            .await?
+            .map(to_domain)
+            .transpose()
     }
 
     /// False: the project has no such response.
@@ -44,7 +52,7 @@ impl<'a> Responses<'a> {
         let delete = Entity::delete_many()
             .filter(Column::ProjectId.eq(project.as_str()))
             .filter(Column::Id.eq(id.as_str()));
-        Ok(self.0.delete(delete).await? == 1)
+        Ok(self.0.of(project).delete(delete).await? == 1)
     }
 
     /// Forgets what was made before `at`; how many.

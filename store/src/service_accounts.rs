@@ -29,9 +29,8 @@ impl<'a> ServiceAccounts<'a> {
         project: &ProjectId,
         page: &PageRequest,
     ) -> Result<Page<ServiceAccount>, StoreError> {
-        let page = self
-            .0
-            .page(of(project), page, Column::CreatedAt, Column::Id);
+        let store = self.0.of(project);
+        let page = store.page(of(project), page, Column::CreatedAt, Column::Id);
         page.await?.try_map(to_domain)
     }
 
@@ -41,7 +40,12 @@ impl<'a> ServiceAccounts<'a> {
         id: &ServiceAccountId,
     ) -> Result<Option<ServiceAccount>, StoreError> {
         let select = of(project).filter(Column::Id.eq(id.as_str()));
-        self.0.one(select).await?.map(to_domain).transpose()
+        self.0
+            .of(project)
+            .one(select)
+            .await?
+            .map(to_domain)
+            .transpose()
     }
 
     /// Stores an account, and with it perhaps its first key.

@@ -47,15 +47,16 @@ impl<'a> Uploads<'a> {
         upload: &Upload,
         request: &IdempotencyEntry,
     ) -> Result<(), StoreError> {
+        let store = self.0.of(&upload.project_id);
         let insert = Entity::insert(to_row(upload)?.into_active_model());
         let work = async {
-            let tx = self.0.begin().await?;
+            let tx = store.begin().await?;
             insert.exec_without_returning(&tx).await?;
             let (project, id) = (&upload.project_id, upload.id.as_str());
             idempotency::remember(&tx, project, request, id, upload.created_at).await?;
             Ok(tx.commit().await?)
         };
-        self.0.bounded(work).await
+        store.bounded(work).await
     }
 
     pub async fn find(
@@ -63,7 +64,7 @@ impl<'a> Uploads<'a> {
         project: &ProjectId,
         id: &UploadId,
     ) -> Result<Option<Upload>, StoreError> {
-        let row = self.0.one(of(project, id)).await?;
+        let row = self.0.of(project).one(of(project, id)).await?;
         row.map(to_domain).transpose()
     }
 
@@ -75,13 +76,14 @@ impl<'a> Uploads<'a> {
         part: &UploadPart,
         max_bytes: u64,
     ) -> Result<AddedPart, StoreError> {
+        let store = self.0.of(project);
         let row = part_row(part)?;
         let pending = of(project, &part.upload_id)
             .filter(Column::State.eq(PENDING))
             .filter(Column::ExpiresAt.gt(part.created_at.0))
             .lock_exclusive();
         let work = async {
-            let tx = self.0.begin().await?;
+            let tx = store.begin().await?;
             if pending.one(&tx).await?.is_none() {
                 return Ok(AddedPart::NotPending);
             }
@@ -94,7 +96,7 @@ impl<'a> Uploads<'a> {
             tx.commit().await?;
             Ok::<_, StoreError>(AddedPart::Added)
         };
-        self.0.bounded(work).await
+        store.bounded(work).await
     }
 
     /// Every part of the project's upload, in no order; none where it has no such upload.
@@ -111,7 +113,7 @@ impl<'a> Uploads<'a> {
             .and_where(Column::ProjectId.eq(project.as_str()));
         let select =
             upload_part::Entity::find().filter(upload_part::Column::UploadId.in_subquery(owned));
-        let rows = self.0.all(select).await?;
+        let rows = self.0.of(project).all(select).await?;
         rows.into_iter().map(part_to_domain).collect()
     }
 
@@ -124,12 +126,13 @@ impl<'a> Uploads<'a> {
         file: &File,
         request: &IdempotencyEntry,
     ) -> Result<bool, StoreError> {
+        let store = self.0.of(project);
         let update = pending(project, id)
             .col_expr(Column::State, COMPLETED.into())
             .col_expr(Column::FileId, file.id.as_str().into());
         let insert = file::Entity::insert(files::to_row(file)?.into_active_model());
         let work = async {
-            let tx = self.0.begin().await?;
+            let tx = store.begin().await?;
             if update.exec(&tx).await?.rows_affected == 0 {
                 return Ok(false);
             }
@@ -138,13 +141,13 @@ impl<'a> Uploads<'a> {
             tx.commit().await?;
             Ok::<_, StoreError>(true)
         };
-        self.0.bounded(work).await
+        store.bounded(work).await
     }
 
     /// False: the upload is not there, or over.
     pub async fn cancel(self, project: &ProjectId, id: &UploadId) -> Result<bool, StoreError> {
         let update = pending(project, id).col_expr(Column::State, CANCELLED.into());
-        Ok(self.0.update(update).await? == 1)
+        Ok(self.0.of(project).update(update).await? == 1)
     }
 
     /// Parts nobody needs: their upload has its file, was cancelled, or expired by then. Delete the object, then

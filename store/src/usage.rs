@@ -30,6 +30,7 @@ impl<'a> Usage<'a> {
     ) -> Result<Option<u64>, StoreError> {
         let select = of(project).filter(Column::JobId.eq(job.as_str()));
         self.0
+            .of(project)
             .one(select)
             .await?
             .map(|row| unsigned(row.quantity))
@@ -38,15 +39,15 @@ impl<'a> Usage<'a> {
 
     /// Of all jobs of the project.
     pub async fn total_trained_tokens(self, project: &ProjectId) -> Result<u64, StoreError> {
+        let store = self.0.of(project);
         // The sum of bigints is numeric on PostgreSQL.
         let sum = Expr::col(Column::Quantity).sum().cast_as("bigint");
         let select = of(project)
             .select_only()
             .column_as(sum, "total")
             .into_tuple::<Option<i64>>();
-        let total: Result<_, StoreError> = self
-            .0
-            .bounded(async { Ok(select.one(&self.0.read).await?) })
+        let total: Result<_, StoreError> = store
+            .bounded(async { Ok(select.one(&store.read).await?) })
             .await;
         unsigned(total?.flatten().unwrap_or(0))
     }

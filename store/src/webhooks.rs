@@ -43,17 +43,18 @@ impl<'a> Webhooks<'a> {
         endpoint: &WebhookEndpoint,
         secret: &SealedSecret,
     ) -> Result<(), StoreError> {
+        let store = self.0.of(&endpoint.project_id);
         let row = to_row(endpoint)?.into_active_model();
         let secret = secrets::to_row(&endpoint.id, secret).into_active_model();
         let work = async {
-            let tx = self.0.begin().await?;
+            let tx = store.begin().await?;
             Entity::insert(row).exec_without_returning(&tx).await?;
             webhook_secret::Entity::insert(secret)
                 .exec_without_returning(&tx)
                 .await?;
             Ok(tx.commit().await?)
         };
-        self.0.bounded(work).await
+        store.bounded(work).await
     }
 
     pub async fn find(
@@ -62,7 +63,12 @@ impl<'a> Webhooks<'a> {
         id: &WebhookEndpointId,
     ) -> Result<Option<WebhookEndpoint>, StoreError> {
         let select = of(project).filter(Column::Id.eq(id.as_str()));
-        self.0.one(select).await?.map(to_domain).transpose()
+        self.0
+            .of(project)
+            .one(select)
+            .await?
+            .map(to_domain)
+            .transpose()
     }
 
     /// Errors: `UnknownAfter`.
@@ -71,15 +77,14 @@ impl<'a> Webhooks<'a> {
         project: &ProjectId,
         page: &PageRequest,
     ) -> Result<Page<WebhookEndpoint>, StoreError> {
-        let listed = self
-            .0
-            .page(of(project), page, Column::CreatedAt, Column::Id);
+        let store = self.0.of(project);
+        let listed = store.page(of(project), page, Column::CreatedAt, Column::Id);
         listed.await?.try_map(to_domain)
     }
 
     /// How many the project has.
     pub async fn count(self, project: &ProjectId) -> Result<u64, StoreError> {
-        self.0.count(of(project)).await
+        self.0.of(project).count(of(project)).await
     }
 
     /// Changes an endpoint, and enables it again. False: the project has no such endpoint.
@@ -99,7 +104,7 @@ impl<'a> Webhooks<'a> {
             .col_expr(Column::DisabledAt, null())
             .filter(Column::ProjectId.eq(project.as_str()))
             .filter(Column::Id.eq(id.as_str()));
-        Ok(self.0.update(update).await? == 1)
+        Ok(self.0.of(project).update(update).await? == 1)
     }
 
     /// Drops an endpoint, its secrets and what is on its way there. False: the project has no such endpoint.
@@ -108,8 +113,9 @@ impl<'a> Webhooks<'a> {
         project: &ProjectId,
         id: &WebhookEndpointId,
     ) -> Result<bool, StoreError> {
+        let store = self.0.of(project);
         let work = async {
-            let tx = self.0.begin().await?;
+            let tx = store.begin().await?;
             let found = of(project)
                 .filter(Column::Id.eq(id.as_str()))
                 .lock_exclusive();
@@ -128,7 +134,7 @@ impl<'a> Webhooks<'a> {
             tx.commit().await?;
             Ok::<_, StoreError>(true)
         };
-        self.0.bounded(work).await
+        store.bounded(work).await
     }
 }
 

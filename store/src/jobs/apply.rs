@@ -53,7 +53,10 @@ impl Jobs<'_> {
             let reason = format!("{TRIES} others changed job {id} meanwhile");
             Err(ApplyError::Store(StoreError::Unavailable(reason)))
         };
-        self.0.bounded(work).await
+        match project {
+            Some(project) => self.0.of(project).bounded(work).await,
+            None => self.0.bounded(work).await,
+        }
     }
 
     /// `None`: another writer was faster.

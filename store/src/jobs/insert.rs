@@ -33,11 +33,12 @@ impl Jobs<'_> {
         limits: &InsertLimits,
         request: Option<&IdempotencyEntry>,
     ) -> Result<(), StoreError> {
+        let store = self.0.of(&job.project_id);
         let n_events = events.len() as i64;
         let row = row::from_domain(job, n_events)?;
         let metadata = metadata_rows(job)?;
         let work = async {
-            let tx = self.0.begin().await?;
+            let tx = store.begin().await?;
             check_limit(&tx, job, limits).await?;
             check_files(&tx, job).await?;
             job::Entity::insert(row.into_active_model())
@@ -56,7 +57,7 @@ impl Jobs<'_> {
             }
             Ok(tx.commit().await?)
         };
-        self.0.bounded(work).await
+        store.bounded(work).await
     }
 }
 

@@ -29,7 +29,7 @@ impl Webhooks<'_> {
         let Some(own) = self.find(project, endpoint).await? else {
             return Ok(Vec::new());
         };
-        let rows = active(self.0, [own.id.as_str()], now).await?;
+        let rows = active(&self.0.of(project), [own.id.as_str()], now).await?;
         rows.iter().map(to_domain).collect()
     }
 
@@ -44,6 +44,7 @@ impl Webhooks<'_> {
         old_until: Option<Timestamp>,
         now: Timestamp,
     ) -> Result<bool, StoreError> {
+        let store = self.0.of(project);
         let of_endpoint = || Column::EndpointId.eq(endpoint.as_str());
         let superseded = match old_until {
             Some(_) => Condition::all()
@@ -52,7 +53,7 @@ impl Webhooks<'_> {
             None => Condition::all().add(of_endpoint()),
         };
         let work = async {
-            let tx = self.0.begin().await?;
+            let tx = store.begin().await?;
             let touched = webhook_endpoint::Entity::update_many()
                 .col_expr(webhook_endpoint::Column::SecretHint, hint.into())
                 .col_expr(webhook_endpoint::Column::UpdatedAt, now.0.into())
@@ -77,7 +78,7 @@ impl Webhooks<'_> {
             tx.commit().await?;
             Ok::<_, StoreError>(true)
         };
-        self.0.bounded(work).await
+        store.bounded(work).await
     }
 
     /// Every secret of the installation, for whoever seals them anew.

@@ -104,6 +104,42 @@ pub async fn on_empty_postgres<F: Future<Output = ()>>(test: impl FnOnce(String)
     }
 }
 
+/// The store of an empty database whose owner is no superuser but a role of its own, to which `grants` were made (SQL, `{}`
+/// its name). Both are dropped even if the test fails.
+pub async fn on_postgres_of<F: Future<Output = ()> + Send + 'static>(
+    attributes: &str,
+    grants: &str,
+    test: impl FnOnce(Db) -> F,
+) {
+    on_empty_postgres(|url| async move {
+        let mut admin = PgConnection::connect(&url).await.expect("connect beside");
+        let (_, name) = url.rsplit_once('/').expect("a database's name");
+        let owner = format!("{name}_owner");
+        let make = format!(
+            "CREATE ROLE {owner} LOGIN PASSWORD 'x' NOSUPERUSER {attributes}; \
+             ALTER DATABASE {name} OWNER TO {owner}; ALTER SCHEMA public OWNER TO {owner}; {}",
+            grants.replace("{}", &owner)
+        );
+        admin
+            .execute(sqlx::AssertSqlSafe(make))
+            .await
+            .expect("make the owner");
+        let (_, place) = url.rsplit_once('@').expect("a URL with a user");
+        let outcome = run(format!("postgres://{owner}:x@{place}"), test).await;
+        let drop = format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{owner}'; \
+             ALTER DATABASE {name} OWNER TO CURRENT_USER; REASSIGN OWNED BY {owner} TO CURRENT_USER; \
+             DROP OWNED BY {owner}; DROP ROLE {owner}"
+        );
+        admin
+            .execute(sqlx::AssertSqlSafe(drop))
+            .await
+            .expect("drop the owner");
+        outcome.expect("the test passes");
+    })
+    .await;
+}
+
 /// In a task of its own, so that a failing test still drops its database.
 async fn run<F: Future<Output = ()> + Send + 'static>(
     url: String,

@@ -19,6 +19,7 @@ mod outbox;
 mod pages;
 mod pick;
 mod responses;
+mod row_security;
 mod shared;
 mod tenancy;
 mod tenants;

@@ -53,7 +53,7 @@ const WITH_PROJECT_ID: [&str; 18] = [
 ];
 
 /// A table, the column that names whose its rows are, and the table with that row.
-const OF_ROWS_WITH_PROJECT_ID: [(&str, &str, &str); 11] = [
+const OF_ROWS_WITH_PROJECT_ID: [(&str, &str, &str); 12] = [
     ("attempts", "job_id", "jobs"),
     ("batch_results", "batch_id", "batches"),
     (
@@ -66,6 +66,7 @@ const OF_ROWS_WITH_PROJECT_ID: [(&str, &str, &str); 11] = [
     ("job_metadata", "job_id", "jobs"),
     ("job_transitions", "job_id", "jobs"),
     ("metrics", "job_id", "jobs"),
+    ("training_speeds", "job_id", "jobs"),
     ("upload_parts", "upload_id", "uploads"),
     ("webhook_deliveries", "endpoint_id", "webhook_endpoints"),
     ("webhook_secrets", "endpoint_id", "webhook_endpoints"),

@@ -7,7 +7,7 @@ use domain::id::Entropy;
 use domain::time::Timestamp;
 use platform::config::Config;
 use platform::objects::Objects;
-use store::{Store, StoreConfig};
+use store::{SecondWall, Store, StoreConfig};
 
 use crate::cli::Place;
 
@@ -56,6 +56,27 @@ pub async fn open(mut config: Config) -> Result<Opened> {
         store,
         objects,
     })
+}
+
+impl Opened {
+    /// Says in the log how requests of projects are kept apart by PostgreSQL itself.
+    pub async fn log_second_wall(&self) -> Result<()> {
+        let wall = self.store.second_wall().await;
+        match wall.context("cannot tell whether row-level security binds requests")? {
+            SecondWall::OwnRole => {
+                tracing::info!("row-level security binds requests as the role luthier_app");
+            }
+            SecondWall::OperatorIsBound => tracing::info!(
+                "row-level security binds requests as the role of database.url: it cannot act as luthier_app"
+            ),
+            SecondWall::Missing => tracing::warn!(
+                "row-level security does not bind requests: the role of database.url passes by it and cannot act as \
+                 luthier_app; as a superuser run `CREATE ROLE luthier_app; GRANT luthier_app TO …`, then `luthier migrate`"
+            ),
+            SecondWall::NotOffered => {}
+        }
+        Ok(())
+    }
 }
 
 pub fn store_config(config: &Config) -> StoreConfig {

@@ -24,6 +24,7 @@ pub async fn api(options: &ApiRole) -> Result<()> {
     let overrides = up::insecure(options.insecure);
     let opened = open(Config::load(Some(&options.role.config), &overrides)?).await?;
     logging::to_stderr(&opened.config)?;
+    opened.log_second_wall().await?;
     let running = up::start_api(&opened, Shutdown::on_signals()?).await?;
     running.finished().await
 }
@@ -32,6 +33,7 @@ pub async fn api(options: &ApiRole) -> Result<()> {
 pub async fn scheduler(config: &Path) -> Result<()> {
     let opened = open(config_of(&place_of(config))?).await?;
     logging::to_stderr(&opened.config)?;
+    opened.log_second_wall().await?;
     let queue = Queue::open(&opened.config.queue).context("cannot open the queue")?;
     let running = up::start_scheduler(&opened, queue, Shutdown::on_signals()?).await?;
     running.finished().await

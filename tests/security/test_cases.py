@@ -14,6 +14,8 @@ ELSEWHERE = {
     13: ("api/tests/administration/keys.rs", "a_service_account_without_a_role_opens_nothing"),
     14: ("api/tests/administration/keys.rs", "a_service_account_comes_with_its_only_plain_key"),
     42: ("tests/e2e/test_admin.py", "test_a_checkpoint_is_shared_and_taken_back"),
+    47: ("store/tests/suite/row_security.rs", "s47_the_role_of_requests_sees_nothing_without_a_project"),
+    48: ("store/tests/suite/row_security.rs", "s48_every_table_with_rows_of_projects_is_behind_the_wall"),
     50: ("api/tests/administration/users.rs", "nobody_but_an_owner_administers_and_the_last_one_stays"),
     51: ("api/tests/administration/users.rs", "nobody_but_an_owner_administers_and_the_last_one_stays"),
     110: ("api/tests/administration/audit_log.rs", "every_change_is_one_entry_with_who_where_and_what"),
@@ -31,7 +33,6 @@ ELSEWHERE = {
 NOT_HERE = {
     "there is no console yet": [26, 27, 28, 29, 30, 31, 32, 113],
     "a job names no third party: `integrations` is refused": [89],
-    "row-level security is not set up: no other program uses the database, and every query has its project (store/tests/suite/tenancy.rs)": [47, 48],
     "base models, with their tokenizers and templates, are installed by the operator alone": [81],
     "10,000 jobs take longer than a suite may; tests/soak makes and cancels jobs for half an hour": [100],
     "a job is trained in the worker's own process and runs no code of a tenant, so there is no child to shut in": [117],

@@ -12,9 +12,10 @@ import time
 import urllib.request
 from pathlib import Path
 
-from openai import OpenAI
+import openai
 
 import tiny_model
+import upstream
 
 ROOT = Path(__file__).resolve().parents[2]
 LUTHIER = os.environ.get("LUTHIER_BIN", str(ROOT / "target/debug/luthier"))
@@ -58,6 +59,7 @@ class Service:
     def __init__(self):
         self.dir = Path(tempfile.mkdtemp(prefix="luthier-e2e-"))
         self.processes = {}
+        self.judge = upstream.Judge()
         self.port = free_port()
         self.base_url = f"http://127.0.0.1:{self.port}/v1"
         try:
@@ -83,7 +85,9 @@ class Service:
         return done.stdout.strip()
 
     def client(self, key=None, **options):
-        return OpenAI(base_url=self.base_url, api_key=key or self.key, **options)
+        """openai-python; what it hears is held against OpenAI's schema."""
+        http = openai.DefaultHttpxClient(event_hooks={"response": [self.judge.watch]})
+        return openai.OpenAI(base_url=self.base_url, api_key=key or self.key, http_client=http, **options)
 
     def wait_until_ready(self):
         def ready():
@@ -114,6 +118,7 @@ class Service:
                 process.wait()
         self.processes = {}
         shutil.rmtree(self.dir, ignore_errors=True)
+        self.judge.verdict()
 
     def logs(self):
         tail = lambda path: f"--- {path.name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-40:])  # noqa: E731
@@ -203,8 +208,10 @@ service_key = "{secrets.token_hex(32)}"
         return done.stdout.strip()
 
     def close(self):
-        super().close()
-        self.psql(f"drop database if exists {self.database} with (force)")
+        try:
+            super().close()
+        finally:
+            self.psql(f"drop database if exists {self.database} with (force)")
 
 
 class OneService:

@@ -4,7 +4,6 @@ import subprocess
 import unittest
 
 import openai
-from openai import OpenAI
 
 from service import LUTHIER, MODEL, Embedded, OneService, Production, environment, examples, finish
 
@@ -19,8 +18,7 @@ class Administration(OneService):
 
     @classmethod
     def administrator(cls, key):
-        return OpenAI(base_url=cls.service.base_url, api_key="none", admin_api_key=key, max_retries=0,
-                      _strict_response_validation=True)
+        return cls.service.client("none", admin_api_key=key, max_retries=0, _strict_response_validation=True)
 
     def with_key(self, key):
         return self.service.client(key, max_retries=0)

@@ -3,8 +3,6 @@
 import time
 import unittest
 
-from openai import OpenAI
-
 from service import MODEL, Embedded, OneService, Production, examples, finish, wait_until
 
 PRICES = {"LUTHIER_PRICES_MODELS": f"{MODEL} input=1 output=4 trained=10"}
@@ -15,8 +13,7 @@ class Usage(OneService):
 
     def test_what_was_taken_and_what_it_costs(self):
         admin_key = self.service.luthier("admin-key", "create", *self.service.place)
-        admin = OpenAI(
-            base_url=self.service.base_url, api_key="unused", admin_api_key=admin_key, _strict_response_validation=True)
+        admin = self.service.client("unused", admin_api_key=admin_key, _strict_response_validation=True)
         usage = admin.admin.organization.usage
         start = int(time.time()) - 3_600
         since = self.taken(usage, start)

@@ -13,15 +13,16 @@ ALLOWED = {"LUTHIER_WEBHOOKS_ALLOWED_HOSTS": "127.0.0.1", "LUTHIER_WEBHOOKS_ALLO
 
 
 class Receiver:
-    """Answers with `statuses`, one a request, and then with 200; keeps what came."""
+    """Answers with `statuses`, one a request, and then with 200; keeps what came, and has it judged."""
 
-    def __init__(self, statuses=()):
+    def __init__(self, judge, statuses=()):
         self.statuses, self.received = list(statuses), []
         receiver = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["content-length"]))
+                judge(body)
                 receiver.received.append((dict(self.headers), body))
                 self.send_response(receiver.statuses.pop(0) if receiver.statuses else 200)
                 self.end_headers()
@@ -42,7 +43,7 @@ class Webhooks(OneService):
     """Mixed into one class per form."""
 
     def receiver(self, statuses=()):
-        receiver = Receiver(statuses)
+        receiver = Receiver(self.service.judge.judge_webhook, statuses)
         self.addCleanup(receiver.server.shutdown)
         return receiver
 

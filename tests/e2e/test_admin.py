@@ -18,7 +18,7 @@ class Administration(OneService):
 
     @classmethod
     def administrator(cls, key):
-        return cls.service.client("none", admin_api_key=key, max_retries=0, _strict_response_validation=True)
+        return cls.service.client("none", admin_api_key=key, max_retries=0)
 
     def with_key(self, key):
         return self.service.client(key, max_retries=0)

@@ -38,11 +38,6 @@ def lines(client, file_id):
 class Batches(OneService):
     """Mixed into one class per form."""
 
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.client = cls.service.client(_strict_response_validation=True)
-
     def test_every_request_is_answered_under_its_own_name(self):
         made = create(self.client, [chat(f"say {i}", f"{i}", seed=i) for i in range(8)] + [chat("bad", n=0)],
                       metadata={"team": "a"})

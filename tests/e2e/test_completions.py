@@ -55,7 +55,8 @@ class Completions(OneService):
         texts = ["Once upon", "a time"]
         whole = self.complete(texts, logprobs=1)
         streamed, offsets, usage = ["", ""], [[], []], None
-        for chunk in self.complete(texts, logprobs=1, stream=True, stream_options={"include_usage": True}):
+        ask = {"prompt": texts, "logprobs": 1, "max_tokens": 8, "temperature": 0, "stream_options": {"include_usage": True}}
+        for chunk in self.lenient.completions.create(model=MODEL, stream=True, **ask):
             usage = chunk.usage or usage
             for choice in chunk.choices:
                 streamed[choice.index] += choice.text

@@ -24,18 +24,19 @@ class DryRun(OneService):
         cls.admin = openai.OpenAI(base_url=cls.service.base_url, api_key="unused", admin_api_key=key)
 
     def dry_run(self, **order):
-        return self.client.fine_tuning.jobs.create(model=MODEL, extra_query={"x_dry_run": "true"}, **order)
+        return self.lenient.fine_tuning.jobs.create(model=MODEL, extra_query={"x_dry_run": "true"}, **order)
 
     def validate(self, file, **body):
         return self.client.post(f"/x/files/{file}/validate", cast_to=object, body={"model": MODEL, **body})
 
     def trained_tokens(self, **order):
         """Of a job, after its dry run has said so and made none."""
-        n_jobs = len(self.client.fine_tuning.jobs.list(limit=100).data)
+        client = self.lenient if order.get("method", {}).get("type") == "dpo" else self.client
+        n_jobs = len(self.lenient.fine_tuning.jobs.list(limit=100).data)
         told = self.dry_run(**order)
         self.assertEqual((told.object, told.status, told.error), ("x.dry_run", "completed", None))
-        self.assertEqual(len(self.client.fine_tuning.jobs.list(limit=100).data), n_jobs)
-        job = finish(self.client, self.client.fine_tuning.jobs.create(model=MODEL, **order).id)
+        self.assertEqual(len(self.lenient.fine_tuning.jobs.list(limit=100).data), n_jobs)
+        job = finish(client, client.fine_tuning.jobs.create(model=MODEL, **order).id)
         self.assertEqual(job.status, "succeeded", f"{job.error}\n{self.service.logs()}")
         self.assertEqual(job.method.type, told.method.type)
         self.assertEqual(job.trained_tokens, told.trained_tokens)

@@ -17,10 +17,10 @@ class Embeddings(OneService):
     """Mixed into one class per form."""
 
     def embed(self, input, **options):
-        return self.client.embeddings.create(model=MODEL, input=input, **options)
+        return self.lenient.embeddings.create(model=MODEL, input=input, **options)
 
     def test_texts_become_vectors_of_unit_length(self):
-        # The SDK asks for base64 by itself and decodes it.
+        # The SDK asks for base64 by itself and decodes it; its types speak of numbers alone.
         reply = self.embed(["Hello", "Hello", "Something else"])
         self.assertEqual(([d.index for d in reply.data], reply.model), ([0, 1, 2], MODEL))
         self.assertEqual((reply.usage.prompt_tokens, reply.usage.total_tokens), (5 + 5 + 14, 24))
@@ -29,9 +29,7 @@ class Embeddings(OneService):
         self.assertAlmostEqual(norm(first), 1, places=5)
         self.assertEqual(first, same)
         self.assertLess(sum(a * b for a, b in zip(first, other)), 0.999)
-        # As numbers the SDK judges them; base64 it would refuse by its own schema.
-        strict = self.service.client(_strict_response_validation=True)
-        floats = strict.embeddings.create(model=MODEL, input="Hello", encoding_format="float")
+        floats = self.client.embeddings.create(model=MODEL, input="Hello", encoding_format="float")
         self.assertEqual(floats.data[0].embedding, first)
         cut = self.embed("Hello", dimensions=10).data[0].embedding
         for a, b in zip(cut, first[:10], strict=True):
@@ -51,7 +49,7 @@ class Embeddings(OneService):
     def test_a_tuned_model_has_its_own_vectors_and_batches_ask_for_them(self):
         job = self.client.fine_tuning.jobs.create(model=MODEL, training_file=self.upload(examples(12)), seed=7)
         tuned = finish(self.client, job.id).fine_tuned_model
-        live = self.client.embeddings.create(model=tuned, input="Hello").data[0].embedding
+        live = self.lenient.embeddings.create(model=tuned, input="Hello").data[0].embedding
         self.assertNotEqual(live, self.embed("Hello").data[0].embedding)
         request = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"model": tuned, "input": "Hello"}}
         file = self.client.files.create(file=("requests.jsonl", json.dumps(request).encode()), purpose="batch")

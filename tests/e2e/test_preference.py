@@ -31,12 +31,12 @@ class Preference(OneService):
     def order(self, training_file=None, model=MODEL, n_epochs=4, validation_file=None, **hyperparameters):
         hyperparameters = {"n_epochs": n_epochs, "batch_size": 4, "learning_rate_multiplier": 10, **hyperparameters}
         options = {"validation_file": validation_file} if validation_file else {}
-        return self.client.fine_tuning.jobs.create(
+        return self.lenient.fine_tuning.jobs.create(
             model=model, training_file=training_file or self.pairs, seed=7,
             method={"type": "dpo", "dpo": {"hyperparameters": hyperparameters}}, **options)
 
     def train(self, *args, **kwargs):
-        job = finish(self.client, self.order(*args, **kwargs).id)
+        job = finish(self.lenient, self.order(*args, **kwargs).id)
         self.assertEqual(job.status, "succeeded", f"{job.error}\n{self.service.logs()}")
         return job
 
@@ -82,7 +82,7 @@ class Preference(OneService):
                 self.assertLess(steps[-1][0], steps[0][0])
 
     def test_what_cannot_be_compared_is_refused(self):
-        job = finish(self.client, self.order(training_file=self.upload(examples(12))).id)
+        job = finish(self.lenient, self.order(training_file=self.upload(examples(12))).id)
         self.assertEqual((job.status, job.error.code, job.error.param), ("failed", "invalid_training_file", "training_file"))
         self.assertIn("fine-tune-chat", job.error.message)
         with self.assertRaises(openai.BadRequestError) as caught:

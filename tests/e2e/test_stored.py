@@ -15,17 +15,15 @@ MESSAGES = [
 class Stored(OneService):
     """Mixed into one class per form."""
 
-    def answer(self, client=None, **options):
-        completions = (client or self.client).chat.completions
-        return completions.create(model=MODEL, messages=MESSAGES, max_tokens=4, temperature=0, **options)
+    def answer(self, **options):
+        return self.client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=4, temperature=0, **options)
 
     def kept(self, **metadata):
         return self.answer(store=True, metadata=metadata)
 
     def test_a_completion_is_kept_changed_and_deleted(self):
-        client = self.service.client(_strict_response_validation=True)
-        completions = client.chat.completions
-        answer = self.answer(client, store=True, metadata={"k": "v"}, logprobs=True)
+        completions = self.client.chat.completions
+        answer = self.answer(store=True, metadata={"k": "v"}, logprobs=True)
         read = completions.retrieve(answer.id)
         self.assertEqual(read.to_dict(), {**answer.to_dict(), "metadata": {"k": "v"}})
         self.assertEqual(completions.update(answer.id, metadata={"k": "w"}).metadata, {"k": "w"})
@@ -37,7 +35,8 @@ class Stored(OneService):
 
     def test_messages_are_told_as_they_were_sent(self):
         answer = self.kept(of="messages")
-        messages = list(self.client.chat.completions.messages.list(answer.id, limit=1))
+        # The SDK's types know messages of assistants alone.
+        messages = list(self.lenient.chat.completions.messages.list(answer.id, limit=1))
         self.assertEqual([message.role for message in messages], ["system", "user"])
         self.assertEqual(messages[0].content, "Be brief.")
         self.assertEqual("".join(part.text for part in messages[1].content_parts), "Hello, you")

@@ -26,18 +26,13 @@ def rows(n_bytes):
 class Uploads(OneService):
     """Mixed into one class per form."""
 
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.strict = cls.service.client(_strict_response_validation=True)
-
     def announce(self, data, **options):
-        return self.strict.uploads.create(
+        return self.client.uploads.create(
             bytes=len(data), filename="big.jsonl", mime_type="text/jsonl", purpose="fine-tune", **options)
 
     def test_a_job_trains_on_a_file_that_came_in_chunks(self):
         data = examples(24)
-        upload = self.strict.uploads.upload_file_chunked(
+        upload = self.client.uploads.upload_file_chunked(
             file=data, filename="train.jsonl", bytes=len(data), mime_type="text/jsonl", purpose="fine-tune",
             part_size=1000, md5=hashlib.md5(data).hexdigest())
         self.assertEqual((upload.status, upload.file.bytes, upload.file.purpose), ("completed", len(data), "fine-tune"))
@@ -54,10 +49,10 @@ class Uploads(OneService):
             places.append(slice(start, start + size))
             start += size
         upload = self.announce(data, expires_after={"anchor": "created_at", "seconds": 3600})
-        send = lambda place: self.strict.uploads.parts.create(upload_id=upload.id, data=data[place])  # noqa: E731
+        send = lambda place: self.client.uploads.parts.create(upload_id=upload.id, data=data[place])  # noqa: E731
         with concurrent.futures.ThreadPoolExecutor(len(places)) as pool:
             parts = list(pool.map(send, places))
-        done = self.strict.uploads.complete(
+        done = self.client.uploads.complete(
             upload.id, part_ids=[part.id for part in parts], md5=hashlib.md5(data).hexdigest())
         self.assertEqual(done.file.expires_at, done.file.created_at + 3600)
         content = self.client.files.content(done.file.id).read()
@@ -65,11 +60,11 @@ class Uploads(OneService):
 
     def test_a_wrong_md5_makes_no_file_and_the_right_one_does(self):
         upload = self.announce(b"{}\n")
-        part = self.strict.uploads.parts.create(upload_id=upload.id, data=b"{}\n")
+        part = self.client.uploads.parts.create(upload_id=upload.id, data=b"{}\n")
         with self.assertRaises(openai.BadRequestError) as caught:
             self.client.uploads.complete(upload.id, part_ids=[part.id], md5="0" * 32)
         self.assertEqual(caught.exception.param, "md5")
-        done = self.strict.uploads.complete(upload.id, part_ids=[part.id], md5=hashlib.md5(b"{}\n").hexdigest())
+        done = self.client.uploads.complete(upload.id, part_ids=[part.id], md5=hashlib.md5(b"{}\n").hexdigest())
         self.assertEqual(done.status, "completed")
         for late in (lambda: self.client.uploads.complete(upload.id, part_ids=[part.id]),
                      lambda: self.client.uploads.cancel(upload.id)):
@@ -79,8 +74,8 @@ class Uploads(OneService):
 
     def test_a_cancelled_upload_takes_nothing_more(self):
         upload = self.announce(b"{}\n")
-        part = self.strict.uploads.parts.create(upload_id=upload.id, data=b"{}\n")
-        self.assertEqual(self.strict.uploads.cancel(upload.id).status, "cancelled")
+        part = self.client.uploads.parts.create(upload_id=upload.id, data=b"{}\n")
+        self.assertEqual(self.client.uploads.cancel(upload.id).status, "cancelled")
         for late in (lambda: self.client.uploads.parts.create(upload_id=upload.id, data=b"x" * MIB),
                      lambda: self.client.uploads.complete(upload.id, part_ids=[part.id]),
                      lambda: self.client.uploads.cancel(upload.id)):

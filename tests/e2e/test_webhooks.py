@@ -93,33 +93,31 @@ class Webhooks(OneService):
     def test_both_secrets_verify_while_one_replaces_the_other(self):
         receiver = self.receiver([201])
         made = self.endpoint(receiver.url, "batch.completed")
-        client = self.service.client(_strict_response_validation=True)
-        tested = client.webhooks.test(made.id, event_type="batch.completed")
+        tested = self.client.webhooks.test(made.id, event_type="batch.completed")
         self.assertEqual((tested.status_code, tested.success, tested.webhook_endpoint_id), (201, True, made.id))
-        rotated = client.webhooks.rotate_secret(made.id, keep_old_secret_active_for_24_hours=True)
-        client.webhooks.test(made.id, event_type="batch.failed")
-        last = client.webhooks.rotate_secret(made.id)
-        client.webhooks.test(made.id, event_type="response.completed")
+        rotated = self.client.webhooks.rotate_secret(made.id, keep_old_secret_active_for_24_hours=True)
+        self.client.webhooks.test(made.id, event_type="batch.failed")
+        last = self.client.webhooks.rotate_secret(made.id)
+        self.client.webhooks.test(made.id, event_type="response.completed")
         (_, (both_headers, both), (one_headers, one)) = receiver.wait_for(3)
         for secret in (made.signing_secret, rotated.signing_secret):
-            self.assertEqual(client.webhooks.unwrap(both, both_headers, secret=secret).type, "batch.failed")
+            self.assertEqual(self.client.webhooks.unwrap(both, both_headers, secret=secret).type, "batch.failed")
             self.refused(one, one_headers, secret)
-        self.assertEqual(client.webhooks.unwrap(one, one_headers, secret=last.signing_secret).type, "response.completed")
+        self.assertEqual(self.client.webhooks.unwrap(one, one_headers, secret=last.signing_secret).type, "response.completed")
 
     def test_endpoints_are_managed(self):
-        client = self.service.client(_strict_response_validation=True)
         made = self.endpoint("https://example.com/hook", "batch.completed")
         self.assertTrue(made.signing_secret.startswith("whsec_"))
-        shown = client.webhooks.retrieve(made.id)
+        shown = self.client.webhooks.retrieve(made.id)
         self.assertTrue(shown.signing_secret_hint.endswith(made.signing_secret[-4:]))
         self.assertFalse(hasattr(shown, "signing_secret"))
-        changed = client.webhooks.update(made.id, name="other")
+        changed = self.client.webhooks.update(made.id, name="other")
         self.assertEqual((changed.name, changed.url), ("other", made.url))
         self.endpoint("https://example.com/hook", "batch.failed")
-        listed = [endpoint.id for endpoint in client.webhooks.list(limit=1)]
+        listed = [endpoint.id for endpoint in self.client.webhooks.list(limit=1)]
         self.assertEqual(len(listed), 2)
         self.assertEqual(listed[1], made.id)
-        self.assertIn("response.completed", client.webhooks.event_types.list().data)
+        self.assertIn("response.completed", self.client.webhooks.event_types.list().data)
         for url in ("http://169.254.169.254/", "https://localhost/", "https://167772161/", "http://10.0.0.1/"):
             with self.assertRaises(openai.BadRequestError) as refused:
                 self.endpoint(url, "batch.completed")

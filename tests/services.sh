@@ -1,6 +1,8 @@
 # Sourced by tests/run: PostgreSQL, RabbitMQ, the OpenAI SDKs. Sets LUTHIER_TEST_POSTGRES_URL, LUTHIER_TEST_AMQP_URL.
 
 OPENAI_PYTHON=3.54.0
+# For the conformance kit alone: clients whose types and ways of sending are older.
+OPENAI_PYTHON_OLD="1.109.1 2.54.0"
 OPENAI_NODE=7.57.0
 SCHEMATHESIS=4.32.5
 
@@ -67,6 +69,18 @@ install_python_sdk() {
     touch "$stamp"
 }
 
+install_old_python_sdks() {
+    local version venv
+    for version in $OPENAI_PYTHON_OLD; do
+        venv=$tools/openai-$version
+        [ -f "$venv/.installed" ] && continue
+        python3 -m venv "$venv"
+        "$venv/bin/pip" install --quiet "openai==$version" jsonschema==4.26.0 pyyaml==6.0.3 >"$log/pip.log" 2>&1 ||
+            { tail -n 20 "$log/pip.log"; return 1; }
+        touch "$venv/.installed"
+    done
+}
+
 install_node_sdk() {
     local dir=$tools/node
     [ -f "$dir/node_modules/.openai-$OPENAI_NODE" ] && return 0
@@ -83,6 +97,7 @@ start_services() {
     start_postgres
     start_rabbitmq
     install_python_sdk
+    install_old_python_sdks
     install_node_sdk
     echo "PostgreSQL $LUTHIER_TEST_POSTGRES_URL"
     echo "RabbitMQ   ${LUTHIER_TEST_AMQP_URL%%:*}://…@${LUTHIER_TEST_AMQP_URL##*@}"

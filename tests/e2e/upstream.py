@@ -99,6 +99,14 @@ def asked_by():
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "no test"
 
 
+def data_of(events):
+    """What the events of a stream's bytes say."""
+    for event in events.split(b"\n\n"):
+        data = b"\n".join(line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:"))
+        if data and data != b"[DONE]":
+            yield data
+
+
 class Judge:
     """Of one service: keeps what differed until someone asks."""
 
@@ -115,6 +123,16 @@ class Judge:
             response.stream = Judged(response.stream, lambda data: self.judge(*of, data))
         else:
             self.judge(*of, response.read() if content_type == "application/json" else None)
+
+    def judge_whole(self, method, url, status, content_type, body):
+        """One answer that another program has heard, as text."""
+        if not document():
+            return
+        if content_type == "text/event-stream":
+            for data in data_of(body.encode()):
+                self.judge(method, url, status, content_type, data)
+        else:
+            self.judge(method, url, status, content_type, body if content_type == "application/json" else None)
 
     def judge(self, method, url, status, content_type, body):
         """One answer, or the data of one event of a stream; of what is not JSON the type alone."""
@@ -161,15 +179,13 @@ class Judged(httpx2.SyncByteStream):
     """A stream of events that are judged as they pass."""
 
     def __init__(self, stream, judge):
-        self.stream, self.judge_data, self.rest = stream, judge, b""
+        self.stream, self.judge, self.rest = stream, judge, b""
 
     def __iter__(self):
         for piece in self.stream:
-            *events, self.rest = (self.rest + piece).split(b"\n\n")
-            for event in events:
-                data = b"\n".join(line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:"))
-                if data and data != b"[DONE]":
-                    self.judge_data(data)
+            whole, end, self.rest = (self.rest + piece).rpartition(b"\n\n")
+            for data in data_of(whole + end):
+                self.judge(data)
             yield piece
 
     def close(self):

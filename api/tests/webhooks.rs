@@ -202,11 +202,11 @@ async fn a_test_tells_what_the_receiver_answered_and_signs_as_a_delivery_does() 
     let path = format!("{ENDPOINTS}/{}", made["id"].as_str().unwrap());
     let test = format!("{path}/test");
     let tested = app
-        .post(&test, json!({"event_type": "response.completed"}))
+        .post(&test, json!({"event_type": "batch.expired"}))
         .await;
     let expected = json!({
         "object": "webhook_endpoint.test", "webhook_endpoint_id": made["id"],
-        "event_type": "response.completed", "status_code": 418, "success": true,
+        "event_type": "batch.expired", "status_code": 418, "success": true,
     });
     assert_eq!(tested.json(), expected);
     let rotate = format!("{path}/rotate_secret");
@@ -225,8 +225,8 @@ async fn a_test_tells_what_the_receiver_answered_and_signs_as_a_delivery_does() 
         .collect();
     assert_eq!(signatures, [1, 2, 1]);
     let body: Value = serde_json::from_str(&received[0].body).unwrap();
-    assert_eq!(body["type"], json!("response.completed"));
-    assert!(body["data"]["id"].as_str().unwrap().starts_with("resp_"));
+    assert_eq!(body["type"], json!("batch.expired"));
+    assert!(body["data"]["id"].as_str().unwrap().starts_with("batch_"));
 
     drop(receiver);
     let unreachable = app.post(&test, json!({"event_type": "batch.failed"})).await;
@@ -271,7 +271,7 @@ async fn what_can_be_told_is_listed() {
     for name in [
         "fine_tuning.job.succeeded",
         "batch.completed",
-        "response.failed",
+        "batch.expired",
     ] {
         assert!(names.contains(&json!(name)), "{names:?}");
     }

@@ -35,10 +35,6 @@ words! {
         BatchFailed = "batch.failed",
         BatchExpired = "batch.expired",
         BatchCancelled = "batch.cancelled",
-        ResponseCompleted = "response.completed",
-        ResponseFailed = "response.failed",
-        ResponseCancelled = "response.cancelled",
-        ResponseIncomplete = "response.incomplete",
     }
 }
 

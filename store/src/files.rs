@@ -56,18 +56,22 @@ impl<'a> Files<'a> {
             .transpose()
     }
 
-    /// Errors: `UnknownAfter`. A cursor may name a file that was deleted meanwhile.
+    /// Those that have not expired by `now`. Errors: `UnknownAfter`. A cursor may name a file that was deleted meanwhile.
     pub async fn list(
         self,
         project: &ProjectId,
         purpose: Option<Purpose>,
         page: &PageRequest,
+        now: Timestamp,
     ) -> Result<Page<File>, StoreError> {
         let after = match &page.after {
             None => None,
             Some(after) => Some(self.cursor(project, after).await?),
         };
-        let mut select = live(project);
+        let lasts = Condition::any()
+            .add(file::Column::ExpiresAt.is_null())
+            .add(file::Column::ExpiresAt.gt(now.0));
+        let mut select = live(project).filter(lasts);
         if let Some(purpose) = purpose {
             select = select.filter(file::Column::Purpose.eq(purpose.as_str()));
         }

@@ -98,12 +98,12 @@ class Webhooks(OneService):
         rotated = self.client.webhooks.rotate_secret(made.id, keep_old_secret_active_for_24_hours=True)
         self.client.webhooks.test(made.id, event_type="batch.failed")
         last = self.client.webhooks.rotate_secret(made.id)
-        self.client.webhooks.test(made.id, event_type="response.completed")
+        self.client.webhooks.test(made.id, event_type="batch.expired")
         (_, (both_headers, both), (one_headers, one)) = receiver.wait_for(3)
         for secret in (made.signing_secret, rotated.signing_secret):
             self.assertEqual(self.client.webhooks.unwrap(both, both_headers, secret=secret).type, "batch.failed")
             self.refused(one, one_headers, secret)
-        self.assertEqual(self.client.webhooks.unwrap(one, one_headers, secret=last.signing_secret).type, "response.completed")
+        self.assertEqual(self.client.webhooks.unwrap(one, one_headers, secret=last.signing_secret).type, "batch.expired")
 
     def test_endpoints_are_managed(self):
         made = self.endpoint("https://example.com/hook", "batch.completed")
@@ -117,7 +117,7 @@ class Webhooks(OneService):
         listed = [endpoint.id for endpoint in self.client.webhooks.list(limit=1)]
         self.assertEqual(len(listed), 2)
         self.assertEqual(listed[1], made.id)
-        self.assertIn("response.completed", self.client.webhooks.event_types.list().data)
+        self.assertIn("batch.expired", self.client.webhooks.event_types.list().data)
         for url in ("http://169.254.169.254/", "https://localhost/", "https://167772161/", "http://10.0.0.1/"):
             with self.assertRaises(openai.BadRequestError) as refused:
                 self.endpoint(url, "batch.completed")

@@ -35,7 +35,8 @@ pub async fn list(
             }
         },
     };
-    let listed = state.store.files().list(&project.id, purpose, page).await;
+    let files = state.store.files();
+    let listed = files.list(&project.id, purpose, page, state.now()).await;
     listed.map_err(store_error)
 }
 

@@ -13,6 +13,7 @@ on_both!(
     a_deleted_file_is_gone_for_clients_only,
     a_file_stays_while_a_live_job_needs_it,
     a_file_whose_time_is_over_becomes_a_tombstone,
+    a_file_whose_time_is_over_is_listed_no_more,
     sizes_are_summed_over_what_is_there,
     a_name_with_nul_is_refused,
     the_same_id_twice_is_a_conflict,
@@ -64,6 +65,29 @@ async fn a_deleted_file_is_gone_for_clients_only(db: Db) {
     assert!(files.purge(&file.id).await.unwrap());
     assert!(!files.purge(&file.id).await.unwrap());
     assert_eq!(files.find_for_job(&file.id).await.unwrap(), None);
+}
+
+async fn a_file_whose_time_is_over_is_listed_no_more(db: Db) {
+    let files = db.store.files();
+    let project = sample::project(&db.store).await;
+    let lasting = sample::file(&project.id, at(1));
+    let brief = File {
+        expires_at: Some(at(9)),
+        ..sample::file(&project.id, at(2))
+    };
+    for file in [&lasting, &brief] {
+        files.insert(file, None).await.unwrap();
+    }
+    let listed = async |now| {
+        let page = sample::page();
+        let page = files.list(&project.id, None, &page, now).await.unwrap();
+        page.items
+            .into_iter()
+            .map(|file| file.id)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(listed(at(8)).await, [brief.id, lasting.id.clone()]);
+    assert_eq!(listed(at(9)).await, [lasting.id]);
 }
 
 async fn a_file_stays_while_a_live_job_needs_it(db: Db) {

@@ -152,7 +152,7 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
         items: Vec::new(),
         has_more: false,
     };
-    assert_eq!(store.files().list(me, None, &page).await, Ok(none()));
+    assert_eq!(store.files().list(me, None, &page, at(0)).await, Ok(none()));
     assert_eq!(store.files().total_size_bytes(me).await, Ok(0));
     let idempotency = store.idempotency();
     assert_eq!(

@@ -41,6 +41,10 @@ class Embeddings(OneService):
         self.assertEqual(self.embed([ids]).data[0].embedding, self.embed("Hello").data[0].embedding)
         self.assertEqual(self.embed(ids).usage.prompt_tokens, 5)
 
+    def test_what_a_model_knows_nothing_of_has_no_direction(self):
+        # The row of a control token is zero in the tiny model, and so are all states that follow from it alone.
+        self.assertEqual(self.embed([0]).data[0].embedding, [0.0] * HIDDEN)
+
     def test_long_texts_are_read_in_pieces_beside_each_other(self):
         long = self.embed(["x" * 1000] * 4)
         self.assertEqual(long.usage.prompt_tokens, 4000)

@@ -63,7 +63,7 @@ impl Embedding {
     }
 
     /// Reads the next piece, of as many tokens as a step of generation has. After the last one: the mean over the tokens of the last
-    /// layer's states after the last norm, (D), of unit length.
+    /// layer's states after the last norm, (D), of unit length; all zero where that mean is.
     /// Errors: `BadInput` where the states are no numbers; `OutOfMemory`.
     pub fn step(&mut self, pool: &Pool) -> Result<Option<Vec<f32>>, GenerateError> {
         let (base, adapter) = (&*self.base, self.adapter.as_deref());
@@ -80,11 +80,13 @@ impl Embedding {
             return Ok(None);
         }
         let length = sum.iter().map(|x| x * x).sum::<f64>().sqrt();
-        if !(length.is_finite() && length > 0.0) {
-            let reason = "the states of this text are no numbers, or all zero";
+        if !length.is_finite() {
+            let reason = "the states of this text are no numbers";
             return Err(GenerateError::BadInput(reason.to_owned()));
         }
-        Ok(Some(sum.iter().map(|x| (x / length) as f32).collect()))
+        // Nothing has no direction: a token of which a model learned nothing is no failure.
+        let unit = if length > 0.0 { length } else { 1.0 };
+        Ok(Some(sum.iter().map(|x| (x / unit) as f32).collect()))
     }
 }
 

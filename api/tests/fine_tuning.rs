@@ -266,6 +266,13 @@ async fn every_bad_parameter_is_named() {
             "x_training.data.truncation",
         ),
         (
+            json!({
+                "method": {"type": "dpo"}, "x_training": {"data": {"format": "prompt_completion"}},
+            }),
+            "invalid_value",
+            "x_training.data.format",
+        ),
+        (
             json!({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}),
             "unsupported_parameter",
             "integrations",

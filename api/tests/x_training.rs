@@ -33,7 +33,7 @@ fn resolved() -> Value {
             "compute": "fp32", "compute_on_gpu": "bf16", "base_weights": "stored", "double_quant": false,
         },
         "memory": {"gradient_checkpointing": "auto"},
-        "data": {"max_length": 512, "truncation": "right", "packing": "binpack"},
+        "data": {"format": "chat", "max_length": 512, "truncation": "right", "packing": "binpack"},
     })
 }
 
@@ -45,7 +45,7 @@ async fn a_job_shows_what_was_asked_and_what_it_became() {
     let asked = json!({
         "adapter": {"r": 8, "target_modules": ["q_proj", "v_proj"], "bias": null},
         "precision": {"compute": "auto"},
-        "data": {"max_length": 100, "truncation": "drop"},
+        "data": {"format": "alpaca", "max_length": 100, "truncation": "drop"},
     });
     let job = create(&app, BASE_MODEL, asked.clone()).await.json();
     let mut expected = asked;
@@ -53,6 +53,7 @@ async fn a_job_shows_what_was_asked_and_what_it_became() {
     expected["resolved"]["adapter"]["r"] = json!(8);
     expected["resolved"]["adapter"]["alpha"] = json!(16.0);
     expected["resolved"]["adapter"]["target_modules"] = json!(["q_proj", "v_proj"]);
+    expected["resolved"]["data"]["format"] = json!("alpaca");
     expected["resolved"]["data"]["max_length"] = json!(100);
     expected["resolved"]["data"]["truncation"] = json!("drop");
     assert_eq!(job["x_training"], expected);
@@ -198,6 +199,11 @@ async fn every_bad_option_is_named_by_its_path() {
             json!({"data": {"truncation": "middle"}}),
             "invalid_value",
             "x_training.data.truncation",
+        ),
+        (
+            json!({"data": {"format": "csv"}}),
+            "invalid_value",
+            "x_training.data.format",
         ),
         (
             json!({"data": {"packing": "best"}}),

@@ -13,8 +13,8 @@ pub use inherit::{Inherited, UnreadableAdapterConfig};
 pub use pairs::Pairs;
 pub use refusal::Refusal;
 pub use words::{
-    AdapterType, BaseWeights, Bias, Compute, FrozenWeights, GradientCheckpointing, Init, Packing,
-    Truncation,
+    AdapterType, BaseWeights, Bias, Compute, DataFormat, FrozenWeights, GradientCheckpointing,
+    Init, Packing, Truncation,
 };
 
 use crate::hyperparameters::Auto;
@@ -133,6 +133,9 @@ pub struct Memory {
 /// How examples become what a step reads. Validation and training both go by it, so both count the same tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Data {
+    /// Of the training file and of the validation file.
+    #[serde(default)]
+    pub format: DataFormat,
     /// Tokens of an example; at most the context of the base model.
     pub max_length: u32,
     pub truncation: Truncation,
@@ -158,6 +161,7 @@ impl Training {
                 gradient_checkpointing: GradientCheckpointing::Auto,
             },
             data: Data {
+                format: DataFormat::Chat,
                 max_length: context_length,
                 truncation: Truncation::Right,
                 packing: Packing::BinPack,
@@ -197,6 +201,7 @@ pub struct AskedTraining {
     pub base_weights: Auto<BaseWeights>,
     pub double_quant: Option<bool>,
     pub gradient_checkpointing: Option<GradientCheckpointing>,
+    pub format: Auto<DataFormat>,
     pub max_length: Option<u32>,
     pub truncation: Option<Truncation>,
     pub packing: Option<Packing>,
@@ -254,6 +259,10 @@ impl AskedTraining {
                     .unwrap_or(default.memory.gradient_checkpointing),
             },
             data: Data {
+                format: match self.format {
+                    Auto::Auto => default.data.format,
+                    Auto::Given(asked) => asked,
+                },
                 max_length: self.max_length.unwrap_or(context_length),
                 truncation: self.truncation.unwrap_or(default.data.truncation),
                 packing: self.packing.unwrap_or(default.data.packing),

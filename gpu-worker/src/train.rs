@@ -22,7 +22,7 @@ use domain::x_training::FrozenWeights;
 use engine::batch::Example;
 use engine::lora::Adapter;
 use engine::train::PairStepReport;
-use text::formats::RowFormat;
+use text::formats::Expected;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -214,12 +214,9 @@ impl Attempt<'_> {
             .prepare(&self.assignment.base_model)
             .await?;
         let training_file = &self.assignment.training_file;
-        let format = match self.assignment.preference {
-            Some(_) => RowFormat::Preference,
-            None => RowFormat::Chat,
-        };
-        let load =
-            |file, param| data::load(self.worker, &base, file, format, &training.data, param);
+        let data = &training.data;
+        let expected = Expected::of(self.assignment.preference.as_ref(), data);
+        let load = |file, param| data::load(self.worker, &base, file, expected, data, param);
         let rows = load(training_file, "training_file").await?;
         let valid = match &self.assignment.validation_file {
             Some(file) => load(file, "validation_file").await?,

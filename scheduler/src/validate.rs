@@ -2,12 +2,13 @@
 //! training will do it, so that what passes here trains. A file that cannot be reached is tried again, never held against
 //! the job.
 
-mod check;
+mod body;
 mod doctor;
 mod dry_run;
 mod job;
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 
 use domain::base_model::BaseModel;
 use domain::dry_run::DryRun;
@@ -15,20 +16,20 @@ use domain::error::JobError;
 use domain::file::File;
 use domain::id::{DryRunId, FileId, JobId, ProjectId};
 use domain::job::{FineTuningJob, JobSpec};
-use domain::method::Method;
 use domain::time::Timestamp;
 use platform::objects::ObjectsError;
 use store::StoreError;
-use text::formats::RowFormat;
+use text::check::{Found, See, check};
+use text::formats::Expected;
 use text::report::FileRole;
 use tokio::task::JoinHandle;
 
+use self::body::Blocking;
 use crate::base_text::BaseTextError;
 use crate::error::PassError;
 use crate::scheduler::Scheduler;
-use check::{Found, See, check};
 
-/// Jobs validated at a time, and dry runs made; each keeps one core busy. Neither waits for the other.
+/// Jobs validated at a time, and dry runs made; each may keep every core busy. Neither waits for the other.
 pub(crate) const AT_A_TIME: usize = 2;
 /// Jobs looked at in a pass.
 const BATCH: u64 = 64;
@@ -176,7 +177,7 @@ impl Scheduler {
     }
 
     /// Reads one file to its end, off the threads that answer the door, and shows `see` its good rows.
-    async fn read<S: See>(
+    async fn read<S: See + Send + 'static>(
         &self,
         spec: &JobSpec,
         base: &BaseModel,
@@ -192,11 +193,12 @@ impl Scheduler {
         let File { object_key, .. } = file.ok_or_else(gone)?;
         let model = self.shared.base_texts.get(base).await?;
         let body = self.shared.objects.get(&object_key).await?;
-        let format = row_format(&spec.method);
         let data = spec.training(base.context_length).data;
-        let stop = self.shared.draining.clone();
+        let expected = Expected::of(spec.method.preference().as_ref(), &data);
+        let body = Blocking::new(body, self.shared.draining.clone());
+        let n_threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let checking = platform::on_own_thread("validation", move || {
-            let found = check(body, format, &model, &data, &stop, &mut see)?;
+            let found = check(body, expected, &model, &data, n_threads, &mut see)?;
             Ok::<_, std::io::Error>((found, see))
         });
         let failed = |reason: String| NoVerdict::Read {
@@ -240,13 +242,6 @@ impl Drop for Mark<'_> {
         };
         drop(validations);
         self.scheduler.shared.wake.validated.notify_one();
-    }
-}
-
-fn row_format(method: &Method) -> RowFormat {
-    match method {
-        Method::Supervised { .. } => RowFormat::Chat,
-        Method::Dpo { .. } => RowFormat::Preference,
     }
 }
 

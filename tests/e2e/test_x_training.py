@@ -102,6 +102,7 @@ class XTraining(OneService):
             ({"adapter": {"init": "pissa"}, "precision": {"base_weights": "nf4"}}, "x_training.adapter.init"),
             ({"data": {"max_length": 1_000_000}}, "x_training.data.max_length"),
             ({"data": {"truncation": "middle"}}, "x_training.data.truncation"),
+            ({"data": {"format": "csv"}}, "x_training.data.format"),
         ]:
             with self.subTest(param):
                 self.refused(param, lambda: self.order(x_training))
@@ -137,6 +138,32 @@ class XTraining(OneService):
         self.assertIn("line 13 ", story)
         self.assertIn("line 14 ", story)
         self.assertIn("more than max_length 120", story)
+
+    def test_a_file_of_another_tool_trains_as_the_same_in_openais_form(self):
+        chat, alpaca, text = "", "", ""
+        for i in range(12):
+            chat += row(f"Add.\n{i} and {i}", f"It is {2 * i}.")
+            alpaca += json.dumps({"instruction": "Add.", "input": f"{i} and {i}", "output": f"It is {2 * i}."}) + "\n"
+            text += json.dumps({"prompt": f"{i}+{i}=", "completion": str(2 * i)}) + "\n"
+        alpaca_file = self.upload(alpaca.encode())
+        as_alpaca = {"data": {"format": "alpaca"}}
+        told = self.client.post(f"/x/files/{alpaca_file}/validate", cast_to=object, body={
+            "model": MODEL, "x_training": as_alpaca})
+        self.assertEqual((told["error"], told["training"]["n_examples"]), (None, 12))
+        job = self.train(as_alpaca, training_file=alpaca_file, n_epochs=4)
+        self.assertEqual(job.x_training["resolved"]["data"]["format"], "alpaca")
+        same = self.train(training_file=self.upload(chat.encode()), n_epochs=4)
+        self.assertEqual(job.trained_tokens, same.trained_tokens)
+        self.assertEqual(self.losses(job), self.losses(same))
+        completions = self.train(
+            {"data": {"format": "prompt_completion"}}, training_file=self.upload(text.encode()), n_epochs=4)
+        losses = self.losses(completions)
+        self.assertLess(losses[-1], losses[0])
+        self.assertLess(completions.trained_tokens, job.trained_tokens)
+
+        unnamed = finish(self.client, self.order(training_file=alpaca_file).id)
+        self.assertEqual((unnamed.status, unnamed.error.code), ("failed", "invalid_training_file"))
+        self.assertIn('set x_training.data.format to "alpaca"', unnamed.error.message)
 
     def test_training_goes_on_from_a_tuned_model_where_it_ended(self):
         # Every batch is the same, so a loss depends on the adapter alone.

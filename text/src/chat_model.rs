@@ -144,8 +144,32 @@ impl ChatModel {
             TrainingExample::Chat(chat) => self.chat_example(chat),
             TrainingExample::Preference(_) => Err(RenderError::WrongFormat("preference")),
             TrainingExample::Reinforcement(_) => Err(RenderError::WrongFormat("reinforcement")),
-            TrainingExample::Completion { .. } => Err(RenderError::WrongFormat("completion")),
+            TrainingExample::Completion { prompt, completion } => {
+                self.completion_example(prompt, completion)
+            }
         }
+    }
+
+    /// A text and what follows on it, which is learned with the token that ends an answer. No template: the first tokens are those
+    /// of [`ChatModel::text_prompt`], so that what is trained is what is served.
+    fn completion_example(
+        &self,
+        prompt: &str,
+        completion: &str,
+    ) -> Result<TokenizedExample, RenderError> {
+        let mut tokens = self.tokenizer.prefix()?;
+        let (ids, n_prompt) = self.tokenizer.encode_followed(prompt, completion)?;
+        if tokens.is_empty() && n_prompt == 0 {
+            tokens.extend(self.stop_token_ids.first());
+        }
+        let n_given = tokens.len() + n_prompt;
+        tokens.extend(ids);
+        tokens.extend(self.stop_token_ids.first());
+        let mask = (0..tokens.len()).map(|place| place >= n_given);
+        Ok(TokenizedExample {
+            mask: mask.collect(),
+            tokens,
+        })
     }
 
     fn chat_example(&self, chat: &ChatExample) -> Result<TokenizedExample, RenderError> {

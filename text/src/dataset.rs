@@ -1,11 +1,19 @@
 //! A stream of bytes cut into rows, in constant memory. Validation, dry runs and training all read files through
 //! here, so a file cannot validate as one thing and train as another.
 
+mod lines;
+mod parallel;
+
 use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hasher};
 use std::io::{self, BufRead};
 
-use crate::formats::{LineError, LineErrorKind, NumberedExample, RowError, RowFormat, parse_row};
+use crate::formats::{
+    Expected, LineError, LineErrorKind, NumberedExample, Parsed, RowError, parse,
+};
+
+use self::lines::{Lines, Place};
+pub use self::parallel::read_rows;
 
 /// The longest line that is read: an example of 65,536 tokens takes about 0.4 MB. Bytes.
 pub const MAX_LINE_BYTES: usize = 8 << 20;
@@ -13,145 +21,53 @@ pub const MAX_LINE_BYTES: usize = 8 << 20;
 /// Blank lines a file may have; more is no training file.
 pub const MAX_BLANK_LINES: u64 = 10_000;
 
-const BOM: &[u8] = b"\xef\xbb\xbf";
-
 /// One line that is not blank.
 pub type Row = Result<NumberedExample, LineError>;
 
 /// Rows out of chunks of bytes, however the stream is cut. A line that is wrong does not disturb the next one.
 pub struct DatasetParser {
-    format: RowFormat,
-    /// The beginning of a line whose end has not come yet; at most [`MAX_LINE_BYTES`].
-    pending: Vec<u8>,
-    /// Of the first byte of `pending`, from the start of the file.
-    byte_offset: u64,
-    n_lines: u64,
-    n_examples: u64,
-    n_blank_lines: u64,
-    /// The current line is too long and was reported.
-    skipping: bool,
+    expected: Expected,
+    lines: Lines,
 }
 
 impl DatasetParser {
-    /// For a file that should hold rows of `format`.
-    pub fn new(format: RowFormat) -> Self {
+    /// For a file that should hold rows as `expected`.
+    pub fn new(expected: impl Into<Expected>) -> Self {
         Self {
-            format,
-            pending: Vec::new(),
-            byte_offset: 0,
-            n_lines: 0,
-            n_examples: 0,
-            n_blank_lines: 0,
-            skipping: false,
+            expected: expected.into(),
+            lines: Lines::default(),
         }
     }
 
     /// Takes the next bytes and gives `sink` every row that ends in them.
     pub fn push(&mut self, chunk: &[u8], sink: &mut impl FnMut(Row)) {
-        let mut rest = chunk;
-        while let Some(end) = memchr::memchr(b'\n', rest) {
-            let (line, after) = (&rest[..end], &rest[end + 1..]);
-            if self.skipping {
-                self.skipping = false;
-                self.byte_offset += line.len() as u64 + 1;
-            } else if self.pending.len() + line.len() > MAX_LINE_BYTES {
-                self.refuse_long_line(sink);
-                self.byte_offset += (self.pending.len() + line.len()) as u64 + 1;
-                self.pending.clear();
-                self.skipping = false;
-            } else if self.pending.is_empty() {
-                self.read_line(line, line.len() as u64 + 1, sink);
-            } else {
-                let mut whole = std::mem::take(&mut self.pending);
-                whole.extend_from_slice(line);
-                self.read_line(&whole, whole.len() as u64 + 1, sink);
-                whole.clear();
-                self.pending = whole;
-            }
-            rest = after;
-        }
-        self.keep(rest, sink);
+        let expected = self.expected;
+        let mut read = |found: lines::Found| {
+            sink(found.and_then(|line| read_line(line.place, line.bytes, expected)));
+        };
+        self.lines.push(chunk, &mut read);
     }
 
     /// Says that the file is at its end: the last line may lack its newline.
     pub fn finish(&mut self, sink: &mut impl FnMut(Row)) {
-        let line = std::mem::take(&mut self.pending);
-        if !line.is_empty() {
-            self.read_line(&line, line.len() as u64, sink);
-        }
-        self.skipping = false;
-    }
-
-    /// Keeps the beginning of a line for later.
-    fn keep(&mut self, start: &[u8], sink: &mut impl FnMut(Row)) {
-        if !self.skipping && self.pending.len() + start.len() > MAX_LINE_BYTES {
-            self.refuse_long_line(sink);
-            self.byte_offset += self.pending.len() as u64;
-            self.pending = Vec::new();
-        }
-        if self.skipping {
-            self.byte_offset += start.len() as u64;
-        } else {
-            self.pending.extend_from_slice(start);
-        }
-    }
-
-    fn refuse_long_line(&mut self, sink: &mut impl FnMut(Row)) {
-        self.n_lines += 1;
-        self.n_examples += 1;
-        self.skipping = true;
-        let reason = format!("is longer than {MAX_LINE_BYTES} bytes");
-        sink(Err(self.error(at_start(LineErrorKind::LineTooLong, reason))));
-    }
-
-    /// Reads the line that starts at `self.byte_offset`, and moves past it.
-    fn read_line(&mut self, line: &[u8], n_bytes: u64, sink: &mut impl FnMut(Row)) {
-        self.n_lines += 1;
-        let bom = if self.n_lines == 1 && line.starts_with(BOM) {
-            BOM.len()
-        } else {
-            0
+        let expected = self.expected;
+        let mut read = |found: lines::Found| {
+            sink(found.and_then(|line| read_line(line.place, line.bytes, expected)));
         };
-        self.byte_offset += bom as u64;
-        let line = &line[bom..];
-        if line.trim_ascii().is_empty() {
-            self.read_blank_line(sink);
-        } else {
-            self.n_examples += 1;
-            let row = match parse_bytes(line, self.format) {
-                Ok(example) => Ok(NumberedExample {
-                    line: self.n_lines,
-                    byte_offset: self.byte_offset,
-                    fingerprint: fingerprint(line),
-                    example,
-                }),
-                Err(error) => Err(self.error(error)),
-            };
-            sink(row);
-        }
-        self.byte_offset += n_bytes - bom as u64;
+        self.lines.finish(&mut read);
     }
+}
 
-    fn read_blank_line(&mut self, sink: &mut impl FnMut(Row)) {
-        self.n_blank_lines += 1;
-        if self.n_blank_lines == MAX_BLANK_LINES + 1 {
-            let reason = format!("comes after more than {MAX_BLANK_LINES} blank lines");
-            sink(Err(
-                self.error(at_start(LineErrorKind::TooManyBlankLines, reason))
-            ));
-        }
-    }
-
-    fn error(&self, error: RowError) -> LineError {
-        LineError {
-            line: self.n_lines,
-            example: self.n_examples,
-            byte_offset: self.byte_offset + error.byte_offset,
-            pointer: error.pointer,
-            reason: error.reason,
-            kind: error.kind,
-        }
-    }
+fn read_line(place: Place, line: &[u8], expected: Expected) -> Row {
+    let parsed = parse_bytes(line, expected).map_err(|error| place.error(error))?;
+    Ok(NumberedExample {
+        line: place.line,
+        number: place.example,
+        byte_offset: place.byte_offset,
+        fingerprint: fingerprint(line),
+        place: parsed.place,
+        example: parsed.example,
+    })
 }
 
 /// Spaces around a row and the kind of its line break do not make it another one.
@@ -161,19 +77,7 @@ fn fingerprint(line: &[u8]) -> u64 {
     hasher.finish()
 }
 
-fn at_start(kind: LineErrorKind, reason: String) -> RowError {
-    RowError {
-        byte_offset: 0,
-        pointer: String::new(),
-        reason,
-        kind,
-    }
-}
-
-fn parse_bytes(
-    line: &[u8],
-    format: RowFormat,
-) -> Result<crate::formats::TrainingExample, RowError> {
+fn parse_bytes(line: &[u8], expected: Expected) -> Result<Parsed, RowError> {
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     let at = |kind, byte_offset: usize, reason: String| RowError {
         byte_offset: byte_offset as u64,
@@ -190,7 +94,7 @@ fn parse_bytes(
         let reason = format!("is not valid UTF-8 at byte {} of the line", place + 1);
         at(LineErrorKind::InvalidUtf8, place, reason)
     })?;
-    parse_row(text, format)
+    parse(text, expected)
 }
 
 /// Rows out of a reader.
@@ -203,11 +107,11 @@ pub struct DatasetReader<R> {
 }
 
 impl<R: BufRead> DatasetReader<R> {
-    /// For a file that should hold rows of `format`.
-    pub fn new(reader: R, format: RowFormat) -> Self {
+    /// For a file that should hold rows as `expected`.
+    pub fn new(reader: R, expected: impl Into<Expected>) -> Self {
         Self {
             reader,
-            parser: DatasetParser::new(format),
+            parser: DatasetParser::new(expected),
             ready: VecDeque::new(),
             at_end: false,
         }

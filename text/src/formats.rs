@@ -1,20 +1,25 @@
 //! The rows of a training file, typed, and what can be wrong with one. The types live here; `row` and `message`
-//! parse, `strict` is the JSON underneath, [`crate::dataset`] splits a stream into rows and [`crate::report`] turns
+//! parse OpenAI's formats, `convert` those of other tools, `strict` is the JSON underneath, [`crate::dataset`] splits a stream into rows and [`crate::report`] turns
 //! errors into OpenAI's words.
 
 mod advice;
 mod call;
 mod content;
+mod convert;
 mod judge;
 mod message;
 mod row;
+mod sniff;
 mod strict;
 
 use domain::generation::ChatMessage;
+use domain::preference::Preference;
+use domain::x_training::{Data, DataFormat};
 use serde_json::Value;
 
 pub use self::judge::{MAX_MESSAGES, MAX_TOOLS};
 pub use self::row::parse_row;
+pub(crate) use self::row::{Parsed, parse};
 pub use self::strict::MAX_DEPTH;
 
 /// Which kind of row a file holds; a file holds one kind.
@@ -48,6 +53,39 @@ impl RowFormat {
             RowFormat::Preference => "dpo",
             RowFormat::Reinforcement => "reinforcement",
         }
+    }
+}
+
+/// What the rows of a file should be, and how they are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expected {
+    pub format: RowFormat,
+    pub written: DataFormat,
+}
+
+impl Expected {
+    /// What a job reads; with a `preference` it trains on pairs of answers.
+    pub fn of(preference: Option<&Preference>, data: &Data) -> Self {
+        let format = match (preference, data.format) {
+            (Some(_), _) => RowFormat::Preference,
+            (None, DataFormat::PromptCompletion) => RowFormat::Completion,
+            (None, _) => RowFormat::Chat,
+        };
+        Self {
+            format,
+            written: data.format,
+        }
+    }
+}
+
+/// As OpenAI writes them.
+impl From<RowFormat> for Expected {
+    fn from(format: RowFormat) -> Self {
+        let written = match format {
+            RowFormat::Completion => DataFormat::PromptCompletion,
+            _ => DataFormat::Chat,
+        };
+        Self { format, written }
     }
 }
 
@@ -96,10 +134,14 @@ pub struct ReinforcementExample {
 pub struct NumberedExample {
     /// 1-based, counting every line.
     pub line: u64,
+    /// 1-based, counting lines that are not blank.
+    pub number: u64,
     /// Of the row's first byte, from the start of the file.
     pub byte_offset: u64,
     /// A hash of the row's bytes: equal rows have equal ones, and different rows hardly ever.
     pub fingerprint: u64,
+    /// JSON pointer to what the row says: where an error stands that is found when it is rendered.
+    pub place: &'static str,
     pub example: TrainingExample,
 }
 
@@ -125,6 +167,8 @@ pub enum LineErrorKind {
     UnexpectedFormat,
     /// A row of another method.
     WrongFormat(RowFormat),
+    /// A row that is written in another format than `x_training.data.format` says.
+    WrittenAs(DataFormat),
     InvalidUtf8,
     Nul,
     InvalidJson,
@@ -137,6 +181,8 @@ pub enum LineErrorKind {
     MissingKey,
     MissingRole,
     InvalidRole,
+    /// A turn of a conversation from nobody, or from somebody who is not known.
+    UnknownSpeaker,
     InvalidWeight,
     InvalidValue,
     Unsupported,

@@ -3,6 +3,7 @@
 
 pub mod chat_model;
 pub mod chat_template;
+pub mod check;
 pub mod control;
 pub mod dataset;
 pub mod decode;

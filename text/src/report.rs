@@ -2,10 +2,11 @@
 
 use domain::error::JobError;
 use domain::event::{EventType, Level, NewEvent};
+use domain::x_training::DataFormat;
 use serde_json::json;
 
 use crate::dataset::Row;
-use crate::formats::{LineError, LineErrorKind, RowFormat};
+use crate::formats::{LineError, LineErrorKind};
 
 /// The fewest examples a training file may have: OpenAI's limit.
 pub const MIN_TRAINING_EXAMPLES: u64 = 10;
@@ -69,13 +70,8 @@ impl DatasetReport {
         }
     }
 
-    /// Counts a line that parsed, was counted, and turned out wrong later (e.g. no template can render it).
-    pub fn add_late_error(&mut self, error: LineError) {
-        self.n_examples = self.n_examples.saturating_sub(1);
-        self.add_error(error);
-    }
-
-    fn add_error(&mut self, error: LineError) {
+    /// Counts a line that cannot be trained on.
+    pub fn add_error(&mut self, error: LineError) {
         self.n_errors += 1;
         if self.errors.len() < MAX_ERRORS {
             self.errors.push(error);
@@ -178,7 +174,9 @@ fn line_event(error: &LineError, role: FileRole) -> NewEvent {
 fn is_about_the_file(error: &LineError) -> bool {
     let kinds = matches!(
         error.kind,
-        LineErrorKind::WrongFormat(_) | LineErrorKind::UnexpectedFormat
+        LineErrorKind::WrongFormat(_)
+            | LineErrorKind::UnexpectedFormat
+            | LineErrorKind::WrittenAs(_)
     );
     error.example == 1 && kinds
 }
@@ -189,11 +187,7 @@ fn describe(error: &LineError, file_id: &str, method: &str) -> String {
             "Unexpected file format, expected either prompt/completion pairs or chat messages."
                 .to_owned()
         }
-        // Differs: nothing is recorded for this pair, and "not using 'supervised' (provided method=supervised)"
-        // would make no sense
-        LineErrorKind::WrongFormat(RowFormat::Completion) if method == "supervised" => format!(
-            "Invalid file format. Input file {file_id} is in the fine-tune-completions format, but the model is fine-tuned on chat messages."
-        ),
+        LineErrorKind::WrittenAs(found) if error.example == 1 => written_as(found, file_id),
         LineErrorKind::WrongFormat(found) if error.example == 1 => format!(
             "Invalid file format. Input file {file_id} is in the {} format, but the specified fine-tuning job is not using '{}' as the training method (provided method={method}).",
             found.name(),
@@ -223,9 +217,23 @@ fn describe(error: &LineError, file_id: &str, method: &str) -> String {
     }
 }
 
-/// 1-based, of a pointer into `messages`.
+/// Differs: nothing is recorded of rows that other tools write, nor of prompts and completions for a model that chats.
+fn written_as(found: DataFormat, file_id: &str) -> String {
+    let why = match found {
+        DataFormat::PromptCompletion => format!(
+            "Invalid file format. Input file {file_id} is in the fine-tune-completions format, but the model is fine-tuned on chat messages."
+        ),
+        _ => "Unexpected file format, expected either prompt/completion pairs or chat messages."
+            .to_owned(),
+    };
+    let found = found.as_str();
+    format!("{why} The rows look like {found}; set x_training.data.format to \"{found}\".")
+}
+
+/// 1-based, of a pointer into `messages`, or into what other tools call them.
 fn message_number(pointer: &str) -> Option<u64> {
-    let (_, rest) = pointer.split_once("messages/")?;
+    let lists = ["messages/", "conversations/", "conversation/"];
+    let (_, rest) = lists.iter().find_map(|list| pointer.split_once(list))?;
     let digits = rest.split('/').next()?;
     digits.parse::<u64>().ok().map(|index| index + 1)
 }

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::normalizer::NormalizedString;
+use tokenizers::normalizer::SplitDelimiterBehavior::Removed;
 use tokenizers::{AddedToken, Model, OffsetType, PreTokenizedString, PreTokenizer, Token};
 
-use crate::control::ControlTokens;
+use crate::control::{ControlTokens, unused_char};
 use crate::decode::{DecodeStream, Pieces};
 
 /// The largest `tokenizer.json` that is read; Gemma's, among the largest known, has 33 MB. Bytes.
@@ -164,8 +165,38 @@ impl Tokenizer {
 
     /// Encodes text of a user: whatever it spells, no id is a control token's.
     pub fn encode_text(&self, text: &str) -> Result<Encoded, TokenizerError> {
-        let mark = crate::control::unused_char(std::iter::once(text));
+        let mark = unused_char(std::iter::once(text));
         self.encode_template(&self.control.mark(text, mark), mark)
+    }
+
+    /// Encodes a text of a user and another that follows on it, so that no token lies across their border: the ids of the first are
+    /// those of [`Tokenizer::encode_text`]. Returns the ids of both, and how many are the first one's.
+    pub fn encode_followed(
+        &self,
+        first: &str,
+        second: &str,
+    ) -> Result<(Vec<u32>, usize), TokenizerError> {
+        let mark = unused_char([first, second].into_iter());
+        let used = mark.to_string();
+        let border = unused_char([first, second, &used].into_iter());
+        let mut text = self.control.mark(first, mark).into_owned();
+        let n_first_bytes = text.len();
+        text.push(border);
+        text.push_str(&self.control.mark(second, mark));
+
+        let added = self.inner.get_added_vocabulary();
+        let mut pieces = added.extract_and_normalize(self.inner.get_normalizer(), &text);
+        let cut = |_, piece: NormalizedString| piece.split(border, Removed);
+        pieces.split(cut).map_err(failed)?;
+        let unmark = |_, mut piece: NormalizedString| {
+            piece.filter(|c| c != mark);
+            Ok(vec![piece])
+        };
+        pieces.split(unmark).map_err(failed)?;
+        let Encoded { ids, offsets } = self.encode_pieces(pieces)?;
+        let is_first = |(from, _): &&(usize, usize)| *from < n_first_bytes;
+        let n_first = offsets.iter().filter(is_first).count();
+        Ok((ids, n_first))
     }
 
     /// What Hugging Face's tokenizers put before any text: for many models the token of its beginning.

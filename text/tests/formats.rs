@@ -3,6 +3,7 @@
 use std::io::Cursor;
 
 use domain::generation::Role;
+use domain::x_training::DataFormat;
 use proptest::prelude::*;
 use text::dataset::{DatasetParser, DatasetReader, MAX_BLANK_LINES, MAX_LINE_BYTES, Row};
 use text::formats::{ChatExample, LineErrorKind as Kind, RowFormat, TrainingExample, parse_row};
@@ -475,9 +476,9 @@ fn every_bad_row_is_refused_by_name_and_place() {
         ),
         (
             r#"{"prompt":"a","completion":"b"}"#.into(),
-            Kind::WrongFormat(RowFormat::Completion),
+            Kind::WrittenAs(DataFormat::PromptCompletion),
             "",
-            "fine-tune-completions",
+            "looks like prompt_completion",
         ),
         (
             r#"{"input":{"messages":[]},"preferred_output":[],"non_preferred_output":[]}"#.into(),
@@ -816,7 +817,7 @@ fn a_job_fails_in_the_recorded_words() {
             r#"{"prompt":"a","completion":"b"}"#.to_owned(),
             "supervised",
             "invalid_training_file",
-            "The job failed due to an invalid training file. Invalid file format. Input file file-X is in the fine-tune-completions format, but the model is fine-tuned on chat messages.",
+            "The job failed due to an invalid training file. Invalid file format. Input file file-X is in the fine-tune-completions format, but the model is fine-tuned on chat messages. The rows look like prompt_completion; set x_training.data.format to \"prompt_completion\".",
         ),
     ];
     for (file, method, code, message) in cases {

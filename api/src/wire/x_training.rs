@@ -2,8 +2,8 @@
 
 use domain::hyperparameters::Auto;
 use domain::x_training::{
-    AdapterType, AskedAdapter, AskedTraining, BaseWeights, Bias, Compute, GradientCheckpointing,
-    Init, Packing, Pairs, R, Refusal, TargetModules, Truncation, XTraining,
+    AdapterType, AskedAdapter, AskedTraining, BaseWeights, Bias, Compute, DataFormat,
+    GradientCheckpointing, Init, Packing, Pairs, R, Refusal, TargetModules, Truncation, XTraining,
 };
 use poem_openapi::Object;
 use serde_json::{Map, Value};
@@ -83,6 +83,9 @@ pub struct MemoryRequest {
 
 #[derive(Debug, Clone, PartialEq, Object)]
 pub struct DataRequest {
+    /// How the rows of the files are written: `auto` (as OpenAI has them, the default) or `chat`, `alpaca`, `sharegpt`, `query_response`,
+    /// `prompt_completion`.
+    pub format: Option<String>,
     /// Tokens of an example; the context of the base model by default, and at most.
     pub max_length: Option<u32>,
     /// What becomes of longer ones: `error`, `left`, `right` (the default: the end is cut off), `drop` or `split`.
@@ -131,6 +134,8 @@ pub fn x_training(at: At) -> Result<XTrainingOrder, ApiError> {
         Ok(())
     })?;
     section(&mut fields, "data", |fields| {
+        let format = fields.take("format");
+        asked.format = word_or_auto(format, DataFormat::WORDS, DataFormat::parse)?;
         asked.max_length = count(fields.take("max_length"), 2..=i64::from(i32::MAX))?;
         let truncation = fields.take("truncation");
         asked.truncation = word(truncation, Truncation::WORDS, Truncation::parse)?;

@@ -1,6 +1,6 @@
 //! What is refused at creation: what does not go together.
 
-use super::{BaseWeights, Init, Training, Truncation};
+use super::{BaseWeights, DataFormat, Init, Training, Truncation};
 use crate::method::Method;
 
 /// Why `x_training` is not taken: a parameter contradicts another one, the base model or the adapter that is continued.
@@ -30,6 +30,11 @@ impl Training {
         if is_split && method.preference().is_some() {
             let reason = "an answer in pieces cannot be compared; 'left' keeps its end, 'drop' leaves the pair out";
             return Err(Refusal::conflict("data.truncation", reason));
+        }
+        let is_text = self.data.format == DataFormat::PromptCompletion;
+        if is_text && method.preference().is_some() {
+            let reason = "a prompt has one completion there; write pairs of answers as 'chat', 'alpaca', 'sharegpt' or 'query_response'";
+            return Err(Refusal::conflict("data.format", reason));
         }
         Ok(())
     }

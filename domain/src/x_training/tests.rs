@@ -1,4 +1,7 @@
 use super::*;
+use crate::hyperparameters::Hyperparameters;
+use crate::method::Method;
+use crate::preference::Preference;
 
 const CONTEXT: u32 = 128;
 
@@ -34,7 +37,7 @@ fn a_leaf_that_is_not_asked_for_has_its_ordinary_value() {
                 "compute": "fp32", "compute_on_gpu": "bf16", "base_weights": "stored", "double_quant": false,
             },
             "memory": {"gradient_checkpointing": "auto"},
-            "data": {"max_length": 64, "truncation": "drop", "packing": "binpack"},
+            "data": {"format": "chat", "max_length": 64, "truncation": "drop", "packing": "binpack"},
         })
     );
 }
@@ -46,6 +49,40 @@ fn a_training_reads_back_as_it_was_written() {
     training.adapter.alpha_pattern = Pairs(vec![("^.*down".into(), 0.1)]);
     let text = serde_json::to_string(&training).unwrap();
     assert_eq!(serde_json::from_str::<Training>(&text).unwrap(), training);
+}
+
+#[test]
+fn a_training_from_before_there_were_formats_reads_chat() {
+    let training = Training::default_for(CONTEXT);
+    let mut older = serde_json::to_value(&training).unwrap();
+    assert_eq!(older["data"]["format"], "chat");
+    older["data"].as_object_mut().unwrap().remove("format");
+    assert_eq!(serde_json::from_value::<Training>(older).unwrap(), training);
+}
+
+#[test]
+fn texts_without_a_template_are_no_pairs() {
+    let dpo = Method::Dpo {
+        hyperparameters: Hyperparameters::default(),
+        preference: Preference::default(),
+    };
+    for (word, is_refused) in [
+        ("alpaca", false),
+        ("sharegpt", false),
+        ("query_response", false),
+        ("prompt_completion", true),
+    ] {
+        let format = DataFormat::parse(word).unwrap();
+        let asked = AskedTraining {
+            format: Auto::Given(format),
+            ..AskedTraining::default()
+        };
+        let training = asked.resolve(CONTEXT, None).unwrap();
+        assert_eq!(training.data.format, format);
+        let judged = training.check_method(&dpo).map_err(|refusal| refusal.param);
+        let refused = Err("x_training.data.format".to_owned());
+        assert_eq!(judged, if is_refused { refused } else { Ok(()) }, "{word}");
+    }
 }
 
 #[test]
@@ -62,6 +99,7 @@ fn every_word_is_what_its_enum_says() {
     check(Compute::WORDS, Compute::parse);
     check(BaseWeights::WORDS, BaseWeights::parse);
     check(GradientCheckpointing::WORDS, GradientCheckpointing::parse);
+    check(DataFormat::WORDS, DataFormat::parse);
     check(Truncation::WORDS, Truncation::parse);
     check(Packing::WORDS, Packing::parse);
     assert_eq!(Packing::parse("binpac"), None);

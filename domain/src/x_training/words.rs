@@ -88,6 +88,20 @@ words! {
         Full = "full",
     }
 
+    /// How the rows of a training file are written.
+    DataFormat {
+        /// As OpenAI has it: conversations, for method `dpo` a prompt and two answers.
+        Chat = "chat",
+        /// `instruction`, `input`, `output`.
+        Alpaca = "alpaca",
+        /// `conversations` of turns `from` somebody with a `value`.
+        ShareGpt = "sharegpt",
+        /// `query` and `response`.
+        QueryResponse = "query_response",
+        /// `prompt` and `completion`: texts that no chat template writes.
+        PromptCompletion = "prompt_completion",
+    }
+
     /// What becomes of an example that is longer than `max_length`.
     Truncation {
         /// The file is refused, and the lines are named.
@@ -118,5 +132,12 @@ words! {
 impl Default for FrozenWeights {
     fn default() -> Self {
         Self::Stored
+    }
+}
+
+/// Of a job that was made before there was a choice.
+impl Default for DataFormat {
+    fn default() -> Self {
+        Self::Chat
     }
 }

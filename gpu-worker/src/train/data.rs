@@ -13,7 +13,7 @@ use engine::batch::{Example, epoch_order};
 use engine::train::Pair;
 use text::chat_model::{RenderError, TokenizedExample, TokenizedPair};
 use text::dataset::DatasetReader;
-use text::formats::{NumberedExample, RowFormat, TrainingExample};
+use text::formats::{Expected, NumberedExample, RowFormat, TrainingExample};
 
 use super::failure::Failure;
 use super::rows::Rows;
@@ -23,13 +23,13 @@ use crate::worker::Worker;
 /// Rows whose loss is measured at every epoch's end; beyond, only a fixed sample of this size.
 pub(super) const VALID_SAMPLE: usize = 64;
 
-/// Fetches and tokenises a dataset of `format`. `param` names it in errors: `training_file` or `validation_file`.
+/// Fetches and tokenises a dataset of rows as `expected`. `param` names it in errors: `training_file` or `validation_file`.
 /// Errors: `User` for rows that cannot be read, `Infra` for all else.
 pub(super) async fn load(
     worker: &Worker,
     base: &Arc<Base>,
     dataset: &DatasetRef,
-    format: RowFormat,
+    expected: Expected,
     data: &Data,
     param: &'static str,
 ) -> Result<Rows, Failure> {
@@ -43,7 +43,7 @@ pub(super) async fn load(
         .fetch_file(&dataset.object_key, &file.0, Some(&dataset.sha256))
         .await?;
     let (base, data) = (Arc::clone(base), data.clone());
-    let read = move || read(&base, &file.0, format, &data, param);
+    let read = move || read(&base, &file.0, expected, &data, param);
     let read = platform::on_own_thread("dataset", read).await;
     read.map_err(|error| Failure::infra(format!("no thread to read a dataset: {error}")))?
 }
@@ -61,14 +61,14 @@ impl Drop for Scratch {
 fn read(
     base: &Base,
     file: &Path,
-    format: RowFormat,
+    expected: Expected,
     data: &Data,
     param: &'static str,
 ) -> Result<Rows, Failure> {
     let opened =
         File::open(file).map_err(|error| Failure::infra(format!("{}: {error}", file.display())))?;
     let (mut examples, mut pairs) = (Vec::new(), Vec::new());
-    for row in DatasetReader::new(BufReader::new(opened), format) {
+    for row in DatasetReader::new(BufReader::new(opened), expected) {
         let row = row.map_err(|error| Failure::infra(format!("{param}: {error}")))?;
         let NumberedExample { line, example, .. } =
             row.map_err(|error| Failure::bad_data(param, error.to_string()))?;
@@ -82,7 +82,7 @@ fn read(
             examples.extend(fitted.into_examples().into_iter().map(labelled));
         }
     }
-    let rows = match format {
+    let rows = match expected.format {
         RowFormat::Preference => Rows::Pairs(pairs.into()),
         _ => Rows::Conversations(examples),
     };

@@ -4,9 +4,8 @@
 use std::collections::HashMap;
 
 use domain::dry_run::{Answer, BadRow, FileReport, Labels, Lengths, Repeat, Repeats};
+use text::check::{Found, See, Seen};
 use text::formats::{LineError, NumberedExample, TrainingExample};
-
-use super::check::{Found, See, Seen};
 
 /// Different rows that are remembered: some 150 MB of hashes.
 const MAX_ROWS: usize = 4 << 20;

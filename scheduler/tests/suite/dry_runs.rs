@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::house::{House, conversation, conversations, spec};
 
-async fn report(house: &House, spec: JobSpec) -> Report {
+pub async fn report(house: &House, spec: JobSpec) -> Report {
     let dry_run = DryRun {
         id: DryRunId::mint(rand::random()),
         project_id: house.project.id.clone(),

@@ -4,6 +4,7 @@
 mod datasets;
 mod door;
 mod dry_runs;
+mod formats;
 mod house;
 mod leases;
 mod lengths;

@@ -12,6 +12,9 @@ impl Kind {
                     found.method()
                 );
             }
+            Kind::WrittenAs(found) => {
+                return format!("Set x_training.data.format to \"{}\".", found.as_str());
+            }
             Kind::UnexpectedFormat => {
                 "Write each row as a JSON object with the key 'messages', a list of objects with 'role' and 'content'."
             }
@@ -28,6 +31,9 @@ impl Kind {
             Kind::MissingKey => "Add the key, or correct its spelling.",
             Kind::MissingRole | Kind::InvalidRole => {
                 "Give each message a role: 'system', 'developer', 'user', 'assistant' or 'tool'."
+            }
+            Kind::UnknownSpeaker => {
+                "Say who speaks: 'human', 'gpt', 'system', 'function_call' or 'observation'."
             }
             Kind::InvalidWeight => "Give 'weight' as 0 or 1, on messages of the assistant only.",
             Kind::InvalidValue => "Correct the value at this place.",

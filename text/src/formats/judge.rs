@@ -70,7 +70,7 @@ fn unrecognised<E: de::Error>(expected: RowFormat, trail: &Trail) -> E {
     }
 }
 
-fn missing<E: de::Error>(key: &'static str, trail: &Trail) -> E {
+pub(super) fn missing<E: de::Error>(key: &'static str, trail: &Trail) -> E {
     trail.fail(Kind::MissingKey, format!("is missing key '{key}'"))
 }
 
@@ -100,19 +100,31 @@ fn chat<E: de::Error>(keys: Keys, trail: &Trail) -> Result<ChatExample, E> {
     ];
     refuse_foreign(&foreign, trail)?;
     let messages = some_messages(keys.messages, trail)?;
+    let tools = all_tools(keys.tools, keys.functions, trail)?;
+    let mut chat = trail.key("messages", || conversation(messages, tools, trail))?;
+    chat.parallel_tool_calls = keys.parallel_tool_calls.flatten();
+    Ok(chat)
+}
+
+/// Messages of which something is learned.
+pub(super) fn conversation<E: de::Error>(
+    messages: Vec<Message>,
+    tools: Vec<Value>,
+    trail: &Trail,
+) -> Result<ChatExample, E> {
     let assistants = messages
         .iter()
         .filter(|m| m.message.role == Role::Assistant);
     if assistants.clone().next().is_none() {
         let reason = "must have at least one message from the assistant";
-        return Err(trail.fail_at("messages", Kind::NoAssistant, reason));
+        return Err(trail.fail(Kind::NoAssistant, reason));
     }
     if assistants
         .clone()
         .all(|message| message.weight == Some(false))
     {
         let reason = "must have at least one assistant message with a weight of 1: there is nothing to train on";
-        return Err(trail.fail_at("messages", Kind::NothingToTrain, reason));
+        return Err(trail.fail(Kind::NothingToTrain, reason));
     }
     let trained = messages
         .iter()
@@ -121,8 +133,8 @@ fn chat<E: de::Error>(keys: Keys, trail: &Trail) -> Result<ChatExample, E> {
     Ok(ChatExample {
         messages: messages.into_iter().map(|m| m.message).collect(),
         trained,
-        tools: all_tools(keys.tools, keys.functions, trail)?,
-        parallel_tool_calls: keys.parallel_tool_calls.flatten(),
+        tools,
+        parallel_tool_calls: None,
     })
 }
 
@@ -251,7 +263,7 @@ fn all_tools<E: de::Error>(
         .collect())
 }
 
-fn check_tool<E: de::Error>(tool: &Value, trail: &Trail) -> Result<(), E> {
+pub(super) fn check_tool<E: de::Error>(tool: &Value, trail: &Trail) -> Result<(), E> {
     if tool.get("type").and_then(Value::as_str) != Some("function") {
         return Err(trail.fail(
             Kind::InvalidValue,

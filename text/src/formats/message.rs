@@ -262,7 +262,7 @@ where
 }
 
 /// 0 or 1.
-struct WeightSeed<'t>(&'t Trail);
+pub(super) struct WeightSeed<'t>(pub(super) &'t Trail);
 
 impl<'de> DeserializeSeed<'de> for WeightSeed<'_> {
     type Value = bool;

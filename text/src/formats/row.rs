@@ -3,27 +3,63 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use domain::x_training::DataFormat;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::judge::{MAX_MESSAGES, MAX_TOOLS, judge};
 use super::message::{Message, MessageSeed, once};
+use super::sniff::looks_like;
 use super::strict::{ArraySeed, KeySeed, NullableSeed, StringSeed, Trail, ValueSeed};
-use super::{LineErrorKind as Kind, RowError, RowFormat, TrainingExample};
+use super::{Expected, LineErrorKind as Kind, RowError, RowFormat, TrainingExample, convert};
 
-/// Parses one line of a file that should hold rows of `format`.
-/// Errors: the first thing that is wrong, with its JSON pointer.
-pub fn parse_row(line: &str, format: RowFormat) -> Result<TrainingExample, RowError> {
+/// A row that was read.
+pub(crate) struct Parsed {
+    pub(crate) example: TrainingExample,
+    /// JSON pointer to what it says.
+    pub(crate) place: &'static str,
+}
+
+/// Parses one line of a file that should hold rows as `expected`.
+/// Errors: the first thing that is wrong, with its JSON pointer into the line.
+pub fn parse_row(line: &str, expected: impl Into<Expected>) -> Result<TrainingExample, RowError> {
+    parse(line, expected.into()).map(|parsed| parsed.example)
+}
+
+/// As [`parse_row`].
+pub(crate) fn parse(
+    line: &str,
+    Expected { format, written }: Expected,
+) -> Result<Parsed, RowError> {
     let trail = Trail::default();
     let mut deserializer = serde_json::Deserializer::from_str(line);
-    let seed = RowSeed {
-        trail: &trail,
-        format,
+    let parsed = match written {
+        DataFormat::Chat | DataFormat::PromptCompletion => {
+            let seed = RowSeed {
+                trail: &trail,
+                format,
+            };
+            seed.deserialize(&mut deserializer)
+        }
+        _ => convert::read(&mut deserializer, written, format, &trail),
     };
-    let parsed = seed
-        .deserialize(&mut deserializer)
-        .and_then(|example| deserializer.end().map(|()| example));
-    parsed.map_err(|error| row_error(&error, &trail, line))
+    let parsed = parsed.and_then(|parsed| deserializer.end().map(|()| parsed));
+    parsed.map_err(|error| match looks_like(line) {
+        Some(found) if found != written => written_as(found, written),
+        _ => row_error(&error, &trail, line),
+    })
+}
+
+fn written_as(found: DataFormat, expected: DataFormat) -> RowError {
+    let (found_name, expected) = (found.as_str(), expected.as_str());
+    RowError {
+        byte_offset: 0,
+        pointer: String::new(),
+        reason: format!(
+            "looks like {found_name}, not like {expected}; set x_training.data.format to \"{found_name}\""
+        ),
+        kind: Kind::WrittenAs(found),
+    }
 }
 
 /// Which of the three: a problem we named, JSON of the wrong type, or no JSON at all.
@@ -103,31 +139,34 @@ struct RowSeed<'t> {
 }
 
 impl<'de> DeserializeSeed<'de> for RowSeed<'_> {
-    type Value = TrainingExample;
+    type Value = Parsed;
 
-    fn deserialize<D: Deserializer<'de>>(
-        self,
-        deserializer: D,
-    ) -> Result<TrainingExample, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Parsed, D::Error> {
         deserializer.deserialize_map(self)
     }
 }
 
 impl<'de> Visitor<'de> for RowSeed<'_> {
-    type Value = TrainingExample;
+    type Value = Parsed;
 
     fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         formatter.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<TrainingExample, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Parsed, A::Error> {
         let trail = self.trail;
         trail.nested(|| {
             let mut keys = Keys::default();
             while let Some(key) = map.next_key_seed(KeySeed(trail))? {
                 keys.read(key, &mut map, trail)?;
             }
-            judge(keys, self.format, trail)
+            let example = judge(keys, self.format, trail)?;
+            let place = match &example {
+                TrainingExample::Chat(_) | TrainingExample::Reinforcement(_) => "/messages",
+                TrainingExample::Preference(_) => "/input/messages",
+                TrainingExample::Completion { .. } => "/completion",
+            };
+            Ok(Parsed { example, place })
         })
     }
 }

@@ -1,7 +1,7 @@
 //! What is masked, with templates of many shapes.
 
 use domain::generation::{ChatMessage, Role};
-use domain::x_training::{Data, Packing, Truncation};
+use domain::x_training::{Data, DataFormat, Packing, Truncation};
 use serde_json::json;
 use text::chat_model::{ChatModel, Fitted, RenderError, TokenizedExample};
 use text::formats::{ChatExample, RowFormat, TrainingExample, parse_row};
@@ -215,6 +215,7 @@ fn a_long_example_is_cut_or_left_out_as_asked_and_refused_if_nothing_is_left() {
     assert_eq!(model.context_length(), 24);
     assert_eq!(model.stop_token_ids(), [511, 509]);
     let data = |max_length, truncation| Data {
+        format: DataFormat::Chat,
         max_length,
         truncation,
         packing: Packing::Greedy,

@@ -1,5 +1,7 @@
 //! Text to token ids and back, by the model's own `tokenizer.json`. It knows tokens, not messages.
 
+mod words;
+
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +13,7 @@ use tokenizers::{AddedToken, Model, OffsetType, PreTokenizedString, PreTokenizer
 
 use crate::control::{ControlTokens, unused_char};
 use crate::decode::{DecodeStream, Pieces};
+use words::{Words, cuts, words};
 
 /// The largest `tokenizer.json` that is read; Gemma's, among the largest known, has 33 MB. Bytes.
 const MAX_FILE_BYTES: u64 = 128 << 20;
@@ -40,6 +43,8 @@ pub struct Tokenizer {
     control_ids: HashSet<u32>,
     special_ids: HashSet<u32>,
     pieces: Pieces,
+    /// `None`: a word's tokens depend on what stands around it.
+    words: Option<Words>,
 }
 
 /// Token ids, each with the bytes of the encoded text it stands for.
@@ -96,7 +101,7 @@ impl Tokenizer {
             .and_then(|token| inner.token_to_id(&token));
         let added = inner.get_added_tokens_decoder();
         let controls = || added.iter().filter(|(_, token)| is_control(token));
-        Ok(Self {
+        let mut tokenizer = Self {
             control: ControlTokens::new(controls().map(|(_, token)| token.content.clone())),
             control_ids: controls()
                 .map(|(id, _)| *id)
@@ -108,8 +113,39 @@ impl Tokenizer {
                 .map(|(id, _)| *id)
                 .collect(),
             pieces: Pieces::new(&shown.decoder),
+            words: None,
             inner,
-        })
+        };
+        if tokenizer.cuts_at_words() {
+            tokenizer.words = Some(Words::new());
+        }
+        Ok(tokenizer)
+    }
+
+    /// Whether a text has the tokens of its words: no added token reaches over a cut, and at every kind of cut it is seen to be so.
+    fn cuts_at_words(&self) -> bool {
+        let added = self.inner.get_added_tokens_decoder();
+        let reaches_over = |token: &AddedToken| {
+            let starts_with_letter = token.content.starts_with(|c: char| c.is_ascii_alphabetic());
+            let has_space = token.content.contains(' ') && !token.content.trim().is_empty();
+            has_space || token.single_word || (token.lstrip && starts_with_letter)
+        };
+        if added.values().any(reaches_over) {
+            return false;
+        }
+        let mark = '\u{e000}';
+        let encode = |text: &str| self.encode_whole(text, mark).ok();
+        let is_cut = |before: &str, behind: &str| {
+            let mut parts = encode(before)?;
+            parts.append(encode(behind)?, before.len());
+            Some(parts == encode(&format!("{before}{behind}"))?)
+        };
+        let all = |before: &&str| {
+            words::BEHIND
+                .iter()
+                .all(|behind| is_cut(before, behind) == Some(true))
+        };
+        words::BEFORE.iter().all(all)
     }
 
     /// The control tokens by spelling.
@@ -151,6 +187,25 @@ impl Tokenizer {
     /// taken out. No token is put before or after: templates write those themselves.
     /// On a text without `mark` the ids are those of Hugging Face's tokenizers with `add_special_tokens` off.
     pub fn encode_template(&self, text: &str, mark: char) -> Result<Encoded, TokenizerError> {
+        let Some(known) = &self.words else {
+            return self.encode_whole(text, mark);
+        };
+        let mut encoded = Encoded::default();
+        let has_mark = text.contains(mark);
+        for (start, word) in words(text) {
+            let encode = || self.encode_whole(word, mark);
+            // Another text may have another mark.
+            if has_mark && word.contains(mark) {
+                encoded.append(encode()?, start);
+            } else {
+                known.add(word, start, &mut encoded, encode)?;
+            }
+        }
+        Ok(encoded)
+    }
+
+    /// As [`Tokenizer::encode_template`], without what is known of words.
+    fn encode_whole(&self, text: &str, mark: char) -> Result<Encoded, TokenizerError> {
         let added = self.inner.get_added_vocabulary();
         let mut pieces = added.extract_and_normalize(self.inner.get_normalizer(), text);
         let unmark = |_, mut piece: NormalizedString| {
@@ -177,13 +232,35 @@ impl Tokenizer {
         second: &str,
     ) -> Result<(Vec<u32>, usize), TokenizerError> {
         let mark = unused_char([first, second].into_iter());
+        let (first, second) = (
+            self.control.mark(first, mark),
+            self.control.mark(second, mark),
+        );
+        // Only the words beside the border have to be told of it.
+        let (from, to) = match self.words {
+            Some(_) => (cuts(&first).next_back(), cuts(&second).next()),
+            None => (None, None),
+        };
+        let (before, last) = first.split_at(from.unwrap_or(0));
+        let (next, behind) = second.split_at(to.unwrap_or(second.len()));
+        let mut ids = self.encode_template(before, mark)?.ids;
+        let (beside, n_last) = self.encode_border(last, next, mark)?;
+        let n_first = ids.len() + n_last;
+        ids.extend(beside);
+        ids.extend(self.encode_template(behind, mark)?.ids);
+        Ok((ids, n_first))
+    }
+
+    /// The ids of two texts that follow on each other, marked as in [`Tokenizer::encode_template`], and how many are the first one's.
+    fn encode_border(
+        &self,
+        first: &str,
+        second: &str,
+        mark: char,
+    ) -> Result<(Vec<u32>, usize), TokenizerError> {
         let used = mark.to_string();
         let border = unused_char([first, second, &used].into_iter());
-        let mut text = self.control.mark(first, mark).into_owned();
-        let n_first_bytes = text.len();
-        text.push(border);
-        text.push_str(&self.control.mark(second, mark));
-
+        let text = format!("{first}{border}{second}");
         let added = self.inner.get_added_vocabulary();
         let mut pieces = added.extract_and_normalize(self.inner.get_normalizer(), &text);
         let cut = |_, piece: NormalizedString| piece.split(border, Removed);
@@ -194,7 +271,7 @@ impl Tokenizer {
         };
         pieces.split(unmark).map_err(failed)?;
         let Encoded { ids, offsets } = self.encode_pieces(pieces)?;
-        let is_first = |(from, _): &&(usize, usize)| *from < n_first_bytes;
+        let is_first = |(from, _): &&(usize, usize)| *from < first.len();
         let n_first = offsets.iter().filter(is_first).count();
         Ok((ids, n_first))
     }

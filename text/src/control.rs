@@ -109,10 +109,12 @@ impl ControlTokens {
 
 /// Whether an end of `left` is a beginning of `right`, with something of `right` left over.
 fn straddles(right: &str, left: &str) -> bool {
-    let beginnings = right.char_indices().skip(1).map(|(end, _)| &right[..end]);
-    beginnings
-        .take_while(|b| b.len() <= left.len())
-        .any(|b| left.ends_with(b))
+    let (right, left) = (right.as_bytes(), left.as_bytes());
+    let Some(first) = right.first() else {
+        return false;
+    };
+    let end = &left[left.len().saturating_sub(right.len() - 1)..];
+    memchr::memchr_iter(*first, end).any(|at| right.starts_with(&end[at..]))
 }
 
 /// A private-use character that occurs in none of the texts.

@@ -9,7 +9,9 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::normalizer::NormalizedString;
 use tokenizers::normalizer::SplitDelimiterBehavior::Removed;
-use tokenizers::{AddedToken, Model, OffsetType, PreTokenizedString, PreTokenizer, Token};
+use tokenizers::{
+    AddedToken, Model, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Token,
+};
 
 use crate::control::{ControlTokens, unused_char};
 use crate::decode::{DecodeStream, Pieces};
@@ -122,30 +124,36 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// Whether a text has the tokens of its words: no added token reaches over a cut, and at every kind of cut it is seen to be so.
+    /// Whether a text has the tokens of its words: no added token reaches over a cut, and at every kind of cut the text is seen to be
+    /// split before words are looked up, so that no entry of the vocabulary can lie across.
     fn cuts_at_words(&self) -> bool {
         let added = self.inner.get_added_tokens_decoder();
         let reaches_over = |token: &AddedToken| {
-            let starts_with_letter = token.content.starts_with(|c: char| c.is_ascii_alphabetic());
             let has_space = token.content.contains(' ') && !token.content.trim().is_empty();
-            has_space || token.single_word || (token.lstrip && starts_with_letter)
+            has_space || token.single_word || token.rstrip
         };
         if added.values().any(reaches_over) {
             return false;
         }
+        let is_cut = |(before, behind)| self.is_cut(before, behind) == Some(true);
+        let behind = words::BEHIND.iter();
+        let mut kinds = behind.flat_map(|behind| words::BEFORE.map(|before| (before, *behind)));
+        kinds.all(is_cut)
+    }
+
+    /// Whether two texts are split, and tokenized, beside each other as alone. `None`: the tokenizer fails on them.
+    fn is_cut(&self, before: &str, behind: &str) -> Option<bool> {
         let mark = '\u{e000}';
-        let encode = |text: &str| self.encode_whole(text, mark).ok();
-        let is_cut = |before: &str, behind: &str| {
-            let mut parts = encode(before)?;
-            parts.append(encode(behind)?, before.len());
-            Some(parts == encode(&format!("{before}{behind}"))?)
-        };
-        let all = |before: &&str| {
-            words::BEHIND
-                .iter()
-                .all(|behind| is_cut(before, behind) == Some(true))
-        };
-        words::BEFORE.iter().all(all)
+        let text = format!("{before}{behind}");
+        let added = self.inner.get_added_vocabulary();
+        let mut pieces = added.extract_and_normalize(self.inner.get_normalizer(), &text);
+        let pre_tokenizer = self.inner.get_pre_tokenizer()?;
+        pre_tokenizer.pre_tokenize(&mut pieces).ok()?;
+        let splits = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
+        let is_split = splits.iter().any(|(_, (from, _), _)| *from == before.len());
+        let mut parts = self.encode_whole(before, mark).ok()?;
+        parts.append(self.encode_whole(behind, mark).ok()?, before.len());
+        Some(is_split && parts == self.encode_whole(&text, mark).ok()?)
     }
 
     /// The control tokens by spelling.
@@ -190,7 +198,10 @@ impl Tokenizer {
         let Some(known) = &self.words else {
             return self.encode_whole(text, mark);
         };
-        let mut encoded = Encoded::default();
+        let mut encoded = Encoded {
+            ids: Vec::with_capacity(text.len() / 3),
+            offsets: Vec::with_capacity(text.len() / 3),
+        };
         let has_mark = text.contains(mark);
         for (start, word) in words(text) {
             let encode = || self.encode_whole(word, mark);
@@ -367,3 +378,6 @@ fn failed(error: tokenizers::Error) -> TokenizerError {
         Err(other) => TokenizerError::Failed(other.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests;

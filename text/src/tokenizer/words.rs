@@ -2,7 +2,7 @@
 //! tokens wherever it stands, and most words of a file have been met.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
 use std::sync::RwLock;
 
 use super::Encoded;
@@ -15,10 +15,35 @@ const MAX_WORDS: usize = 2048;
 const N_PARTS: usize = 64;
 
 /// Words and their tokens. A part that is full is forgotten.
-#[derive(Default)]
 pub(super) struct Words {
     hasher: RandomState,
-    parts: Vec<RwLock<HashMap<Box<str>, Box<[Token]>>>>,
+    parts: Vec<RwLock<Part>>,
+}
+
+/// Words by their hashes; of two with the same hash the later one.
+type Part = HashMap<u64, Word, BuildHasherDefault<Hashed>>;
+
+struct Word {
+    text: Box<str>,
+    tokens: Box<[Token]>,
+}
+
+/// The key is a hash.
+#[derive(Default)]
+struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("a key is a u64")
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
 }
 
 /// An id, and the bytes of the word that it stands for.
@@ -51,11 +76,13 @@ impl Words {
             encoded.append(encode()?, start);
             return Ok(());
         }
-        let part = &self.parts[self.hasher.hash_one(word) as usize % N_PARTS];
+        let hash = self.hasher.hash_one(word);
+        // The map goes by other bits.
+        let part = &self.parts[(hash >> 32) as usize % N_PARTS];
         // What a thread that panicked left is whole all the same: an entry is made in one call.
         let known = part.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(tokens) = known.get(word) {
-            for token in tokens {
+        if let Some(known) = known.get(&hash).filter(|known| *known.text == *word) {
+            for token in &known.tokens {
                 encoded.ids.push(token.id);
                 let (from, to) = (usize::from(token.from), usize::from(token.to));
                 encoded.offsets.push((start + from, start + to));
@@ -70,14 +97,17 @@ impl Words {
             from: *from as u16,
             to: *to as u16,
         });
-        let tokens = tokens.collect();
+        let word = Word {
+            text: word.into(),
+            tokens: tokens.collect(),
+        };
         let mut known = part
             .write()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
         if known.len() >= MAX_WORDS {
             known.clear();
         }
-        known.insert(word.into(), tokens);
+        known.insert(hash, word);
         drop(known);
         encoded.append(found, start);
         Ok(())
@@ -94,12 +124,12 @@ impl Encoded {
     }
 }
 
-/// Where a text may be cut: before a space between a visible ASCII character and an ASCII letter.
+/// Where a text may be cut: before a single space between visible ASCII characters.
 pub(super) fn cuts(text: &str) -> impl DoubleEndedIterator<Item = usize> + '_ {
     let bytes = text.as_bytes();
     memchr::memchr_iter(b' ', bytes).filter(move |place| {
-        let is_letter = bytes.get(place + 1).is_some_and(u8::is_ascii_alphabetic);
-        *place > 0 && is_letter && bytes[place - 1].is_ascii_graphic()
+        let is_single = bytes.get(place + 1).is_some_and(u8::is_ascii_graphic);
+        *place > 0 && is_single && bytes[place - 1].is_ascii_graphic()
     })
 }
 
@@ -120,4 +150,7 @@ pub(super) const BEFORE: [&str; 18] = [
     "the", "The", "THE", "x9", "42", "end.", "end,", "say:", "(a)", "\"so\"", "it's", "a_b", "{}",
     "é!?", "数据x", "\n\nSo", "a  -", "one\tx",
 ];
-pub(super) const BEHIND: [&str; 6] = [" a", " The", " zero", " I'm", " x_y", " Ab, cd"];
+pub(super) const BEHIND: [&str; 13] = [
+    " a", " The", " zero", " I'm", " x_y", " Ab, cd", " 42", " 1.5", " (b", " -x", " \"q\"", " |",
+    " 'tis",
+];

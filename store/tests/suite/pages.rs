@@ -53,7 +53,7 @@ async fn pages_of_files_show_each_once_while_others_are_uploaded(db: Db) {
             let purpose = Some(Purpose::FineTune);
             let got = store
                 .files()
-                .list(&project.id, purpose, &page(after, 7, order))
+                .list(&project.id, purpose, &page(after, 7, order), at(9))
                 .await
                 .unwrap();
             assert!(got.items.len() <= 7);
@@ -166,13 +166,13 @@ async fn a_page_goes_on_after_a_file_that_was_deleted(db: Db) {
     let request = page(Some(files[1].id.to_string()), 10, Order::OldestFirst);
     let rest = store
         .files()
-        .list(&project.id, None, &request)
+        .list(&project.id, None, &request, at(9))
         .await
         .unwrap();
     assert_eq!(rest.items, files[2..]);
     let none = store
         .files()
-        .list(&project.id, Some(Purpose::Batch), &request)
+        .list(&project.id, Some(Purpose::Batch), &request, at(9))
         .await
         .unwrap();
     assert_eq!(none.items, []);
@@ -193,7 +193,7 @@ async fn a_cursor_that_names_nothing_here_is_refused(db: Db) {
         let request = page(Some(after.clone()), 10, Order::NewestFirst);
         let refused = store
             .files()
-            .list(&mine.id, None, &request)
+            .list(&mine.id, None, &request, at(9))
             .await
             .unwrap_err();
         assert_eq!(refused, StoreError::UnknownAfter(after));

@@ -47,6 +47,8 @@ __device__ __forceinline__ void let_the_next_begin() {
 #endif
 }
 
+// Whoever lets the next begin waits before it ends, at least in one of its blocks: so a kernel that has ended stands for all before it.
+
 // As `wait_for_kernels_before`, but the next kernel begins when those before this one have ended, and may read what they wrote without waiting itself.
 __device__ __forceinline__ void wait_before_the_next_begins() {
 #if __CUDA_ARCH__ >= 900

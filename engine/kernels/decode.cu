@@ -79,7 +79,7 @@ __device__ __forceinline__ void skinny_linear(const bf16* __restrict__ x, int ld
     };
 #pragma unroll
     for (int i = 0; i < STAGES; i++) copy(i, i * STAGE);
-    // No kernel before this one writes W.
+    // The kernel before this one does not write W, or this one is launched after its end.
     wait_before_the_next_begins();
 
     // What is added to is on its way meanwhile.

@@ -5,7 +5,7 @@
 #define WARPS 8
 #define THREADS (WARPS * WARP)
 #define STEP 64        // columns of A that a warp takes at a time
-#define STAGES 8
+#define STAGES 3  // few, so that a block of it has room beside two of a product
 #define STAGE 1024     // bytes: 8 ranks of a step
 #define RING (STAGES * STAGE)
 
@@ -27,39 +27,31 @@ struct Segment {
     int first, n_rows, adapter;
 };
 
-#if !HOPPER
-__device__ __forceinline__ u32 cluster_size() { return 1; }
-__device__ __forceinline__ void wait_for_cluster() {}
-__device__ __forceinline__ float load_one_of_block(u32, u32) { return 0.0f; }
-#endif
-
 // h (rows, ranks) = x (rows, K) · A (ranks, K)ᵀ for each row of a segment, with its adapter's A. Grid (⌈most ranks / 8⌉, most
-// segments · S) of clusters (1, S), S above 1 on sm_90a alone; 256 threads, 65536 bytes of dynamic shared memory. Warp i of the 8·S of a cluster
-// sums the steps i, i + 8·S, … of K, then the warps' sums are added from first to last, and the blocks'. May be launched after a product of the same
-// x that has not ended: it begins when those before that product have, so it waits for nothing that it reads, and ends after the product.
+// segments); 256 threads, 24576 bytes of dynamic shared memory. Warp i of the 8 sums the steps i, i + 8, … of K, then the warps' sums are added from
+// first to last. May be launched after a product of the same x that has not ended: it begins when those before that product have, so it waits for
+// nothing that it reads, and ends after the product; nothing else may stand before it. x is read past the caches of multiprocessors, as nothing was waited for.
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
     grouped_lora_shrink(const bf16* __restrict__ x, int ld_x, const Adapter* __restrict__ adapters,
                         const Segment* __restrict__ segments, const int* __restrict__ n_segments, const int* __restrict__ rows,
                         float* __restrict__ h, int ld_h, int K) {
     __shared__ float sums[WARPS][16][8];
-    __shared__ float of_block[16 * 8];
-    const int n_blocks = cluster_size(), block = blockIdx.y % n_blocks, at = blockIdx.y / n_blocks;
-    if (at >= *n_segments) return;
-    const Segment segment = segments[at];
+    if (blockIdx.y >= *n_segments) return;
+    const Segment segment = segments[blockIdx.y];
     const Adapter& adapter = adapters[segment.adapter];
     const int rank = blockIdx.x * 8;
     if (rank >= adapter.n_ranks) return;
-    const int warp = threadIdx.x / WARP, n_warps = n_blocks * WARPS, first = block * WARPS + warp, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     const u32 ring = shared_address(attention_shared) + warp * RING;
 
     // Eight lanes copy 128 bytes of a rank; odd ranks have their halves exchanged.
     const int row = lane / 8, piece = lane % 8, ld_a = adapter.ld_a;
     const u32 to = ring + row * 128 + ((piece ^ (row & 1) << 2) << 4);
-    const bf16* from = adapter.a + size_t(rank + row) * ld_a + first * STEP + piece * 8;
-    const int n_columns = K - first * STEP - piece * 8, n = ((K + STEP - 1) / STEP + n_warps - 1 - first) / n_warps;
+    const bf16* from = adapter.a + size_t(rank + row) * ld_a + warp * STEP + piece * 8;
+    const int n_columns = K - warp * STEP - piece * 8, n = ((K + STEP - 1) / STEP + WARPS - 1 - warp) / WARPS;
     auto copy = [&](int i) {
         if (i < n) {
-            const int column = i * n_warps * STEP;
+            const int column = i * WARPS * STEP;
             const u32 at = to + i % STAGES * STAGE;
             copy_16(at, from + column, column < n_columns);
             copy_16(at + 512, from + size_t(4) * ld_a + column, column < n_columns);
@@ -73,9 +65,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3)
     const int n_rows = segment.n_rows;
     const bool has_upper = g < n_rows, has_lower = g + 8 < n_rows;
     rows += segment.first;
-    const bf16* x_upper = x + size_t(has_upper ? rows[g] : 0) * ld_x + first * STEP + t * 8;
-    const bf16* x_lower = x + size_t(has_lower ? rows[g + 8] : 0) * ld_x + first * STEP + t * 8;
-    int x_columns = K - first * STEP - t * 8;
+    const bf16* x_upper = x + size_t(has_upper ? rows[g] : 0) * ld_x + warp * STEP + t * 8;
+    const bf16* x_lower = x + size_t(has_lower ? rows[g + 8] : 0) * ld_x + warp * STEP + t * 8;
+    int x_columns = K - warp * STEP - t * 8;
     const u32 read = ring + g * 128 + ((t ^ (g & 1) << 2) << 4);
     float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll 1
@@ -100,28 +92,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3)
         }
         __syncwarp();
         copy(i + STAGES);
-        x_upper += n_warps * STEP, x_lower += n_warps * STEP, x_columns -= n_warps * STEP;
+        x_upper += WARPS * STEP, x_lower += WARPS * STEP, x_columns -= WARPS * STEP;
     }
 #pragma unroll
     for (int j = 0; j < 4; j++) sums[warp][g + j / 2 * 8][2 * t + j % 2] = sum[j];
     __syncthreads();
     const int m = threadIdx.x / 8, k = threadIdx.x % 8;
-    float total = 0.0f;
     if (m < n_rows) {
-        total = sums[0][m][k];
+        float total = sums[0][m][k];
 #pragma unroll
         for (int j = 1; j < WARPS; j++) total += sums[j][m][k];
+        h[size_t(rows[m]) * ld_h + rank + k] = total;
     }
-    if (n_blocks > 1) {
-        if (m < 16) of_block[threadIdx.x] = total;
-        wait_for_cluster();
-        if (block == 0 && m < n_rows) {
-            for (int j = 1; j < n_blocks; j++) total += load_one_of_block(shared_address(of_block + threadIdx.x), j);
-        }
-        // No block leaves while another reads what it has.
-        wait_for_cluster();
-    }
-    if (block == 0 && m < n_rows) h[size_t(rows[m]) * ld_h + rank + k] = total;
     // What comes next reads what the product before writes, too.
     wait_for_kernels_before();
 }

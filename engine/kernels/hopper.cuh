@@ -187,14 +187,6 @@ __device__ __forceinline__ float4 load_of_block(u32 at, u32 rank) {
     return x;
 }
 
-__device__ __forceinline__ float load_one_of_block(u32 at, u32 rank) {
-    u32 there;
-    float x;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
-    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(x) : "r"(there) : "memory");
-    return x;
-}
-
 // ---- Tiles as wgmma reads them: panels of 64 columns, permuted over 128 bytes.
 
 // A row of the tile is a row of the left factor or a column of the right one; 16 channels on are `channels_on`.

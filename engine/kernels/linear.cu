@@ -61,7 +61,7 @@ __device__ __forceinline__ void linear(const bf16* __restrict__ x, int ld_x, con
     auto copy_x = [&](int step, u32 stage) {
         if (step < n) copy_tile<ROWS>(stage + Shape::W, x + step * LINEAR_STEP, ld_x, n_rows, n_columns - step * LINEAR_STEP);
     };
-    // No kernel before this one writes W.
+    // The kernel before this one does not write W, or this one is launched after its end.
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) copy_w(i, ring + i * Shape::STAGE);
     wait_before_the_next_begins();

@@ -208,6 +208,8 @@ struct Case {
     adapter: Adapter,
     examples: Vec<Example>,
     pool: Pool,
+    /// Of the trainings on the GPU.
+    pass_tokens: Option<usize>,
 }
 
 impl Case {
@@ -231,6 +233,7 @@ impl Case {
             base: Arc::new(base),
             on_gpu: Arc::new(on_gpu),
             pool,
+            pass_tokens: None,
         }
     }
 
@@ -256,7 +259,10 @@ impl Case {
     }
 
     fn on_gpu(&self, memory: impl Into<MemoryPlan>) -> Trainer {
-        let config = Self::config(Precision::Bf16, MemoryLevel::default());
+        let config = TrainConfig {
+            pass_tokens: self.pass_tokens,
+            ..Self::config(Precision::Bf16, MemoryLevel::default())
+        };
         let (base, adapter) = (self.on_gpu.clone(), self.adapter.clone());
         Trainer::on_gpu(&self.gpu, base, adapter, config, memory.into()).unwrap()
     }
@@ -359,6 +365,8 @@ fn twenty_runs_ten_resumed_ones_and_every_memory_level_give_the_same_bytes() {
         (&shapes()[5], None),
     ] {
         let mut case = Case::new(&gpu, shape);
+        // A step of several passes; the first steps are small, so that the room grows.
+        case.pass_tokens = (shape.family == deep().family).then_some(256);
         if let Some(config) = config {
             case.adapter = adapter(&case.base, config, 3);
         }
@@ -370,7 +378,8 @@ fn twenty_runs_ten_resumed_ones_and_every_memory_level_give_the_same_bytes() {
                     trainer = case.on_gpu(memory);
                     trainer.load_state(&state).unwrap();
                 }
-                trainer.step(&case.examples[step % 3..]).unwrap();
+                trainer.step(&case.examples[2 - step % 3..]).unwrap();
+                trainer.evaluate(&case.examples[..3]).unwrap();
             }
             trainer.save_state().unwrap()
         };
@@ -432,7 +441,7 @@ fn the_fastest_memory_plan_that_fits_is_chosen() {
     let config = Case::config(Precision::Bf16, MemoryLevel::KeepAll);
     let plan = |longest, asked| {
         let (base, adapter) = (&case.on_gpu, &case.adapter);
-        engine::cuda::plan_memory(&gpu, base, adapter, &config, longest, asked)
+        engine::cuda::plan_memory(&gpu, base, adapter, &config, longest, asked, u64::MAX)
     };
     // To more tokens than any card has room for, by steps that are smaller than what gate and up take of all.
     let longest = (0..560).map(|i| (1024.0 * 1.02f64.powi(i)) as usize);
@@ -452,6 +461,16 @@ fn the_fastest_memory_plan_that_fits_is_chosen() {
     assert!(seen.contains(&on_host(dropped)));
     let of_some = seen.iter().filter(|plan| plan.level == dropped);
     assert!(of_some.is_sorted_by_key(|plan| std::cmp::Reverse(plan.n_gate_up)));
+    // A host without room keeps the streams where they are.
+    let (base, adapter) = (&case.on_gpu, &case.adapter);
+    let poor = |longest| engine::cuda::plan_memory(&gpu, base, adapter, &config, longest, None, 0);
+    let longest = (0..560).map(|i| (1024.0 * 1.02f64.powi(i)) as usize);
+    let seen_there = longest.filter_map(|n| poor(n).ok());
+    assert!(
+        seen_there
+            .into_iter()
+            .all(|plan| plan.streams == Streams::OnGpu)
+    );
     let asked = plan(1024, Some(MemoryLevel::LayerInputs)).unwrap();
     assert_eq!(asked, MemoryLevel::LayerInputs.into());
     let error = plan(1 << 26, None).unwrap_err().to_string();

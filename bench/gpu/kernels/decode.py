@@ -38,7 +38,7 @@ LINEAR_SHARED = 98304
 # Of `linear_ROWS`, for sm_90a: rows of W that a cluster of blocks has, and dynamic shared memory by its rows.
 CLUSTER_ROWS = 128
 CLUSTER_SHARED = {8: 104448, 16: 110592, 32: 102400, 64: 98304, 128: 196608}
-SHRINK_SHARED = 65536
+SHRINK_SHARED = 24576
 ATTENTION_SHARED = {64: 65536, 96: 73728, 128: 65536, 256: 65536}
 KERNELS, FAILURES, CHECKS, TABLES, COPY = {}, [], {}, {}, [1.0]
 
@@ -544,8 +544,7 @@ def lora_grids(adapters):
 
 
 def shrink(grid_x, most_segments, *args):
-    cluster = 4 if has_clusters() else 1
-    run_clusters("grouped_lora_shrink", (grid_x, most_segments * cluster), 256, cluster, *args, shared=SHRINK_SHARED)
+    run_clusters("grouped_lora_shrink", (grid_x, most_segments), 256, 1, *args, shared=SHRINK_SHARED)
 
 
 def lora(x, ld_x, table, segments, n_segments, rows, h, y, K, grids, most_segments):

@@ -34,8 +34,10 @@ impl Pass<'_> {
     /// Computes again what the forward did not keep.
     fn restore(&self, layer: usize) -> Result<(), CudaError> {
         let keeps = self.room.keeps;
+        if keeps.gate_up(layer, self.base.layers.len()) {
+            return Ok(());
+        }
         match keeps.level {
-            _ if keeps.gate_up(layer, self.base.layers.len()) => Ok(()),
             MemoryLevel::KeepAll | MemoryLevel::DropGateUp => {
                 let (room, saved) = (self.room, self.saved(layer));
                 self.renorm_middle(layer)?;

@@ -1,4 +1,4 @@
-//! Owns a base model's weights on the GPU, in bf16. Each linear lies in a matrix with room at its right and below for the low-rank
+//! Owns a base model's weights on the GPU, in bf16, but for the table of embeddings, which may lie in host memory. Each linear lies in a matrix with room at its right and below for the low-rank
 //! change of one training:
 //!
 //! ```text
@@ -105,6 +105,13 @@ pub struct Base {
     memory: Memory,
     /// What `embed_tokens` lies in.
     _table: Option<Pinned>,
+}
+
+impl Drop for Base {
+    fn drop(&mut self) {
+        // Host memory is not freed in the order of the stream. A failure is told by whoever uses the GPU next.
+        let _ = self.gpu.synchronize();
+    }
 }
 
 /// Where everything lies in a model's memory.
@@ -228,7 +235,10 @@ impl Base {
         let ropes = Ropes::new(&config);
         let table = match config.tie_word_embeddings {
             true => None,
-            false => Some(Pinned::new(gpu, table(0, &config).size_bytes())?),
+            false => match Pinned::new(gpu, table(0, &config).size_bytes()) {
+                Err(CudaError::OutOfHostMemory { .. }) => None,
+                table => Some(table?),
+            },
         };
         let table_at = table.as_ref().map(Pinned::at).transpose()?;
         let divide = |plan: &mut Plan| Places::new(plan, &config, &ropes, weights, room, table_at);
@@ -322,7 +332,7 @@ fn modules(config: &ModelConfig, layer: usize, fused: Fused) -> impl Iterator<It
 }
 
 impl Places {
-    /// `embed_at`: where the table of embeddings lies, unless it is the head.
+    /// `embed_at`: where in host memory the table of embeddings lies; `None`: on the GPU, too, or it is the head.
     /// Errors: `Unsupported`.
     fn new(
         plan: &mut Plan,
@@ -334,7 +344,11 @@ impl Places {
     ) -> Result<Self, CudaError> {
         let (vocab, width) = (config.vocab_size, config.hidden_size);
         let head = plan.matrix(Format::Bf16, vocab, width);
-        let embed_tokens = embed_at.map_or(head, |at| table(at, config));
+        let embed_tokens = match embed_at {
+            Some(at) => table(at, config),
+            None if config.tie_word_embeddings => head,
+            None => plan.matrix(Format::Bf16, vocab, width),
+        };
         let (n_q, n_k) = qk_norm_sizes(config);
         let mut linears = LinearPlaces::new(plan, config, weights, room);
         let mut layers = Vec::with_capacity(config.num_hidden_layers);

@@ -74,8 +74,8 @@ struct Card {
     capability: (i32, i32),
 }
 
-/// Kernels, by the beginnings of their names, that wait for those before them (`wait_for_kernels_before` in `common.cuh`): all that a step of
-/// generation runs.
+/// Kernels, by the beginnings of their names, that wait for those before them (`wait_for_kernels_before` in `common.cuh`), or need not: all that a step of
+/// generation runs, but what unpacks codes.
 static EARLY: [&str; 14] = [
     "decode_attention",
     "draw_token",

@@ -18,11 +18,20 @@ pub(super) struct Graphs<K> {
     clock: u64,
 }
 
+/// Recording takes as long as several steps: it is done for what comes for the third time.
+const RECORD_AT: u32 = 3;
+
 /// A form that was met.
 struct Known {
-    /// Recording takes as long as several steps: it is done for what comes again.
-    graph: Option<Recording>,
+    how: How,
     used: u64,
+}
+
+enum How {
+    Met(u32),
+    Recorded(Recording),
+    /// It could not be recorded, on a card that is full perhaps, and is started kernel by kernel.
+    Never,
 }
 
 struct Recording(CudaGraph);
@@ -45,27 +54,38 @@ impl<K: Hash + Eq + Clone> Graphs<K> {
         self.of.clear();
     }
 
-    /// Starts the kernels that `start` starts for this form: from the second time on as one.
-    /// Errors: those of `start`; `Driver`.
+    /// Starts the kernels that `start` starts for this form, as one where it comes often. No other thread may use the stream of `gpu`
+    /// meanwhile: what it started would be recorded, too.
+    /// Errors: those of `start`.
     pub fn run(
         &mut self,
         gpu: &Gpu,
         form: &K,
-        start: impl FnOnce() -> Result<(), CudaError>,
+        start: impl Fn() -> Result<(), CudaError>,
     ) -> Result<(), CudaError> {
         self.clock += 1;
-        let Some(known) = self.of.get_mut(form) else {
+        if !self.of.contains_key(form) {
             self.make_room();
-            let (graph, used) = (None, self.clock);
-            self.of.insert(form.clone(), Known { graph, used });
-            return start();
-        };
+        }
+        let known = self.of.entry(form.clone()).or_insert(Known {
+            how: How::Met(0),
+            used: 0,
+        });
         known.used = self.clock;
-        let Recording(graph) = match &mut known.graph {
-            Some(recording) => recording,
-            none => none.insert(record(gpu, start)?),
-        };
-        graph.launch().context("starting a recorded step")
+        if let How::Met(times) = &mut known.how {
+            *times += 1;
+            if *times < RECORD_AT {
+                return start();
+            }
+            known.how = record(gpu, &start).map_or(How::Never, How::Recorded);
+        }
+        if let How::Recorded(Recording(graph)) = &known.how {
+            if graph.launch().is_ok() {
+                return Ok(());
+            }
+            known.how = How::Never;
+        }
+        start()
     }
 
     /// Forgets the form that was used longest ago, where there are too many.

@@ -35,7 +35,7 @@ impl Offload {
         let context = computes.context();
         let events = || (0..n_streams).map(|_| context.new_event(None)).collect();
         let (computed, copied): (Result<_, _>, Result<_, _>) = (events(), events());
-        let host = Pinned::new(gpu, Self::n_sent(n_streams) * size)?;
+        let host = Pinned::new(gpu, Self::host_bytes(n_streams, size))?;
         Ok(Self {
             at: host.at()?,
             _host: host,
@@ -46,6 +46,11 @@ impl Offload {
             size,
             n_streams,
         })
+    }
+
+    /// What it takes of host memory. Bytes.
+    pub fn host_bytes(n_streams: usize, size: usize) -> usize {
+        Self::n_sent(n_streams) * size
     }
 
     /// Those that leave: the last ones are still in their places when the backward begins.
@@ -62,12 +67,12 @@ impl Offload {
     }
 
     /// Stream `i`, here `on_gpu`, was written.
-    pub fn written(&self, i: usize, on_gpu: Matrix) -> Result<(), CudaError> {
+    pub fn was_written(&self, i: usize, on_gpu: Matrix) -> Result<(), CudaError> {
         if i >= Self::n_sent(self.n_streams) {
             return Ok(());
         }
         self.after_computing(i)?;
-        let bytes = on_gpu.size_bytes();
+        let bytes = self.checked(on_gpu);
         // SAFETY: of the size that `new` was told; nothing but these copies, which are in order, reads or writes it.
         let to = unsafe { std::slice::from_raw_parts_mut(self.at(i) as *mut u8, bytes) };
         // SAFETY: `on_gpu` is not written before `before_writing` of who has its place next.
@@ -87,14 +92,14 @@ impl Offload {
     }
 
     /// Stream `i` was read for the last time: the one whose turn is next comes to its place, `on_gpu`.
-    pub fn read(&self, i: usize, on_gpu: Matrix) -> Result<(), CudaError> {
+    pub fn was_read(&self, i: usize, on_gpu: Matrix) -> Result<(), CudaError> {
         let Some(next) = i.checked_sub(PLACES) else {
             return Ok(());
         };
         self.after_computing(i)?;
-        // SAFETY: as in `written`.
+        // SAFETY: as in `was_written`.
         let from =
-            unsafe { std::slice::from_raw_parts(self.at(next) as *const u8, on_gpu.size_bytes()) };
+            unsafe { std::slice::from_raw_parts(self.at(next) as *const u8, self.checked(on_gpu)) };
         // SAFETY: nothing reads or writes `on_gpu` before `before_reading` of `next`.
         unsafe { result::memcpy_htod_async(on_gpu.at, from, self.copies.cu_stream()) }
             .context("bringing a stream back")?;
@@ -108,6 +113,15 @@ impl Offload {
         self.computes
             .join(&self.copies)
             .context("waiting for streams")
+    }
+
+    fn checked(&self, stream: Matrix) -> usize {
+        let bytes = stream.size_bytes();
+        assert!(
+            bytes <= self.size,
+            "a stream larger than its room — a bug above"
+        );
+        bytes
     }
 
     fn at(&self, i: usize) -> u64 {

@@ -100,7 +100,7 @@ impl Pass<'_> {
 
     fn stream_written(&self, i: usize) -> Result<(), CudaError> {
         match self.offload {
-            Some(offload) => offload.written(i, self.cut(self.room.streams[i])),
+            Some(offload) => offload.was_written(i, self.cut(self.room.streams[i])),
             None => Ok(()),
         }
     }
@@ -108,7 +108,7 @@ impl Pass<'_> {
     /// A stream is not needed any more in this backward.
     pub(super) fn stream_read(&self, i: usize) -> Result<(), CudaError> {
         match self.offload {
-            Some(offload) => offload.read(i, self.cut(self.room.streams[i])),
+            Some(offload) => offload.was_read(i, self.cut(self.room.streams[i])),
             None => Ok(()),
         }
     }

@@ -14,7 +14,7 @@ pub enum Streams {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryPlan {
     pub level: MemoryLevel,
-    /// Layers, the last ones, that keep gate and up where the level is to drop them.
+    /// Layers, the last ones, that keep gate and up where the level is `DropGateUp`.
     pub n_gate_up: usize,
     pub streams: Streams,
 }
@@ -39,8 +39,9 @@ impl MemoryPlan {
         }
     }
 
-    /// The plans of a level, or of any, from the fastest to the leanest. Gate and up of a few layers take less time than a bus that may be slow;
-    /// of all layers they are a fifth of a step, and streams cost next to nothing.
+    /// The plans of a level, or of any, from the fastest to the leanest. To compute gate and up again in a few layers costs a few hundredths of a step on
+    /// any machine; in all of them a fifth, where streams on the host cost nothing on a fast bus. So streams leave before more layers are dropped; where the
+    /// host has no room for them, the other plans are left.
     pub(super) fn all(asked: Option<MemoryLevel>, n_layers: usize) -> impl Iterator<Item = Self> {
         let plan = |level, n_gate_up, streams| Self {
             level,
@@ -59,6 +60,7 @@ impl MemoryPlan {
             .chain([plan(MemoryLevel::KeepAll, 0, Streams::OnHost)])
             .chain(on_host)
             .chain([
+                drop(0, Streams::OnGpu),
                 plan(MemoryLevel::LayerInputs, 0, Streams::OnGpu),
                 plan(MemoryLevel::LayerInputs, 0, Streams::OnHost),
             ])
@@ -85,6 +87,7 @@ mod tests {
             (MemoryLevel::KeepAll, 0, Streams::OnHost),
         ];
         expected.extend((0..16).rev().map(|kept| dropped(kept, Streams::OnHost)));
+        expected.push(dropped(0, Streams::OnGpu));
         expected.push((MemoryLevel::LayerInputs, 0, Streams::OnGpu));
         expected.push((MemoryLevel::LayerInputs, 0, Streams::OnHost));
         assert_eq!(told(None), expected);

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::base::{Base, RANK_STEP, linear_sizes};
 use super::memory::{Format, Matrix, Plan};
-use super::offload::PLACES;
+use super::offload::{Offload, PLACES};
 use super::ops::{self, QkNorm};
 use super::plan::{MemoryPlan, Streams};
 use crate::config::{self, ModelConfig};
@@ -241,6 +241,13 @@ impl Room {
             logprobs: plan.words(n_labels),
             correct: plan.words(n_labels),
         }
+    }
+}
+
+impl Room {
+    /// What streams that leave take of the host's memory. Bytes.
+    pub fn host_bytes(&self) -> usize {
+        Offload::host_bytes(self.streams.len(), self.streams[0].size_bytes())
     }
 }
 

@@ -124,8 +124,8 @@ impl Run {
         let offload = match self.memory.streams {
             Streams::OnGpu => None,
             Streams::OnHost => {
-                let (n, size) = (room.streams.len(), room.streams[0].size_bytes());
-                Some(Offload::new(&self.gpu, n, size)?)
+                let size = room.streams[0].size_bytes();
+                Some(Offload::new(&self.gpu, room.streams.len(), size)?)
             }
         };
         self.room = Some(Place {
@@ -635,7 +635,7 @@ fn rows_per_pass(config: &ModelConfig) -> usize {
 }
 
 /// The fastest plan of a run with this adapter, of the level that was asked for if one was, whose memory is free beside a twentieth of the card.
-/// `longest`: of the examples, in tokens. It is counted from above, as if every row of a pass had a label.
+/// `longest`: of the examples, in tokens; `host_bytes`: what is free of the host's memory, of which streams may take half. It is counted from above, as if every row of a pass had a label.
 /// Errors: `OutOfMemory` with what the leanest plan needs; `Unsupported`; `Driver`.
 pub fn plan_memory(
     gpu: &Gpu,
@@ -644,6 +644,7 @@ pub fn plan_memory(
     config: &TrainConfig,
     longest: usize,
     asked: Option<MemoryLevel>,
+    host_bytes: u64,
 ) -> Result<MemoryPlan, CudaError> {
     check(base, adapter, config)?;
     let ranks = ranks(adapter.layout());
@@ -657,7 +658,14 @@ pub fn plan_memory(
     for memory in MemoryPlan::all(asked, base.layers.len()) {
         let mut plan = Plan::measure();
         Held::plan(&mut plan, base, adapter.layout(), &ranks);
-        Room::new(&mut plan, base, &ranks, n_rows, n_rows, memory);
+        let room = Room::new(&mut plan, base, &ranks, n_rows, n_rows, memory);
+        let of_host = match memory.streams {
+            Streams::OnGpu => 0,
+            Streams::OnHost => room.host_bytes(),
+        };
+        if of_host as u64 > host_bytes / 2 {
+            continue;
+        }
         needed = plan.used() as u64;
         if needed <= available {
             return Ok(memory);

@@ -49,10 +49,8 @@ pub(super) const ATTENTION_ROWS: usize = 64;
 /// Rows of a segment of `grouped_lora_*`.
 pub(super) const SEGMENT_ROWS: usize = 16;
 
-const SHRINK_SHARED: u32 = 65536;
-
-/// Blocks that share the columns of an A, where blocks can.
-const SHRINK_BLOCKS: u32 = 4;
+/// Dynamic shared memory of `grouped_lora_shrink`. Bytes.
+const SHRINK_SHARED: u32 = 24576;
 
 static LINEARS: [[&str; 2]; 4] = [
     ["skinny_linear_8_16", "skinny_linear_8_32"],
@@ -87,12 +85,7 @@ pub(super) fn large() -> Vec<(&'static str, u32)> {
         let shared = [false, true].map(|is_wide| attention_shared(variant, is_wide));
         names.iter().copied().zip(shared)
     });
-    let shrink = [("grouped_lora_shrink", SHRINK_SHARED)];
-    linears
-        .chain(clusters)
-        .chain(attentions)
-        .chain(shrink)
-        .collect()
+    linears.chain(clusters).chain(attentions).collect()
 }
 
 /// Where a product goes.
@@ -112,6 +105,34 @@ pub(super) struct Weights {
     pub bias: u64,
     /// Whether the kernel before wrote `w`: the products ask for it before they wait.
     pub is_fresh: bool,
+}
+
+/// What adapters change of a product.
+#[derive(Clone, Copy)]
+pub(super) struct Change {
+    pub segments: Segments,
+    /// Those of one fused linear.
+    pub adapters: u64,
+    /// Room for x·s·Aᵀ, (rows, ranks) in f32.
+    pub h: Matrix,
+}
+
+/// As [`linear`], with what adapters change added.
+pub(super) fn changed_linear(
+    gpu: &Gpu,
+    x: Matrix,
+    weights: Weights,
+    change: Option<Change>,
+    y: Matrix,
+    to: To,
+) -> Result<(), CudaError> {
+    linear(gpu, x, weights, y, to)?;
+    let Some(change) = change else {
+        return Ok(());
+    };
+    // It runs beside the product, on multiprocessors that have room for it: it reads x without waiting, which only the kernel before it makes sure of.
+    grouped_lora_shrink(gpu, change, x)?;
+    grouped_lora_expand(gpu, change, y)
 }
 
 /// y = x·Wᵀ + bias, or added to y. Shapes: `x` (rows, k), `y` (rows, n) in bf16 or f32.
@@ -345,26 +366,17 @@ pub(super) struct Segments {
 pub(super) const EXPAND_COLUMNS: usize = 256;
 
 /// h = x·s·Aᵀ for the rows of the segments, (rows, ranks) in f32, with `adapters` those of one fused linear.
-pub(super) fn grouped_lora_shrink(
-    gpu: &Gpu,
-    segments: Segments,
-    adapters: u64,
-    x: Matrix,
-    h: Matrix,
-) -> Result<(), CudaError> {
-    let cluster = match gpu.capability() {
-        (9, 0) => SHRINK_BLOCKS,
-        _ => 1,
-    };
+fn grouped_lora_shrink(gpu: &Gpu, change: Change, x: Matrix) -> Result<(), CudaError> {
+    let Change {
+        segments,
+        adapters,
+        h,
+    } = change;
     let how = Launch {
-        grid: (
-            segments.most_ranks.div_ceil(8) as u32,
-            segments.n as u32 * cluster,
-            1,
-        ),
+        grid: (segments.most_ranks.div_ceil(8) as u32, segments.n as u32, 1),
         block: 256,
         shared: SHRINK_SHARED,
-        cluster,
+        cluster: 1,
         waits: false,
     };
     launch!(
@@ -375,13 +387,12 @@ pub(super) fn grouped_lora_shrink(
 }
 
 /// y += h·Bᵀ for the rows of the segments.
-pub(super) fn grouped_lora_expand(
-    gpu: &Gpu,
-    segments: Segments,
-    adapters: u64,
-    h: Matrix,
-    y: Matrix,
-) -> Result<(), CudaError> {
+fn grouped_lora_expand(gpu: &Gpu, change: Change, y: Matrix) -> Result<(), CudaError> {
+    let Change {
+        segments,
+        adapters,
+        h,
+    } = change;
     let name = match y.format {
         Format::Bf16 => "grouped_lora_expand",
         Format::F32 => "grouped_lora_expand_f32",

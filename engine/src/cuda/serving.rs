@@ -9,7 +9,7 @@ use super::gpu::{CudaError, Gpu};
 use super::graphs::Graphs;
 use super::memory::{Format, Matrix, Memory, Pinned, Plan, download, upload};
 use super::ops::{self, QkNorm};
-use super::serve_ops::{self, LayerPages, PAGE, Rows, SEGMENT_ROWS, Segments, To, Weights};
+use super::serve_ops::{self, Change, LayerPages, PAGE, Rows, SEGMENT_ROWS, Segments, To, Weights};
 use crate::config::ModelConfig;
 use crate::cpu::buffer::OutOfMemory;
 use crate::cpu::element::Precision;
@@ -34,6 +34,8 @@ pub(crate) struct Generator {
     /// Of the last step, (rows, V) of those that nothing was drawn for.
     logits: Option<Pinned>,
     graphs: Graphs<Tables>,
+    /// What a linear in few bits is unpacked into, one at a time; a training unpacks elsewhere.
+    unpacked: Option<Memory>,
 }
 
 /// Rows up to which a step is recorded: the kernels of larger ones take longer than starting them does.
@@ -91,8 +93,6 @@ struct Room {
     attended: Matrix,
     gate_up: Matrix,
     inner: Matrix,
-    /// What a linear in few bits is unpacked into, one at a time; a training unpacks elsewhere.
-    unpacked: u64,
     /// (rows, ranks) in f32
     h: Matrix,
     angles: Vec<(u64, u64)>,
@@ -131,10 +131,6 @@ impl Room {
             attended: plan.matrix(Bf16, n_rows, query),
             gate_up: plan.matrix(Bf16, n_rows, 2 * inner),
             inner: plan.matrix(Bf16, n_rows, inner),
-            unpacked: match base.codes.is_empty() {
-                true => 0,
-                false => plan.bytes(most_unpacked(config)),
-            },
             h: plan.dense(F32, n_rows, most_ranks.next_multiple_of(8)),
             angles: base
                 .rotations
@@ -198,14 +194,17 @@ struct Tables {
 
 impl Generator {
     /// Generates on the stream of `gpu`, the GPU that has `base`.
-    /// Errors: `OutOfMemory`, `Driver`.
+    /// Errors: `OutOfMemory`, `OutOfHostMemory`, `Driver`.
     pub fn new(
         gpu: &Gpu,
         base: Arc<Base>,
         n_sequences: usize,
         n_tokens: usize,
     ) -> Result<Self, CudaError> {
+        let unpacked =
+            (!base.codes.is_empty()).then(|| Memory::new(gpu, most_unpacked(&base.config)));
         Ok(Self {
+            unpacked: unpacked.transpose()?,
             adapters: Adapters::new(gpu, base.layers.len(), n_sequences.max(1))?,
             pages: Pages::new(gpu, &base, n_tokens)?,
             room: None,
@@ -424,6 +423,7 @@ impl Generator {
             base: &self.base,
             adapters: &self.adapters,
             room: self.room(),
+            unpacked: self.unpacked.as_ref().map_or(0, Memory::at),
             tables,
         };
         forward.run(pages)?;
@@ -435,6 +435,7 @@ impl Generator {
         if tables.rows.n > RECORDED_ROWS || self.gpu.is_profiled() {
             return self.run(tables, &self.pages);
         }
+        // Taken out, because a step reads all the rest.
         let mut graphs = std::mem::take(&mut self.graphs);
         let run = graphs.run(&self.gpu, tables, || self.run(tables, &self.pages));
         self.graphs = graphs;
@@ -448,6 +449,8 @@ struct Forward<'a> {
     base: &'a Base,
     adapters: &'a Adapters,
     room: &'a Room,
+    /// See [`Generator::unpacked`]; 0: nothing is unpacked.
+    unpacked: u64,
     tables: &'a Tables,
 }
 
@@ -517,7 +520,7 @@ impl Forward<'_> {
                 is_fresh: false,
             });
         };
-        let w = Matrix::aligned(self.room.unpacked, n, k);
+        let w = Matrix::aligned(self.unpacked, n, k);
         for part in &self.base.codes[codes] {
             part.unpack(self.gpu, w)?;
         }
@@ -588,13 +591,12 @@ impl Forward<'_> {
         // A kernel none of whose blocks has work would end without waiting for those before it.
         let is_changed = self.tables.changed[layer * Fused::ALL.len() + fused as usize];
         let segments = self.tables.segments.filter(|_| is_changed);
-        serve_ops::linear(self.gpu, x, weights, y, to)?;
-        if let Some(segments) = segments {
-            // It begins while the product reads its weights, on multiprocessors that have room for it.
-            serve_ops::grouped_lora_shrink(self.gpu, segments, adapters, x, h)?;
-            serve_ops::grouped_lora_expand(self.gpu, segments, adapters, h, y)?;
-        }
-        Ok(())
+        let change = segments.map(|segments| Change {
+            segments,
+            adapters,
+            h,
+        });
+        serve_ops::changed_linear(self.gpu, x, weights, change, y, to)
     }
 
     /// Adds a branch to the stream, through the norm after it if there is one.

@@ -170,8 +170,8 @@ impl Batcher {
     }
 
     /// The same in bf16 on the GPU that has `base`, on the stream of `gpu`. A token that is no plain draw is chosen on the pool; a
-    /// training there is not held up.
-    /// Errors: `OutOfMemory` where keys and values of `max_cached_tokens` do not fit; `Unsupported`.
+    /// training there is not held up, if it has another stream: this one is no one else's, because steps are recorded on it.
+    /// Errors: `OutOfMemory` where keys and values of `max_cached_tokens` do not fit; `OutOfHostMemory`.
     pub fn on_gpu(
         gpu: &cuda::Gpu,
         base: Arc<cuda::Base>,

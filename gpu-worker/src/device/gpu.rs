@@ -8,7 +8,7 @@ use engine::lora::{Adapter, Init, LoraConfig};
 use engine::train::{TrainConfig, TrainError, Trainer};
 use platform::config::WorkerDevice;
 
-use super::{BaseFolder, DeviceError, TrainingRun};
+use super::{BaseFolder, DeviceError, TrainingRun, memory};
 
 /// Opens the GPU that the configuration asks for; `None`: everything is computed on the CPU.
 /// Errors: a GPU that is asked for by name cannot be used; with what to do.
@@ -92,7 +92,12 @@ pub(super) fn begin(
     run: &TrainingRun,
 ) -> Result<Trainer, Declined> {
     let config = config(run);
-    let plan = |asked| cuda::plan_memory(gpu, &base, adapter, &config, run.longest, asked);
+    // Where the system does not say, as if there were plenty.
+    let host_bytes = memory::available_bytes().unwrap_or(u64::MAX);
+    let plan = |asked| {
+        let longest = run.longest;
+        cuda::plan_memory(gpu, &base, adapter, &config, longest, asked, host_bytes)
+    };
     let memory = match (plan(run.memory), run.memory) {
         (Err(CudaError::OutOfMemory { .. }), Some(asked)) => {
             let fastest = plan(None)?.level;

@@ -19,7 +19,7 @@ pub(super) fn level(base: &BaseModel, adapter: &Adapter, shape: RunShape) -> Mem
 }
 
 /// `None` where this system does not say. Bytes.
-fn available_bytes() -> Option<u64> {
+pub(super) fn available_bytes() -> Option<u64> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let host = read("/proc/meminfo").and_then(|text| host_bytes(&text))?;
     let container = || {

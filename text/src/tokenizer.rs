@@ -129,10 +129,15 @@ impl Tokenizer {
     fn cuts_at_words(&self) -> bool {
         let added = self.inner.get_added_tokens_decoder();
         let reaches_over = |token: &AddedToken| {
-            let has_space = token.content.contains(' ') && !token.content.trim().is_empty();
+            let is_space = |c: char| c.is_whitespace() || c == '▁';
+            let has_space = token.content.contains(is_space)
+                && !token.content.trim_matches(is_space).is_empty();
             has_space || token.single_word || token.rstrip
         };
         if added.values().any(reaches_over) {
+            return false;
+        }
+        if self.splits_between_all_characters() != Some(true) {
             return false;
         }
         let is_cut = |(before, behind)| self.is_cut(before, behind) == Some(true);
@@ -141,16 +146,30 @@ impl Tokenizer {
         kinds.all(is_cut)
     }
 
+    /// Whether a text is split at every cut, whatever visible ASCII characters stand around it. `None`: the tokenizer fails.
+    fn splits_between_all_characters(&self) -> Option<bool> {
+        let visible = || '!'..='~';
+        let pairs = visible().flat_map(|a| visible().map(move |b| format!("{a} {b}\n")));
+        let text: String = pairs.collect();
+        let starts: HashSet<usize> = self.split_starts(&text)?.into_iter().collect();
+        Some(words::cuts(&text).all(|cut| starts.contains(&cut)))
+    }
+
+    /// Where the parts begin into which a text is split before words are looked up.
+    fn split_starts(&self, text: &str) -> Option<Vec<usize>> {
+        let added = self.inner.get_added_vocabulary();
+        let mut pieces = added.extract_and_normalize(self.inner.get_normalizer(), text);
+        let pre_tokenizer = self.inner.get_pre_tokenizer()?;
+        pre_tokenizer.pre_tokenize(&mut pieces).ok()?;
+        let splits = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
+        Some(splits.iter().map(|(_, (from, _), _)| *from).collect())
+    }
+
     /// Whether two texts are split, and tokenized, beside each other as alone. `None`: the tokenizer fails on them.
     fn is_cut(&self, before: &str, behind: &str) -> Option<bool> {
         let mark = '\u{e000}';
         let text = format!("{before}{behind}");
-        let added = self.inner.get_added_vocabulary();
-        let mut pieces = added.extract_and_normalize(self.inner.get_normalizer(), &text);
-        let pre_tokenizer = self.inner.get_pre_tokenizer()?;
-        pre_tokenizer.pre_tokenize(&mut pieces).ok()?;
-        let splits = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
-        let is_split = splits.iter().any(|(_, (from, _), _)| *from == before.len());
+        let is_split = self.split_starts(&text)?.contains(&before.len());
         let mut parts = self.encode_whole(before, mark).ok()?;
         parts.append(self.encode_whole(behind, mark).ok()?, before.len());
         Some(is_split && parts == self.encode_whole(&text, mark).ok()?)

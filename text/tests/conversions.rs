@@ -102,7 +102,7 @@ fn every_format_gives_the_messages_that_chat_gives() {
         ),
         (
             ShareGpt,
-            json!({"conversations": [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "?"}, {"from": "chatgpt", "value": "!", "weight": 0}, {"from": "human", "value": "??"}, {"from": "bing", "value": "!!", "loss": true}]}),
+            json!({"conversations": [{"from": "system", "value": "Be brief.", "weight": null}, {"from": "human", "value": "?", "weight": 0}, {"from": "chatgpt", "value": "!", "weight": 0}, {"from": "human", "value": "??"}, {"from": "bing", "value": "!!", "loss": true}]}),
             json!({"messages": [system("Be brief."), user("?"), {"role": "assistant", "content": "!", "weight": 0}, user("??"), bot("!!")]}),
         ),
         (
@@ -320,6 +320,25 @@ fn an_error_stands_at_its_byte() {
     assert_eq!(error.pointer, "/history/0/1");
     let place = row.find('7').unwrap() as u64;
     assert!((place..place + 2).contains(&error.byte_offset), "{error:?}");
+}
+
+#[test]
+fn a_pair_behind_an_answer_is_refused() {
+    let row = r#"{"conversations":[{"from":"human","value":"?"},{"from":"gpt","value":"3"}],"chosen":"3","rejected":"4"}"#;
+    let error = refused(row, preference(ShareGpt));
+    assert_eq!(error.pointer, "/conversations");
+    assert!(error.reason.contains("leave it out"), "{}", error.reason);
+}
+
+#[test]
+fn a_row_that_another_name_would_not_help_is_told_what_is_wrong() {
+    let row = r#"{"messages":[{"role":"user","content":"?"},{"role":"assistant","content":""}]}"#;
+    assert_eq!(
+        refused(row, supervised(ShareGpt)).pointer,
+        "/messages/1/content"
+    );
+    let pair = refused(r#"{"prompt":"a","completion":"b"}"#, preference(Chat));
+    assert!(!matches!(pair.kind, Kind::WrittenAs(_)), "{:?}", pair.kind);
 }
 
 #[test]

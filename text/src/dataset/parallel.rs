@@ -13,6 +13,8 @@ use crate::formats::{Expected, LineError};
 /// Lines that go to a thread together: enough to outweigh the handover, few enough that all threads end at about the same time.
 /// Bytes; a longer line goes alone.
 const BATCH_BYTES: usize = 128 << 10;
+/// What is made of a line may be larger than the line.
+const BATCH_LINES: usize = 1024;
 /// Batches on their way to a thread, at it, and back.
 const BATCHES_PER_THREAD: usize = 3;
 
@@ -37,10 +39,12 @@ pub fn read_rows<T: Send>(
             let n_bytes = chunk.len();
             // A chunk may be the whole file.
             for piece in chunk.chunks(BATCH_BYTES) {
-                lines.push(piece, &mut |found| batch.add(found));
-                if batch.bytes.len() >= BATCH_BYTES || batch.lines.len() >= BATCH_BYTES {
-                    pool.give(std::mem::take(&mut batch), &mut see);
-                }
+                lines.push(piece, &mut |found| {
+                    batch.add(found);
+                    if batch.is_full() {
+                        pool.give(std::mem::take(&mut batch), &mut see);
+                    }
+                });
             }
             if n_bytes == 0 {
                 lines.finish(&mut |found| batch.add(found));
@@ -67,6 +71,10 @@ impl Batch {
             self.bytes.extend_from_slice(line.bytes);
             (line.place, start..self.bytes.len())
         }));
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes.len() >= BATCH_BYTES || self.lines.len() >= BATCH_LINES
     }
 
     fn rows(self, expected: Expected) -> impl Iterator<Item = Row> {

@@ -45,9 +45,16 @@ pub(crate) fn parse(
     };
     let parsed = parsed.and_then(|parsed| deserializer.end().map(|()| parsed));
     parsed.map_err(|error| match looks_like(line) {
-        Some(found) if found != written => written_as(found, written),
+        Some(found) if would_help(found, written, format) => written_as(found, written),
         _ => row_error(&error, &trail, line),
     })
+}
+
+/// Whether another name of the format would read the row. ShareGPT's turns may be spelt as chat messages are, and pairs are not written as completions.
+fn would_help(found: DataFormat, written: DataFormat, format: RowFormat) -> bool {
+    let is_chat_turn = (written, found) == (DataFormat::ShareGpt, DataFormat::Chat);
+    let is_pair = format == RowFormat::Preference && found == DataFormat::PromptCompletion;
+    found != written && !is_chat_turn && !is_pair
 }
 
 fn written_as(found: DataFormat, expected: DataFormat) -> RowError {

@@ -1,6 +1,8 @@
 //! Keys of a row that no format knows. Tools leave them unread, and so it is here, but for those that would change what
 //! is trained.
 
+use std::collections::HashSet;
+
 use serde::de::{self, MapAccess};
 use serde_json::Value;
 
@@ -14,7 +16,7 @@ const LABELS: [&str; 2] = ["label", "kto_tag"];
 
 /// The names of those that were met.
 #[derive(Default)]
-pub(super) struct Foreign(Vec<String>);
+pub(super) struct Foreign(HashSet<String>);
 
 impl Foreign {
     /// Reads the value of `key`. Errors: it comes twice, or it would change what is trained.
@@ -24,7 +26,7 @@ impl Foreign {
         map: &mut A,
         trail: &Trail,
     ) -> Result<(), A::Error> {
-        if self.0.iter().any(|known| known == key) {
+        if self.0.contains(key) {
             return Err(trail.duplicate(key));
         }
         let key = key.to_owned();
@@ -32,7 +34,7 @@ impl Foreign {
             let value = map.next_value_seed(ValueSeed(trail))?;
             check(&key, &value, trail)
         })?;
-        self.0.push(key);
+        self.0.insert(key);
         Ok(())
     }
 }

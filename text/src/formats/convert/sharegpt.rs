@@ -133,6 +133,14 @@ impl Keys {
             (None, Some(_)) => return Err(missing("chosen", trail)),
             (Some(_), None) => return Err(missing("rejected", trail)),
         };
+        let has_answer = messages
+            .last()
+            .is_some_and(|last| last.message.role == Role::Assistant);
+        if answers.is_some() && has_answer {
+            let list = self.place.trim_start_matches('/');
+            let reason = "ends with an answer beside 'chosen' and 'rejected'; leave it out";
+            return Err(trail.fail_at(list, Kind::InvalidValue, reason));
+        }
         Ok(Told {
             messages,
             tools: self.tools.unwrap_or_default(),
@@ -240,7 +248,8 @@ impl Turn {
             return Err(trail.fail_at(key, Kind::InvalidValue, format!("is missing '{key}'")));
         };
         let is_answer = matches!(speaker, Speaker::Assistant | Speaker::Call);
-        if weight.is_some() && !is_answer {
+        // Some files say of every turn whether it counts: that of a question is 0.
+        if weight == Some(true) && !is_answer {
             let reason = "has a 'weight', which only an answer may have";
             return Err(trail.fail_at("weight", Kind::InvalidWeight, reason));
         }

@@ -15,9 +15,9 @@ mod m20261127_000005_served_usage;
 mod m20261127_000005_webhooks;
 mod m20261127_000006_rate_limits;
 mod m20261127_000101_dry_runs;
-mod m20261127_000102_names_of_projects;
 mod m20261127_000102_training_speeds;
 mod m20261127_000201_row_level_security;
+mod m20261127_000202_names_of_projects;
 pub mod row_security;
 mod table;
 
@@ -39,9 +39,9 @@ impl MigratorTrait for Migrator {
             Box::new(m20261127_000005_webhooks::Webhooks),
             Box::new(m20261127_000006_rate_limits::RateLimits),
             Box::new(m20261127_000101_dry_runs::DryRuns),
-            Box::new(m20261127_000102_names_of_projects::NamesOfProjects),
             Box::new(m20261127_000102_training_speeds::TrainingSpeeds),
             Box::new(m20261127_000201_row_level_security::RowLevelSecurity),
+            Box::new(m20261127_000202_names_of_projects::NamesOfProjects),
         ]
     }
 }

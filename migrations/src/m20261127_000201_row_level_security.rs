@@ -15,12 +15,13 @@ impl MigrationName for RowLevelSecurity {
 #[async_trait::async_trait]
 impl MigrationTrait for RowLevelSecurity {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        for table in WITH_PROJECT_ID {
-            raise(manager, table, Owner::Column("project_id"), None).await?;
-        }
+        // Each is locked until the end: first what refers to others, in the order in which requests lock them.
         for (table, column, of) in OF_ROWS_WITH_PROJECT_ID {
             let owner = Owner::Through { column, table: of };
             raise(manager, table, owner, None).await?;
+        }
+        for table in WITH_PROJECT_ID {
+            raise(manager, table, Owner::Column("project_id"), None).await?;
         }
         let own = Owner::Column("project_id");
         raise(manager, "models", own, Some(PERMITTED_MODELS)).await?;

@@ -13,9 +13,7 @@ use domain::worker::Worker;
 use store::{Store, StoreError};
 use tokio::sync::Mutex;
 
-use super::store_error;
 use super::workers::alive_since;
-use crate::error::ApiError;
 use crate::state::State;
 use crate::wire::fine_tuning_job::JobObject;
 
@@ -31,22 +29,21 @@ pub struct Queue(Mutex<Option<Look>>);
 #[derive(Clone)]
 struct Look {
     at: Timestamp,
+    /// When it was done.
+    until: Timestamp,
     standings: Arc<HashMap<JobId, Standing>>,
 }
 
 /// A job as its project sees it.
-pub async fn shown(state: &State, job: FineTuningJob) -> Result<JobObject, ApiError> {
-    let standings = standings(state, std::slice::from_ref(&job)).await?;
-    Ok(with_standing(job, &standings))
+pub async fn shown(state: &State, job: FineTuningJob) -> JobObject {
+    let standings = standings(state, std::slice::from_ref(&job)).await;
+    with_standing(job, &standings)
 }
 
 /// A page of jobs as their project sees them.
-pub async fn shown_page(
-    state: &State,
-    page: Page<FineTuningJob>,
-) -> Result<Page<JobObject>, ApiError> {
-    let standings = standings(state, &page.items).await?;
-    Ok(page.map(|job| with_standing(job, &standings)))
+pub async fn shown_page(state: &State, page: Page<FineTuningJob>) -> Page<JobObject> {
+    let standings = standings(state, &page.items).await;
+    page.map(|job| with_standing(job, &standings))
 }
 
 fn with_standing(job: FineTuningJob, standings: &HashMap<JobId, Standing>) -> JobObject {
@@ -63,28 +60,30 @@ fn waits(job: &FineTuningJob) -> bool {
 }
 
 /// Of the jobs that wait.
-async fn standings(
-    state: &State,
-    jobs: &[FineTuningJob],
-) -> Result<Arc<HashMap<JobId, Standing>>, ApiError> {
+async fn standings(state: &State, jobs: &[FineTuningJob]) -> Arc<HashMap<JobId, Standing>> {
     let waiting = jobs.iter().filter(|job| waits(job));
     let Some(since) = waiting.map(|job| job.progress().state_since).max() else {
-        return Ok(Arc::default());
+        return Arc::default();
     };
     let mut last = state.queue.0.lock().await;
     let now = state.now();
     if let Some(look) = last.as_ref()
         && look.at > since
-        && now.since_s(look.at) < FRESH_S
+        && now.since_s(look.until) < FRESH_S
     {
-        return Ok(look.standings.clone());
+        return look.standings.clone();
     }
-    let standings = look(&state.store, now).await.map_err(store_error)?;
+    // A job is shown without its place rather than not at all.
+    let standings = look(&state.store, now).await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "where jobs stand in the queue is not known");
+        HashMap::new()
+    });
     let look = Look {
         at: now,
+        until: state.now(),
         standings: Arc::new(standings),
     };
-    Ok(last.insert(look).standings.clone())
+    last.insert(look).standings.clone()
 }
 
 async fn look(store: &Store, now: Timestamp) -> Result<HashMap<JobId, Standing>, StoreError> {

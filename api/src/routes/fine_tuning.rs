@@ -44,7 +44,7 @@ impl FineTuningApi {
             return Ok(Ordered::DryRun(Box::new(dry_run)));
         }
         let created = app::create(&state, &caller, body.value, &body.raw, &repeat.0).await?;
-        let job = queue::shown(&state, created.object).await?;
+        let job = queue::shown(&state, created.object).await;
         let made = Made::new(job, created.is_replay);
         Ok(Ordered::Job(Box::new(made)))
     }
@@ -67,7 +67,7 @@ impl FineTuningApi {
     ) -> Result<Json<List<JobObject>>, ApiError> {
         let page = page_request(after.0, limit.0, 20, MAX_LIMIT, Order::NewestFirst)?;
         let jobs = app::list(&state, &caller.project, &metadata.0, &page).await?;
-        Ok(Json(List::page(queue::shown_page(&state, jobs).await?)))
+        Ok(Json(List::page(queue::shown_page(&state, jobs).await)))
     }
 
     /// Retrieves a job.
@@ -83,7 +83,7 @@ impl FineTuningApi {
         fine_tuning_job_id: Path<String>,
     ) -> Result<Json<JobObject>, ApiError> {
         let job = app::get(&state, &caller.project, &fine_tuning_job_id).await?;
-        Ok(Json(queue::shown(&state, job).await?))
+        Ok(Json(queue::shown(&state, job).await))
     }
 
     /// Cancels a job that has not ended.
@@ -99,7 +99,7 @@ impl FineTuningApi {
         fine_tuning_job_id: Path<String>,
     ) -> Result<Json<JobObject>, ApiError> {
         let job = app::act(&state, &caller.project, &fine_tuning_job_id, Action::Cancel).await?;
-        Ok(Json(queue::shown(&state, job).await?))
+        Ok(Json(queue::shown(&state, job).await))
     }
 
     /// Pauses a queued or running job; a running one saves its state first.
@@ -115,7 +115,7 @@ impl FineTuningApi {
         fine_tuning_job_id: Path<String>,
     ) -> Result<Json<JobObject>, ApiError> {
         let job = app::act(&state, &caller.project, &fine_tuning_job_id, Action::Pause).await?;
-        Ok(Json(queue::shown(&state, job).await?))
+        Ok(Json(queue::shown(&state, job).await))
     }
 
     /// Lets a paused job go on.
@@ -131,7 +131,7 @@ impl FineTuningApi {
         fine_tuning_job_id: Path<String>,
     ) -> Result<Json<JobObject>, ApiError> {
         let job = app::act(&state, &caller.project, &fine_tuning_job_id, Action::Resume).await?;
-        Ok(Json(queue::shown(&state, job).await?))
+        Ok(Json(queue::shown(&state, job).await))
     }
 
     /// Lists the job's events, newest first.

@@ -56,10 +56,10 @@ reply! {
         /// Where the job stands exactly: `validating`, `queued`, `dispatched`, `running`, `finalizing`, `pausing`,
         /// `paused`, `cancelling`, `succeeded`, `failed`, `cancelled`.
         x_status: &'static str,
-        /// Jobs on the same base model, of all projects, that are started before this one; null where it waits for no worker.
+        /// Jobs on the same base model, of all projects, whose turn is before this one's; null where it waits for no worker.
         x_queue_position: Nullable<u64>,
-        /// Unix seconds, at the latest; null where it cannot be known: until the workers can say when they will be through, and
-        /// behind as many others that wait as there are workers.
+        /// Unix seconds, as those that run now will be through and nobody comes between; null where it cannot be known: until the workers
+        /// can say when they will be through, and behind as many others that wait as there are workers.
         x_estimated_start: Nullable<i64>,
         /// The options beyond OpenAI's as they were asked for, and under `resolved` what every one became.
         x_training: Option<Value>,

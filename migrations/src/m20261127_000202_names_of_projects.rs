@@ -7,7 +7,7 @@ pub struct NamesOfProjects;
 
 impl MigrationName for NamesOfProjects {
     fn name(&self) -> &str {
-        "m20261127_000102_names_of_projects"
+        "m20261127_000202_names_of_projects"
     }
 }
 

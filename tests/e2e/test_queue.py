@@ -10,7 +10,7 @@ class Queue(OneService):
     """Mixed into one class per form."""
 
     def test_who_waits_knows_its_place_and_who_runs_its_end(self):
-        client = self.service.client(_strict_response_validation=True)
+        client = self.service.client()
         jobs, train = client.fine_tuning.jobs, self.upload(examples(400))
         long = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 50, "batch_size": 1}}}
         ids = [jobs.create(model=MODEL, training_file=train, method=long).id for _ in range(self.n_workers + 3)]

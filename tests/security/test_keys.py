@@ -68,6 +68,6 @@ class Keys:
         self.assertEqual(self.send("POST", "/v1/chat/completions", chat, key=key).status, 200)
 
     def test_s15_a_key_of_an_archived_project(self):
-        gone = self.target.tenant(f"gone {time.time()}", self.target.organization)
+        gone = self.target.tenant(f"gone {time.time()}", "luthier")
         self.target.execute(f"update projects set archived_at = 1 where id = '{gone.project}'")
         self.refused(self.send("GET", "/v1/models", key=gone.key), (401, 403), code="project_archived")

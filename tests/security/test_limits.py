@@ -14,7 +14,7 @@ DURATION = r"(\d+ms|(\d+h)?(\d+m)?[\d.]+s)"
 class Limits:
     def limited(self, requests, tokens=1_000_000):
         """A project with a limit of its own."""
-        tenant = self.target.tenant(f"limited {time.time()}", self.target.organization)
+        tenant = self.target.tenant(f"limited {time.time()}", "luthier")
         self.target.execute("insert into rate_limits (project_id, model, requests_per_minute, tokens_per_minute, updated_at) "
                             f"values ('{tenant.project}', '{MODEL}', {requests}, {tokens}, 1)")
         return tenant
@@ -93,7 +93,7 @@ class Limits:
         self.assertLess(waited, 30)
 
     def test_s99_more_jobs_than_there_may_be(self):
-        tenant = self.target.tenant(f"busy {time.time()}", self.target.organization)
+        tenant = self.target.tenant(f"busy {time.time()}", "luthier")
         body = {"model": MODEL, "training_file": tenant.upload(), "hyperparameters": {"n_epochs": 50}}
         replies = []
 

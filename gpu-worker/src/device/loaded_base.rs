@@ -40,7 +40,7 @@ pub(super) struct LoadedBase {
 
 struct OnGpu {
     lies: GpuBase,
-    /// `None`: generation cannot read these weights there.
+    /// `None`: beside a training there is no room for keys and values.
     batcher: Option<Batcher>,
 }
 
@@ -139,10 +139,6 @@ impl LoadedBase {
         let batcher = Batcher::on_gpu(gpu, Arc::clone(&lies.base), self.pool.clone(), self.limits);
         let batcher = match batcher {
             Ok(batcher) => Some(batcher),
-            Err(CudaError::Unsupported(what)) => {
-                tracing::info!(what, "answers come from the CPU");
-                None
-            }
             Err(error @ CudaError::OutOfMemory { .. }) if rank.is_some() => {
                 tracing::warn!(%error, "a training has the GPU alone, answers come from the CPU");
                 None

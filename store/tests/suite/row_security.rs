@@ -7,12 +7,9 @@ use domain::api_key::ApiKey;
 use domain::audit::AuditKind;
 use domain::checkpoint_permission::CheckpointPermission;
 use domain::dry_run::DryRun;
-use domain::id::{CheckpointPermissionId, DryRunId, ProjectId, ServiceAccountId};
+use domain::id::{CheckpointPermissionId, DryRunId, ProjectId};
 use domain::job::JobSpec;
 use domain::project::Project;
-use domain::project_user::{ProjectRole, ProjectUser};
-use domain::service_account::{ServiceAccount, ServiceAccountRole};
-use domain::user::OrganizationRole;
 use domain::webhook::WebhookEventType;
 use sqlx::{Connection, Executor, PgConnection, Row};
 use store::{InsertLimits, Store};
@@ -318,24 +315,7 @@ async fn administer(store: &Store, project: &Project, model: &str) {
     let made = |kind| sample::entry(&project.organization_id, kind, "made");
     let key: ApiKey = sample::api_key(&project.id);
     sample::insert_key(store, project, &key).await;
-    let member = ProjectUser {
-        project_id: project.id.clone(),
-        user: sample::user(store, project, OrganizationRole::Reader).await,
-        role: ProjectRole::Member,
-        added_at: at(0),
-    };
-    let entry = made(AuditKind::UserAdded);
-    store.project_users().insert(&member, &entry).await.unwrap();
-    let account = ServiceAccount {
-        id: ServiceAccountId::mint(sample::entropy()),
-        project_id: project.id.clone(),
-        name: "bot".into(),
-        role: ServiceAccountRole::Member,
-        created_at: at(0),
-    };
-    let entry = made(AuditKind::ServiceAccountCreated);
-    let accounts = store.service_accounts();
-    accounts.insert(&account, None, &entry).await.unwrap();
+    tenancy::Administered::make(store, project, model).await;
     let limit = rate_limits::of_model("tiny");
     let entry = made(AuditKind::RateLimitUpdated);
     let limits = store.rate_limits();

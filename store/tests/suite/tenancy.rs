@@ -394,14 +394,14 @@ async fn a_foreign_project_sees_nothing_of_what_administrators_made(db: Db) {
 }
 
 /// What administrators made in a project.
-struct Administered {
+pub struct Administered {
     member: ProjectUser,
     account: ServiceAccount,
     model: String,
 }
 
 impl Administered {
-    async fn make(store: &Store, project: &Project, model: &str) -> Self {
+    pub async fn make(store: &Store, project: &Project, model: &str) -> Self {
         let made = |kind| sample::entry(&project.organization_id, kind, "made");
         let member = ProjectUser {
             project_id: project.id.clone(),

@@ -35,7 +35,7 @@ impl Offload {
         let context = computes.context();
         let events = || (0..n_streams).map(|_| context.new_event(None)).collect();
         let (computed, copied): (Result<_, _>, Result<_, _>) = (events(), events());
-        let host = Pinned::new(gpu, Self::host_bytes(n_streams, size))?;
+        let host = Pinned::new(gpu, Self::n_sent(n_streams) * size)?;
         Ok(Self {
             at: host.at()?,
             _host: host,
@@ -49,8 +49,8 @@ impl Offload {
     }
 
     /// What it takes of host memory. Bytes.
-    pub fn host_bytes(n_streams: usize, size: usize) -> usize {
-        Self::n_sent(n_streams) * size
+    pub fn host_bytes(n_streams: usize, size: usize) -> u64 {
+        (Self::n_sent(n_streams) * size) as u64
     }
 
     /// Those that leave: the last ones are still in their places when the backward begins.

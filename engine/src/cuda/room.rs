@@ -242,12 +242,15 @@ impl Room {
             correct: plan.words(n_labels),
         }
     }
-}
 
-impl Room {
     /// What streams that leave take of the host's memory. Bytes.
-    pub fn host_bytes(&self) -> usize {
-        Offload::host_bytes(self.streams.len(), self.streams[0].size_bytes())
+    pub fn host_bytes(&self) -> u64 {
+        match self.keeps.streams {
+            Streams::OnGpu => 0,
+            Streams::OnHost => {
+                Offload::host_bytes(self.streams.len(), self.streams[0].size_bytes())
+            }
+        }
     }
 }
 

@@ -659,11 +659,7 @@ pub fn plan_memory(
         let mut plan = Plan::measure();
         Held::plan(&mut plan, base, adapter.layout(), &ranks);
         let room = Room::new(&mut plan, base, &ranks, n_rows, n_rows, memory);
-        let of_host = match memory.streams {
-            Streams::OnGpu => 0,
-            Streams::OnHost => room.host_bytes(),
-        };
-        if of_host as u64 > host_bytes / 2 {
+        if room.host_bytes() > host_bytes / 2 {
             continue;
         }
         needed = plan.used() as u64;

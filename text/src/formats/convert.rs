@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::judge::conversation;
 use super::message::Message;
-use super::row::Parsed;
+use super::row::{Parsed, RowSeed};
 use super::strict::Trail;
 use super::{LineErrorKind as Kind, PreferenceExample, RowFormat, TrainingExample};
 
@@ -25,16 +25,24 @@ pub(super) fn read<'de, D: Deserializer<'de>>(
     trail: &Trail,
 ) -> Result<Parsed, D::Error> {
     match written {
-        DataFormat::ShareGpt => sharegpt::RowSeed { trail, format }.deserialize(deserializer),
-        _ => {
-            let names = match written {
-                DataFormat::QueryResponse => &columns::QUERY_RESPONSE,
-                _ => &columns::ALPACA,
-            };
-            let seed = columns::RowSeed {
+        DataFormat::ShareGpt => {
+            let keys = sharegpt::Keys::default();
+            let seed = RowSeed {
                 trail,
                 format,
-                names,
+                keys,
+            };
+            seed.deserialize(deserializer)
+        }
+        _ => {
+            let keys = columns::Keys::of(match written {
+                DataFormat::QueryResponse => &columns::QUERY_RESPONSE,
+                _ => &columns::ALPACA,
+            });
+            let seed = RowSeed {
+                trail,
+                format,
+                keys,
             };
             seed.deserialize(deserializer)
         }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use domain::x_training::DataFormat;
-use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::judge::{MAX_MESSAGES, MAX_TOOLS, judge};
@@ -38,6 +38,7 @@ pub(crate) fn parse(
             let seed = RowSeed {
                 trail: &trail,
                 format,
+                keys: Keys::default(),
             };
             seed.deserialize(&mut deserializer)
         }
@@ -140,12 +141,27 @@ pub(super) struct Input {
     pub(super) parallel_tool_calls: Option<Option<bool>>,
 }
 
-struct RowSeed<'t> {
-    trail: &'t Trail,
-    format: RowFormat,
+/// The keys of a row as one format knows them, each at most once.
+pub(super) trait RowKeys<'de>: Sized {
+    fn read<A: MapAccess<'de>>(
+        &mut self,
+        key: Cow<'de, str>,
+        map: &mut A,
+        trail: &Trail,
+    ) -> Result<(), A::Error>;
+
+    /// What the row says. Errors: it says nothing, or nothing of `format`.
+    fn parsed<E: de::Error>(self, format: RowFormat, trail: &Trail) -> Result<Parsed, E>;
 }
 
-impl<'de> DeserializeSeed<'de> for RowSeed<'_> {
+/// Reads a row key by key.
+pub(super) struct RowSeed<'t, K> {
+    pub(super) trail: &'t Trail,
+    pub(super) format: RowFormat,
+    pub(super) keys: K,
+}
+
+impl<'de, K: RowKeys<'de>> DeserializeSeed<'de> for RowSeed<'_, K> {
     type Value = Parsed;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Parsed, D::Error> {
@@ -153,7 +169,7 @@ impl<'de> DeserializeSeed<'de> for RowSeed<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for RowSeed<'_> {
+impl<'de, K: RowKeys<'de>> Visitor<'de> for RowSeed<'_, K> {
     type Value = Parsed;
 
     fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
@@ -161,25 +177,32 @@ impl<'de> Visitor<'de> for RowSeed<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Parsed, A::Error> {
-        let trail = self.trail;
+        let Self {
+            trail,
+            format,
+            mut keys,
+        } = self;
         trail.nested(|| {
-            let mut keys = Keys::default();
             while let Some(key) = map.next_key_seed(KeySeed(trail))? {
                 keys.read(key, &mut map, trail)?;
             }
-            let example = judge(keys, self.format, trail)?;
-            let place = match &example {
-                TrainingExample::Chat(_) | TrainingExample::Reinforcement(_) => "/messages",
-                TrainingExample::Preference(_) => "/input/messages",
-                TrainingExample::Completion { .. } => "/completion",
-            };
-            Ok(Parsed { example, place })
+            keys.parsed(format, trail)
         })
     }
 }
 
-impl Keys {
-    fn read<'de, A: MapAccess<'de>>(
+impl<'de> RowKeys<'de> for Keys {
+    fn parsed<E: de::Error>(self, format: RowFormat, trail: &Trail) -> Result<Parsed, E> {
+        let example = judge(self, format, trail)?;
+        let place = match &example {
+            TrainingExample::Chat(_) | TrainingExample::Reinforcement(_) => "/messages",
+            TrainingExample::Preference(_) => "/input/messages",
+            TrainingExample::Completion { .. } => "/completion",
+        };
+        Ok(Parsed { example, place })
+    }
+
+    fn read<A: MapAccess<'de>>(
         &mut self,
         key: Cow<'de, str>,
         map: &mut A,
@@ -243,7 +266,9 @@ impl Keys {
             _ => self.read_extra(key.into_owned(), map, trail),
         }
     }
+}
 
+impl Keys {
     fn read_extra<'de, A: MapAccess<'de>>(
         &mut self,
         key: String,

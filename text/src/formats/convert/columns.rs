@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use super::super::judge::{MAX_MESSAGES, missing};
 use super::super::message::{Message, once};
-use super::super::row::Parsed;
-use super::super::strict::{ArraySeed, KeySeed, NullableSeed, StringSeed, Trail};
+use super::super::row::{Parsed, RowKeys};
+use super::super::strict::{ArraySeed, NullableSeed, StringSeed, Trail};
 use super::super::{LineErrorKind as Kind, RowFormat};
 use super::foreign::Foreign;
 use super::tools::ToolsSeed;
@@ -44,18 +44,12 @@ pub(super) const QUERY_RESPONSE: Names = Names {
     rejected: "rejected_response",
 };
 
-pub(super) struct RowSeed<'t> {
-    pub(super) trail: &'t Trail,
-    pub(super) format: RowFormat,
-    pub(super) names: &'static Names,
-}
-
 /// A text that may be `null`.
 type Text = Option<Option<String>>;
 
 /// The keys of a row, each at most once.
-#[derive(Default)]
-struct Keys {
+pub(super) struct Keys {
+    names: &'static Names,
     question: Text,
     about: Text,
     answer: Text,
@@ -68,43 +62,18 @@ struct Keys {
     foreign: Foreign,
 }
 
-impl<'de> DeserializeSeed<'de> for RowSeed<'_> {
-    type Value = Parsed;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Parsed, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for RowSeed<'_> {
-    type Value = Parsed;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        formatter.write_str("an object")
+impl<'de> RowKeys<'de> for Keys {
+    fn parsed<E: de::Error>(self, format: RowFormat, trail: &Trail) -> Result<Parsed, E> {
+        self.told(format, trail)?.judge(format, trail)
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Parsed, A::Error> {
-        let (trail, names) = (self.trail, self.names);
-        trail.nested(|| {
-            let mut keys = Keys::default();
-            while let Some(key) = map.next_key_seed(KeySeed(trail))? {
-                keys.read(key, names, &mut map, trail)?;
-            }
-            keys.told(names, self.format, trail)?
-                .judge(self.format, trail)
-        })
-    }
-}
-
-impl Keys {
-    fn read<'de, A: MapAccess<'de>>(
+    fn read<A: MapAccess<'de>>(
         &mut self,
         key: Cow<'de, str>,
-        names: &Names,
         map: &mut A,
         trail: &Trail,
     ) -> Result<(), A::Error> {
-        let text = || NullableSeed(StringSeed(trail));
+        let (names, text) = (self.names, || NullableSeed(StringSeed(trail)));
         let key = key.as_ref();
         let texts = [
             (Some(names.question), &mut self.question),
@@ -140,13 +109,27 @@ impl Keys {
             _ => self.foreign.read(key, map, trail),
         }
     }
+}
 
-    fn told<E: de::Error>(
-        self,
-        names: &Names,
-        expected: RowFormat,
-        trail: &Trail,
-    ) -> Result<Told, E> {
+impl Keys {
+    /// None yet.
+    pub(super) fn of(names: &'static Names) -> Self {
+        Self {
+            names,
+            question: None,
+            about: None,
+            answer: None,
+            chosen: None,
+            rejected: None,
+            system: None,
+            history: None,
+            tools: None,
+            foreign: Foreign::default(),
+        }
+    }
+
+    fn told<E: de::Error>(self, expected: RowFormat, trail: &Trail) -> Result<Told, E> {
+        let names = self.names;
         let Some(question) = self.question.flatten() else {
             return Err(missing(names.question, trail));
         };

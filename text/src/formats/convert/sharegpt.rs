@@ -12,17 +12,12 @@ use serde_json::Value;
 use super::super::content::ContentSeed;
 use super::super::judge::{MAX_MESSAGES, missing};
 use super::super::message::{Message, WeightSeed, once};
-use super::super::row::Parsed;
+use super::super::row::{Parsed, RowKeys};
 use super::super::strict::{ArraySeed, KeySeed, NullableSeed, StringSeed, Trail, shorten};
 use super::super::{LineErrorKind as Kind, RowFormat};
 use super::foreign::Foreign;
 use super::tools::{Calls, ToolsSeed};
 use super::{Told, message};
-
-pub(super) struct RowSeed<'t> {
-    pub(super) trail: &'t Trail,
-    pub(super) format: RowFormat,
-}
 
 /// What the list of turns is called, and the pointer to it.
 const LISTS: [(&str, &str); 3] = [
@@ -33,7 +28,7 @@ const LISTS: [(&str, &str); 3] = [
 
 /// The keys of a row, each at most once.
 #[derive(Default)]
-struct Keys {
+pub(super) struct Keys {
     turns: Option<Vec<Vec<Message>>>,
     place: &'static str,
     system: Option<Option<String>>,
@@ -43,35 +38,12 @@ struct Keys {
     foreign: Foreign,
 }
 
-impl<'de> DeserializeSeed<'de> for RowSeed<'_> {
-    type Value = Parsed;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Parsed, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for RowSeed<'_> {
-    type Value = Parsed;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        formatter.write_str("an object")
+impl<'de> RowKeys<'de> for Keys {
+    fn parsed<E: de::Error>(self, format: RowFormat, trail: &Trail) -> Result<Parsed, E> {
+        self.told(trail)?.judge(format, trail)
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Parsed, A::Error> {
-        let trail = self.trail;
-        trail.nested(|| {
-            let mut keys = Keys::default();
-            while let Some(key) = map.next_key_seed(KeySeed(trail))? {
-                keys.read(key, &mut map, trail)?;
-            }
-            keys.told(trail)?.judge(self.format, trail)
-        })
-    }
-}
-
-impl Keys {
-    fn read<'de, A: MapAccess<'de>>(
+    fn read<A: MapAccess<'de>>(
         &mut self,
         key: Cow<'de, str>,
         map: &mut A,
@@ -110,7 +82,9 @@ impl Keys {
             _ => self.foreign.read(key, map, trail),
         }
     }
+}
 
+impl Keys {
     fn told<E: de::Error>(self, trail: &Trail) -> Result<Told, E> {
         let Some(turns) = self.turns else {
             return Err(missing(LISTS[0].0, trail));

@@ -35,7 +35,7 @@ impl Place {
     }
 }
 
-/// When each of `waiting`, which stand in the order in which they are started, begins at the latest, as far as those know who
+/// When each of `waiting`, which stand in the order in which they are started, begins if nobody comes between, as far as those know who
 /// run now: how long one that waits will take is not known, so each worker says when the first one begins that it takes.
 pub fn starts(mut places: Vec<Place>, waiting: &[Waiting]) -> Vec<Option<Timestamp>> {
     let mut start = |job: &Waiting| {

@@ -10,9 +10,7 @@ use crate::organization;
 /// Follows the log's chain of hashes; what it found, for people. Errors: an entry is missing or was changed.
 pub async fn verify(of: &InOrganization, place: &Place) -> Result<String> {
     let opened = open(config_of(place)?).await?;
-    let organization = organization::find(&opened.store, &of.organization)
-        .await?
-        .id;
+    let organization = organization::find(&opened.store, of).await?.id;
     match opened.store.audit().verify(&organization).await? {
         AuditVerdict::Whole { n_entries: 0, .. } => Ok("the audit log is empty".to_owned()),
         AuditVerdict::Whole { n_entries, hash } => Ok(format!(

@@ -14,7 +14,7 @@ use platform::config::Config;
 use serde_json::json;
 use store::{Store, StoreError};
 
-use crate::cli::{AdminKeyOrder, InOrganization, KeyOrder, Lifetime, UserOrder};
+use crate::cli::{AdminKeyOrder, KeyOrder, Lifetime, UserOrder};
 use crate::opened::{config_of, entropy, now, open};
 use crate::organization;
 
@@ -22,7 +22,7 @@ use crate::organization;
 pub async fn create(order: &KeyOrder) -> Result<String> {
     let opened = open(config_of(&order.place)?).await?;
     let (store, config) = (&opened.store, &opened.config);
-    let organization = find_organization(store, &order.organization).await?;
+    let organization = organization::find(store, &order.organization).await?;
     let project = find_project(store, &organization, &order.project).await?;
     let owner = match &order.user {
         None => KeyOwner::Installation,
@@ -53,7 +53,7 @@ pub async fn create_default(store: &Store, config: &Config, name: &str) -> Resul
 pub async fn create_admin(order: &AdminKeyOrder) -> Result<String> {
     let opened = open(config_of(&order.place)?).await?;
     let store = &opened.store;
-    let organization_id = find_organization(store, &order.organization).await?.id;
+    let organization_id = organization::find(store, &order.organization).await?.id;
     let owner = match &order.user {
         None => None,
         Some(email) => Some(owner(store, &organization_id, email).await?),
@@ -97,7 +97,7 @@ pub async fn add_user(order: &UserOrder) -> Result<UserId> {
     };
     let user = User {
         id: UserId::mint(entropy()),
-        organization_id: find_organization(store, &order.organization).await?.id,
+        organization_id: organization::find(store, &order.organization).await?.id,
         name: order.name.clone().unwrap_or_else(|| email.clone()),
         email,
         role,
@@ -182,10 +182,6 @@ pub async fn default_project(store: &Store) -> Result<Project> {
         .projects()
         .ensure_default([entropy(), entropy()], now());
     Ok(made.await?)
-}
-
-async fn find_organization(store: &Store, of: &InOrganization) -> Result<Organization> {
-    organization::find(store, &of.organization).await
 }
 
 async fn find_project(store: &Store, of: &Organization, name: &str) -> Result<Project> {

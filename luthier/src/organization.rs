@@ -5,7 +5,7 @@ use domain::id::OrganizationId;
 use domain::project::{Organization, is_valid_slug};
 use store::{Store, StoreError};
 
-use crate::cli::Place;
+use crate::cli::{InOrganization, Place};
 use crate::opened::{config_of, entropy, now, open};
 
 /// `luthier organization create SLUG`: prints its id.
@@ -45,8 +45,9 @@ pub async fn list_command(place: &Place) -> Result<()> {
     Ok(())
 }
 
-/// The organisation of this slug.
-pub async fn find(store: &Store, slug: &str) -> Result<Organization> {
+/// The organisation that a command is about.
+pub async fn find(store: &Store, of: &InOrganization) -> Result<Organization> {
+    let slug = &of.organization;
     crate::key::default_project(store).await?;
     match store.projects().find_organization(slug).await? {
         Some(found) => Ok(found),

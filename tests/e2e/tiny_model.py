@@ -77,8 +77,8 @@ def write_tokenizer(folder, vocab_size):
     }))
 
 
-def write(folder, seed=7, quote=1):
-    """Writes the folder and returns its path. With a larger `quote`, the likelihood of `"` swings more: strings come to an end."""
+def write(folder, seed=7):
+    """Writes the folder and returns its path."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     vocab_size = len(SPECIAL) + 256
@@ -91,8 +91,6 @@ def write(folder, seed=7, quote=1):
             values = [FINAL_NORM] * count
         elif name == "model.embed_tokens.weight":
             values[: len(SPECIAL) * HIDDEN] = [0.0] * (len(SPECIAL) * HIDDEN)
-            row = (len(SPECIAL) + byte_alphabet().index('"')) * HIDDEN
-            values[row : row + HIDDEN] = [quote * value for value in values[row : row + HIDDEN]]
         blob = struct.pack(f"<{count}f", *values)
         header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, offset + len(blob)]}
         offset += len(blob)

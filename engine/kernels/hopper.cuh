@@ -177,7 +177,7 @@ __device__ __forceinline__ void wait_for_cluster() {
     asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
-// Four numbers, or one, in the shared memory of block `rank`, at this block's address `at`.
+// Four numbers in the shared memory of block `rank`, at this block's address `at`.
 __device__ __forceinline__ float4 load_of_block(u32 at, u32 rank) {
     u32 there;
     float4 x;

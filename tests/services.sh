@@ -49,14 +49,30 @@ start_postgres() {
     wait_for 30 postgres_answers || { cat "$log/pg_ctl.log"; echo "PostgreSQL does not start"; return 1; }
 }
 
-# Uses the broker at LUTHIER_TEST_AMQP_URL or on the standard port; else starts Debian's.
+# amqp_answers PORT: whether a broker greets there; one that has run out of memory or files lets a client in and says nothing.
+amqp_answers() {
+    [ "$( (exec 3<>"/dev/tcp/127.0.0.1/$1" && printf 'AMQP\0\0\11\1' >&3 && timeout 5 head -c 1 <&3 | od -An -tx1) 2>/dev/null)" = " 01" ]
+}
+
+# Uses the broker at LUTHIER_TEST_AMQP_URL or on the standard port; else starts Debian's, on port 35672 where the standard one is taken.
 start_rabbitmq() {
     [ -n "${LUTHIER_TEST_AMQP_URL:-}" ] && return 0
-    export LUTHIER_TEST_AMQP_URL=amqp://guest:guest@127.0.0.1:5672/%2f
-    port_open 5672 && return 0
+    local port=5672 dir=/var/tmp/luthier-tests/rabbitmq
+    if port_open $port; then
+        wait_for 10 amqp_answers $port || { port=35672 && echo "nobody speaks AMQP on port 5672: a broker of the tests' own on $port"; }
+    fi
+    export LUTHIER_TEST_AMQP_URL=amqp://guest:guest@127.0.0.1:$port/%2f
+    amqp_answers $port && return 0
     command -v rabbitmq-server >/dev/null || [ -x /usr/sbin/rabbitmq-server ] || apt_install rabbitmq-server
-    port_open 5672 || PATH=$PATH:/usr/sbin rabbitmq-server -detached >"$log/rabbitmq.log" 2>&1
-    wait_for 90 port_open 5672 || { cat "$log/rabbitmq.log"; echo "RabbitMQ does not start"; return 1; }
+    if [ $port = 5672 ]; then
+        port_open $port || PATH=$PATH:/usr/sbin rabbitmq-server -detached >"$log/rabbitmq.log" 2>&1
+    else
+        mkdir -p "$dir"
+        chown -R rabbitmq "$dir" 2>/dev/null || true
+        PATH=$PATH:/usr/sbin RABBITMQ_NODENAME=luthier-tests@localhost RABBITMQ_NODE_PORT=$port RABBITMQ_NODE_IP_ADDRESS=127.0.0.1 \
+            RABBITMQ_CONFIG_FILE="$dir/none" RABBITMQ_MNESIA_BASE=$dir RABBITMQ_LOG_BASE=$dir rabbitmq-server -detached >"$log/rabbitmq.log" 2>&1
+    fi
+    wait_for 90 amqp_answers $port || { cat "$log/rabbitmq.log"; echo "RabbitMQ does not start"; return 1; }
 }
 
 install_python_sdk() {

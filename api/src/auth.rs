@@ -122,6 +122,13 @@ impl Principal {
         }
     }
 
+    pub fn key_id(&self) -> &KeyId {
+        match self {
+            Principal::Project(caller) => &caller.key_id,
+            Principal::Admin(admin) => &admin.key_id,
+        }
+    }
+
     /// The project that calls; an administrator calls for none.
     pub fn project(&self) -> Option<&Project> {
         match self {

@@ -94,7 +94,8 @@ fn parse(body: &Bytes) -> Result<Value, ApiError> {
     })
 }
 
-async fn read(
+/// The whole body. Errors: 413; 408 where it comes too slowly; 400 where it ends too soon.
+pub async fn read(
     chunks: impl Stream<Item = std::io::Result<Bytes>> + Send,
     max_bytes: usize,
 ) -> Result<Bytes, ApiError> {

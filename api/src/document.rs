@@ -10,6 +10,11 @@ use crate::routes;
 
 /// What every key may be told.
 const OF_KEYS: [(Kind, &str); 1] = [(Kind::Forbidden, "The API key may not do this.")];
+/// What every POST may be told that comes twice.
+const OF_POSTS: [(Kind, &str); 1] = [(
+    Kind::Conflict,
+    "The same request is under way; try again after `Retry-After` seconds.",
+)];
 /// What every body may be told.
 const OF_BODIES: [(Kind, &str); 3] = [
     (
@@ -23,8 +28,8 @@ const OF_BODIES: [(Kind, &str); 3] = [
 /// As JSON that ends with a line break.
 pub fn text() -> String {
     let mut document = routes_alone();
-    for operation in operations(&mut document).flat_map(|(_, methods)| methods.values_mut()) {
-        complete(operation);
+    for (method, operation) in operations(&mut document).flat_map(|(_, methods)| methods) {
+        complete(method, operation);
     }
     // Sorted, so that a change shows where it is.
     document.sort_all_objects();
@@ -67,7 +72,7 @@ fn operations(document: &mut Value) -> impl Iterator<Item = (&String, &mut Map<S
 }
 
 /// Adds how an operation reads an object in its query, and what it can answer without having been asked.
-fn complete(operation: &mut Value) {
+fn complete(method: &str, operation: &mut Value) {
     let parameters = operation.get_mut("parameters");
     for parameter in parameters
         .and_then(Value::as_array_mut)
@@ -85,6 +90,7 @@ fn complete(operation: &mut Value) {
     let error = operation["responses"][Kind::BadRequest.code()].clone();
     let more = has_key.then_some(OF_KEYS.as_slice()).into_iter();
     for (kind, description) in more
+        .chain((method == "post").then_some(OF_POSTS.as_slice()))
         .chain(has_body.then_some(OF_BODIES.as_slice()))
         .flatten()
     {

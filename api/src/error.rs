@@ -20,6 +20,8 @@ pub enum Kind {
     NotFound,
     MethodNotAllowed,
     RequestTimeout,
+    /// The same request is under way.
+    Conflict,
     TooLarge,
     UnsupportedMediaType,
     TooManyRequests,
@@ -27,23 +29,27 @@ pub enum Kind {
     RequestLimit,
     /// Too many tokens for a limit.
     TokenLimit,
+    /// The project has spent what it may: no wait of an SDK mends that.
+    InsufficientQuota,
     Internal,
     Unavailable,
 }
 
 impl Kind {
-    const ALL: [Kind; 13] = [
+    const ALL: [Kind; 15] = [
         Kind::BadRequest,
         Kind::Unauthorized,
         Kind::Forbidden,
         Kind::NotFound,
         Kind::MethodNotAllowed,
         Kind::RequestTimeout,
+        Kind::Conflict,
         Kind::TooLarge,
         Kind::UnsupportedMediaType,
         Kind::TooManyRequests,
         Kind::RequestLimit,
         Kind::TokenLimit,
+        Kind::InsufficientQuota,
         Kind::Internal,
         Kind::Unavailable,
     ];
@@ -56,11 +62,13 @@ impl Kind {
             Kind::NotFound => StatusCode::NOT_FOUND,
             Kind::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Kind::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+            Kind::Conflict => StatusCode::CONFLICT,
             Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Kind::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Kind::TooManyRequests | Kind::RequestLimit | Kind::TokenLimit => {
-                StatusCode::TOO_MANY_REQUESTS
-            }
+            Kind::TooManyRequests
+            | Kind::RequestLimit
+            | Kind::TokenLimit
+            | Kind::InsufficientQuota => StatusCode::TOO_MANY_REQUESTS,
             Kind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -87,6 +95,7 @@ impl Kind {
             Kind::TooManyRequests => "rate_limit_error",
             Kind::RequestLimit => "requests",
             Kind::TokenLimit => "tokens",
+            Kind::InsufficientQuota => "insufficient_quota",
             _ => "invalid_request_error",
         }
     }
@@ -248,6 +257,10 @@ impl ResponseError for ApiError {
                 .headers_mut()
                 .insert(header::WWW_AUTHENTICATE, bearer);
         }
+        if self.kind == Kind::InsufficientQuota {
+            let never = HeaderValue::from_static("false");
+            response.headers_mut().insert("x-should-retry", never);
+        }
         if let Some(seconds) = self.retry_after_s {
             response
                 .headers_mut()
@@ -282,7 +295,8 @@ impl ApiResponse for ApiError {
                 response(Kind::NotFound, "No such object in this project."),
                 response(
                     Kind::TooManyRequests,
-                    "A limit of the project is reached; try again after `Retry-After` seconds.",
+                    "A limit of the project is reached; try again after `Retry-After` seconds. With `insufficient_quota` \
+                     its spend limit is: trying again is of no use.",
                 ),
                 response(Kind::Internal, "A failure of the service."),
                 response(Kind::Unavailable, "Try again after `Retry-After` seconds."),

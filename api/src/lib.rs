@@ -8,6 +8,7 @@ mod batches;
 mod body;
 mod document;
 mod error;
+mod kept;
 mod listener;
 mod multipart;
 mod operational;
@@ -79,6 +80,7 @@ pub async fn bind(options: ApiOptions) -> Result<ApiServer, ApiStartError> {
         service_key: ServiceKey::new(config.service_key()?),
         keys: Default::default(),
         gate: Gate::new(&config.limits),
+        spendings: Default::default(),
         newsroom: Default::default(),
         issuers: auth::Issuers::new(&config.auth.issuers)?,
         http: state::worker_client()?,
@@ -91,6 +93,8 @@ pub async fn bind(options: ApiOptions) -> Result<ApiServer, ApiStartError> {
         max_file_bytes: config.api.max_file_bytes,
         max_upload_bytes: config.api.max_upload_bytes,
         max_unfinished_jobs: config.limits.unfinished_jobs,
+        running_jobs: config.limits.running_jobs(),
+        max_stored_bytes: config.limits.stored_bytes,
         scratch_dir: config.cache_dir().join("api"),
     };
     let state = Arc::new(state);

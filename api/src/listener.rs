@@ -235,9 +235,10 @@ impl<E: Endpoint<Output = Response> + 'static> Server<E> {
             let remote = RemoteAddr(remote.into());
             let request = poem::Request::from((request, local.clone(), remote, scheme.clone()));
             let endpoint = endpoint.clone();
-            async move {
+            // In a box of its own: hyper keeps room for what answers until the connection ends, and streams may last for days.
+            Box::pin(async move {
                 Ok::<http::Response<_>, Infallible>(endpoint.get_response(request).await.into())
-            }
+            })
         });
         let connection = self.builder.serve_connection(TokioIo::new(io), service);
         watcher.watch(connection).await

@@ -3,7 +3,7 @@
 
 use std::io;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use futures::{Stream, StreamExt};
 use memchr::memmem;
 
@@ -36,7 +36,8 @@ pub enum MultipartError {
 /// A form, of which one part is read after the other.
 pub struct Multipart<S> {
     chunks: S,
-    buffer: BytesMut,
+    /// What came and was not given away yet; where it can, a piece of what the connection holds.
+    buffer: Bytes,
     /// A line break, two dashes and the boundary.
     delimiter: Vec<u8>,
     place: Place,
@@ -68,7 +69,7 @@ impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Multipart<S> {
         Ok(Self {
             chunks,
             // The first delimiter needs no line break before it; this one stands in for it.
-            buffer: BytesMut::from(&b"\r\n"[..]),
+            buffer: Bytes::from_static(b"\r\n"),
             delimiter: format!("\r\n--{boundary}").into_bytes(),
             place: Place::Preamble,
             n_parts: 0,
@@ -107,17 +108,28 @@ impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Multipart<S> {
                     self.place = Place::Boundary;
                     return Ok(None);
                 }
-                Some(end) => return Ok(Some(self.buffer.split_to(end).freeze())),
+                Some(end) => return Ok(Some(self.buffer.split_to(end))),
                 None => {
-                    // The tail may be the beginning of a delimiter.
-                    let safe = self.buffer.len().saturating_sub(self.delimiter.len() - 1);
+                    let safe = self.buffer.len() - self.begun();
                     if safe > 0 {
-                        return Ok(Some(self.buffer.split_to(safe).freeze()));
+                        return Ok(Some(self.buffer.split_to(safe)));
                     }
                     self.fill().await?;
                 }
             }
         }
+    }
+
+    /// How many bytes at the end of the buffer may be the beginning of a delimiter: mostly none, so that a chunk goes on as
+    /// it came.
+    fn begun(&self) -> usize {
+        let most = self.buffer.len().min(self.delimiter.len() - 1);
+        let tail = &self.buffer[self.buffer.len() - most..];
+        let starts = memchr::memchr_iter(b'\r', tail);
+        starts
+            .map(|start| &tail[start..])
+            .find(|rest| self.delimiter.starts_with(rest))
+            .map_or(0, <[u8]>::len)
     }
 
     async fn skip_preamble(&mut self) -> Result<(), MultipartError> {
@@ -176,8 +188,12 @@ impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Multipart<S> {
     async fn fill(&mut self) -> Result<(), MultipartError> {
         match self.chunks.next().await {
             Some(chunk) => {
-                self.buffer
-                    .extend_from_slice(&chunk.map_err(MultipartError::Read)?);
+                let chunk = chunk.map_err(MultipartError::Read)?;
+                self.buffer = if self.buffer.is_empty() {
+                    chunk
+                } else {
+                    [&self.buffer[..], &chunk].concat().into()
+                };
                 Ok(())
             }
             None => Err(MultipartError::Incomplete),

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::time::Instant;
 
 use domain::rate_limit::RateStatus;
@@ -14,6 +15,7 @@ use poem::{Endpoint, IntoResponse, PathPattern, Request, Response};
 use crate::auth::{Principal, authenticate};
 use crate::document;
 use crate::error::{ApiError, Kind, preflight_status};
+use crate::kept::{self, Kept};
 use crate::state::Shared;
 use crate::wire::decode::echo;
 
@@ -22,13 +24,14 @@ const OPENAI_VERSION: HeaderValue = HeaderValue::from_static("2020-10-01");
 /// What a browser's script may read of a reply.
 const EXPOSED: HeaderValue = HeaderValue::from_static(
     "x-request-id, openai-processing-ms, openai-version, openai-organization, openai-model, retry-after, \
-     content-disposition, idempotent-replayed, x-ratelimit-limit-requests, x-ratelimit-limit-tokens, \
+     content-disposition, idempotent-replayed, x-should-retry, x-ratelimit-limit-requests, x-ratelimit-limit-tokens, \
      x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, x-ratelimit-reset-requests, x-ratelimit-reset-tokens",
 );
 
 /// The outermost endpoint of the public listener.
 pub struct Outer<E> {
-    inner: E,
+    /// Shared with requests that go on when their client leaves.
+    inner: Arc<E>,
     state: Shared,
     /// What 405 names, by the shape of the path.
     methods: HashMap<String, HeaderValue>,
@@ -38,7 +41,7 @@ impl<E> Outer<E> {
     pub fn new(inner: E, state: Shared) -> Self {
         let methods = document::methods();
         Self {
-            inner,
+            inner: Arc::new(inner),
             state,
             methods,
         }
@@ -52,37 +55,51 @@ struct Seen {
     path: String,
     is_https: bool,
     begun: Instant,
-    /// The pattern of the path, once a route has matched.
+}
+
+/// What became of a request.
+struct Answered {
+    outcome: Result<Response, ApiError>,
+    /// The pattern of the path, where a route has matched.
     route: Option<PathPattern>,
 }
 
-impl<E: Endpoint> Endpoint for Outer<E> {
+impl From<Result<Response, ApiError>> for Answered {
+    fn from(outcome: Result<Response, ApiError>) -> Self {
+        Self {
+            outcome,
+            route: None,
+        }
+    }
+}
+
+impl<E: Endpoint + 'static> Endpoint for Outer<E> {
     type Output = Response;
 
     async fn call(&self, mut request: Request) -> poem::Result<Response> {
-        let mut seen = Seen {
+        let seen = Seen {
             id: request_id(),
             method: request.method().clone(),
             path: request.uri().path().to_owned(),
             is_https: *request.scheme() == Scheme::HTTPS,
             begun: Instant::now(),
-            route: None,
         };
         let is_api = is_api(&seen.path);
         if is_api && seen.method == Method::OPTIONS {
             return Ok(preflight(&request));
         }
         let mut caller = None;
-        let answered = match self.admit(&mut request, is_api, &mut caller).await {
-            Ok(()) => self.answer(request, &mut seen).await,
-            Err(error) => Err(error),
+        let Answered { outcome, route } = match self.admit(&mut request, is_api, &mut caller).await
+        {
+            Ok(()) => self.answer(request, caller.as_ref()).await,
+            Err(error) => Err(error).into(),
         };
-        let (mut response, error) = match answered {
+        let (mut response, error) = match outcome {
             Ok(response) => (response, None),
             Err(error) => (error.as_response(), Some(error)),
         };
         let rate = response.data::<RateStatus>().copied();
-        if let Some(methods) = self.methods_instead(&seen, error.as_ref()) {
+        if let Some(methods) = self.methods_instead(route.as_ref(), error.as_ref()) {
             response.headers_mut().insert(header::ALLOW, methods);
         }
         if matches!(caller, Some(Principal::Admin(_))) && seen.method != Method::GET {
@@ -93,12 +110,13 @@ impl<E: Endpoint> Endpoint for Outer<E> {
         if let Some(rate) = rate {
             tell_rate(response.headers_mut(), &rate);
         }
-        note(&seen, response.status(), caller.as_ref(), error.as_ref());
+        let outcome = (response.status(), error.as_ref());
+        note(&seen, route.as_ref(), outcome, caller.as_ref());
         Ok(response)
     }
 }
 
-impl<E: Endpoint> Outer<E> {
+impl<E: Endpoint + 'static> Outer<E> {
     /// The caller first: without a key nothing else on `/v1` is told.
     async fn admit(
         &self,
@@ -116,26 +134,63 @@ impl<E: Endpoint> Outer<E> {
     }
 
     /// The methods that the path knows, where it was asked with another one.
-    fn methods_instead(&self, seen: &Seen, error: Option<&ApiError>) -> Option<HeaderValue> {
-        let route = seen.route.as_ref()?;
+    fn methods_instead(
+        &self,
+        route: Option<&PathPattern>,
+        error: Option<&ApiError>,
+    ) -> Option<HeaderValue> {
+        let route = route?;
         let is_wrong = error.is_some_and(|error| error.kind == Kind::MethodNotAllowed);
         is_wrong.then(|| self.methods.get(&document::shape(&route.0)).cloned())?
     }
 
-    async fn answer(&self, request: Request, seen: &mut Seen) -> Result<Response, ApiError> {
-        let called = AssertUnwindSafe(self.inner.call(request));
-        match called.catch_unwind().await {
-            Ok(Ok(response)) => {
-                let response = response.into_response();
-                seen.route = response.data().cloned();
-                Ok(response)
+    /// A POST that comes again is told what it was told.
+    async fn answer(&self, mut request: Request, caller: Option<&Principal>) -> Answered {
+        let kept = match caller {
+            Some(caller) => kept::find(&self.state, caller, &mut request).await,
+            None => Ok(Kept::No),
+        };
+        match kept {
+            Ok(Kept::No) => ask(&*self.inner, request).await,
+            Ok(Kept::Told(response)) => Ok(response).into(),
+            Ok(Kept::First(keeper)) => {
+                let (inner, state) = (self.inner.clone(), self.state.clone());
+                // A task of its own: whatever it makes is remembered, though the client be gone.
+                let asked = tokio::spawn(async move {
+                    let answered = ask(&*inner, request).await;
+                    let outcome = keeper.keep(&state, answered.outcome).await;
+                    Answered {
+                        outcome,
+                        ..answered
+                    }
+                });
+                let failed = |_| Err(ApiError::internal("a request's task ended")).into();
+                asked.await.unwrap_or_else(failed)
             }
-            Ok(Err(error)) => {
-                seen.route = error.data().cloned();
-                Err(ApiError::from_poem(error, &seen.method, &echo(&seen.path)))
-            }
-            Err(_panic) => Err(ApiError::internal("a handler panicked")),
+            Err(error) => Err(error).into(),
         }
+    }
+}
+
+async fn ask(inner: &impl Endpoint, request: Request) -> Answered {
+    let (method, path) = (request.method().clone(), echo(request.uri().path()));
+    match AssertUnwindSafe(inner.call(request)).catch_unwind().await {
+        Ok(Ok(response)) => {
+            let response = response.into_response();
+            let route = response.data().cloned();
+            Answered {
+                outcome: Ok(response),
+                route,
+            }
+        }
+        Ok(Err(error)) => {
+            let route = error.data().cloned();
+            Answered {
+                outcome: Err(ApiError::from_poem(error, &method, &path)),
+                route,
+            }
+        }
+        Err(_panic) => Err(ApiError::internal("a handler panicked")).into(),
     }
 }
 
@@ -231,11 +286,13 @@ fn tell_rate(headers: &mut HeaderMap, rate: &RateStatus) {
 }
 
 /// One line a request: never a body, a key or a file name.
-fn note(seen: &Seen, status: StatusCode, caller: Option<&Principal>, error: Option<&ApiError>) {
-    let route = seen
-        .route
-        .as_ref()
-        .map_or("unmatched", |pattern| &pattern.0);
+fn note(
+    seen: &Seen,
+    route: Option<&PathPattern>,
+    (status, error): (StatusCode, Option<&ApiError>),
+    caller: Option<&Principal>,
+) {
+    let route = route.map_or("unmatched", |pattern| &pattern.0);
     let took = seen.begun.elapsed();
     let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     let project = caller

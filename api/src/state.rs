@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use domain::id::Entropy;
+use domain::price::ModelPrice;
 use domain::time::Timestamp;
-use platform::config::{ModelPrice, Secret};
+use platform::config::Secret;
 use platform::objects::Objects;
 use platform::outbound::Outbound;
 use platform::service_token::ServiceKey;
@@ -18,6 +19,7 @@ use crate::app::job_news::Newsroom;
 use crate::app::ledger::Ledger;
 use crate::app::queue::Queue;
 use crate::app::rate_limits::Gate;
+use crate::app::spending::Spendings;
 use crate::auth::{Issuers, KeyCache};
 
 /// Shared by all requests.
@@ -29,6 +31,8 @@ pub struct State {
     pub keys: KeyCache,
     /// Lets requests for generated text pass.
     pub gate: Gate,
+    /// What projects have spent that have a limit.
+    pub spendings: Spendings,
     /// Tells those who follow a job what is new.
     pub newsroom: Newsroom,
     /// Whose tokens open the API beside keys.
@@ -49,8 +53,12 @@ pub struct State {
     pub batch_made: Notify,
     /// The same of a file that comes in parts.
     pub max_upload_bytes: u64,
-    /// Of one project.
+    /// Of one project that has no number of its own.
     pub max_unfinished_jobs: u64,
+    /// Likewise; `None`: as many as there are workers.
+    pub running_jobs: Option<u64>,
+    /// Likewise. Bytes.
+    pub max_stored_bytes: u64,
     /// Where a request may keep files while it runs.
     pub scratch_dir: PathBuf,
 }

@@ -5,13 +5,17 @@ use domain::dry_run::{
     Report,
 };
 use domain::error::JobError;
+use domain::hyperparameters::Auto;
 use domain::id::{DryRunId, FileId, JobId};
 use domain::job::JobSpec;
+use domain::message::GenerateError;
 use domain::method::Method;
+use domain::x_training::{BaseWeights, TargetModules};
 use platform::config::Config;
 use reqwest::Method as Verb;
 use serde_json::{Value, json};
 
+use crate::support::worker::Plans;
 use crate::support::{App, BASE_MODEL, Reply, now};
 
 /// The scheduler's part: reports on the next dry run, and says what was ordered.
@@ -89,12 +93,18 @@ async fn a_dry_run_answers_with_numbers_and_makes_no_job() {
     let numbers = json!({"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 1.0});
     let repeats = |line: u64, first_line: u64| json!({"n_rows": 1, "rows": [{"line": line, "first_line": first_line}], "is_complete": true});
     let nothing = json!({"n_rows": 0, "rows": [], "is_complete": false});
+    let memory_plan = json!({
+        "device": "gpu", "gpu_declined": null, "weights_bytes": 16_000, "adapter_bytes": 300, "activations_bytes": 40_000,
+        "total_bytes": 56_300, "host_bytes": 2_000, "available_bytes": 80_000, "fits": true, "pass_tokens": 8_192,
+        "gradient_checkpointing": "selective", "recomputed_layers": 3, "streams": "host",
+    });
     let expected = json!({
         "id": shown["id"], "object": "x.dry_run", "created_at": shown["created_at"], "status": "completed",
         "model": BASE_MODEL, "training_file": train, "validation_file": valid, "error": null,
         "method": {"type": "supervised", "supervised": {"hyperparameters": numbers}}, "hyperparameters": numbers,
         "x_training": shown["x_training"], "total_steps": 75, "trained_tokens": 15_000,
-        "estimated_seconds": null, "estimated_memory_bytes": null, "price": null,
+        "estimated_seconds": null, "estimated_memory_bytes": 56_300, "memory_plan": memory_plan, "memory_plan_error": null,
+        "price": null,
         "training": {
             "n_rows": 8, "n_examples": 100, "n_tokens": 5000, "longest": 90, "n_bad_rows": 0, "bad_rows": [],
             "truncation": {"n_cut": 2, "n_split": 0, "n_dropped": 0, "share": 0.25}, "duplicates": repeats(7, 3),
@@ -156,6 +166,89 @@ async fn a_dry_run_says_what_the_job_will_be_charged_for_and_how_long_it_will_ta
 }
 
 #[tokio::test]
+async fn a_worker_is_asked_for_the_memory_of_just_this_training() {
+    let app = App::start().await;
+    let (train, valid) = (app.upload(b"{}\n").await, app.upload(b"{}\n").await);
+    let body = json!({
+        "model": BASE_MODEL, "training_file": train, "validation_file": valid,
+        "method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2}}},
+        "x_training": {"adapter": {"r": 24, "target_modules": ["q_proj"]}, "precision": {"base_weights": "nf4"}},
+    });
+    let mut report = report();
+    let validation = report.validation.as_mut().unwrap();
+    (validation.longest, validation.longest_together) = (80, 150);
+    ask(&app, "/v1/fine_tuning/jobs?x_dry_run=true", body, &report).await;
+    let asked = app.worker.last_planned();
+    assert_eq!(
+        (asked.base_model.as_str(), asked.longest),
+        (BASE_MODEL, 150)
+    );
+    assert_eq!(asked.training.adapter.r, 24);
+    let q_proj = TargetModules::Named(vec!["q_proj".to_owned()]);
+    assert_eq!(asked.training.adapter.target_modules, q_proj);
+    assert_eq!(asked.training.precision.base_weights, BaseWeights::Nf4);
+    assert_eq!(asked.preference.unwrap().beta, Auto::Given(0.2));
+}
+
+#[tokio::test]
+async fn a_dry_run_without_a_memory_plan_says_why_and_is_as_good() {
+    let app = App::start().await;
+    let train = app.upload(b"{}\n").await;
+    let body = json!({"model": BASE_MODEL, "training_file": train});
+    let path = "/v1/fine_tuning/jobs?x_dry_run=true";
+    let unfit = GenerateError::Unanswerable {
+        param: "x_training.adapter".to_owned(),
+        reason: "rank 99 is too large".to_owned(),
+    };
+    let secret = GenerateError::Internal {
+        reason: "secret path".to_owned(),
+    };
+    for (plans, reason) in [
+        (Plans::Refused(400, unfit), "rank 99 is too large"),
+        (
+            Plans::Refused(503, GenerateError::Busy),
+            "All workers are busy",
+        ),
+        (Plans::Refused(500, secret), "The server had an error"),
+        (Plans::Unknown, "The server had an error"),
+        (Plans::Never, "No worker told within 5 s"),
+    ] {
+        app.worker.plans(plans);
+        let (shown, _) = ask(&app, path, body.clone(), &report()).await;
+        check_unplanned(&shown, reason);
+    }
+    app.worker.plans(Plans::Told);
+    let worker = app.worker.status().worker_id;
+    app.store.workers().remove(&worker).await.unwrap();
+    let (shown, _) = ask(&app, path, body, &report()).await;
+    check_unplanned(
+        &shown,
+        "No worker serves the model 'tiny-llama' at the moment",
+    );
+    // Once one is there, the same dry run has its plan.
+    let status = app.worker.status();
+    app.store.workers().upsert(&status, now()).await.unwrap();
+    let id = shown["id"].as_str().unwrap();
+    let again = app.get(&format!("/v1/x/dry_runs/{id}")).await.json();
+    assert_eq!(again["memory_plan"]["total_bytes"], json!(56_300));
+}
+
+/// Everything but the plan is there.
+fn check_unplanned(shown: &Value, reason: &str) {
+    assert_eq!(
+        (&shown["status"], &shown["error"]),
+        (&json!("completed"), &json!(null))
+    );
+    assert_eq!(shown["trained_tokens"], json!(15_000));
+    assert_eq!(
+        (&shown["memory_plan"], &shown["estimated_memory_bytes"]),
+        (&json!(null), &json!(null))
+    );
+    let told = shown["memory_plan_error"].as_str().unwrap();
+    assert!(told.contains(reason) && !told.contains("secret"), "{told}");
+}
+
+#[tokio::test]
 async fn what_would_fail_the_job_is_in_the_report() {
     let app = App::start_with(priced).await;
     let train = app.upload(b"{}\n").await;
@@ -194,6 +287,9 @@ async fn what_would_fail_the_job_is_in_the_report() {
         "total_steps",
         "price",
         "estimated_seconds",
+        "estimated_memory_bytes",
+        "memory_plan",
+        "memory_plan_error",
         "validation",
         "leaked",
     ] {

@@ -1,8 +1,11 @@
 //! `/v1/files`.
 
+use std::time::Duration;
+
 use futures::StreamExt;
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{self, App, Reply};
 
@@ -235,6 +238,86 @@ async fn a_batch_file_above_its_limit_is_refused_wherever_its_purpose_stands() {
         refused.assert_error(413, None, None, message);
     }
     assert_eq!(n_objects(&app), 0);
+}
+
+/// What is answered to a request whose body never comes.
+async fn answer_to_head(app: &App, content_length: usize) -> String {
+    let address = app.base.strip_prefix("http://").unwrap();
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let head = format!(
+        "POST /v1/files HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {}\r\nConnection: close\r\n\
+         Content-Type: multipart/form-data; boundary=XX\r\nContent-Length: {content_length}\r\n\r\n",
+        app.key
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    let read = stream.read_to_string(&mut answer);
+    let read = tokio::time::timeout(Duration::from_secs(10), read).await;
+    read.expect("an answer before the body").unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn a_file_for_which_there_is_no_room_is_refused_before_it_is_read() {
+    let app = App::start_with(|config| config.limits.stored_bytes = 1_000_000).await;
+    let some = |n: usize| {
+        form(&[
+            purpose("fine-tune"),
+            ("file", Some("a.jsonl"), vec![b' '; n].as_slice()),
+        ])
+    };
+    let first = send(&app, some(600_000)).await;
+    assert_eq!(first.status, 200, "{first:?}");
+    let message = "This project may store 1000000 bytes of files, and 600000 are stored: there is no room for this one. Please \
+                   delete files, or ask an administrator for a higher x_max_stored_bytes.";
+    let code = Some("storage_limit_exceeded");
+    let answer = answer_to_head(&app, 600_000).await;
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    assert!(answer.contains(message), "{answer}");
+    // By a little only, and without a word of how long it is.
+    let refused = send(&app, some(400_001)).await;
+    refused.assert_error(400, code, None, message);
+    let before = form(&[
+        purpose("fine-tune"),
+        ("file", Some("a.jsonl"), b"".as_slice()),
+    ]);
+    let before = before[..before.len() - b"\r\n--XX--\r\n".len()].to_vec();
+    let body = support::body(before, 400_001, b"\r\n--XX--\r\n".to_vec());
+    let refused = send(&app, body).await;
+    refused.assert_error(400, code, None, message);
+    // Nor where it may be a repetition of one that was stored.
+    let retried = app
+        .request(Method::POST, "/v1/files")
+        .header("content-type", "multipart/form-data; boundary=XX")
+        .header("x-stainless-retry-count", "1");
+    let again = retried.try_clone().unwrap().body(some(600_000));
+    let again = Reply::of(again.send().await.unwrap()).await;
+    assert_eq!(again.json()["id"], first.json()["id"]);
+    let new = Reply::of(retried.body(some(400_001)).send().await.unwrap()).await;
+    new.assert_error(400, code, None, message);
+    assert_eq!(n_objects(&app), 1);
+    // Exactly what is left; then a file's deletion, and the project's own number, make room.
+    assert_eq!(send(&app, some(400_000)).await.status, 200);
+    assert_eq!(send(&app, some(1)).await.status, 400);
+    let project = format!("/organization/projects/{}", app.project.id);
+    let cap = async |bytes: Value| {
+        let change = json!({"x_max_stored_bytes": bytes});
+        let changed = app.admin(Method::POST, &project, change).await;
+        assert_eq!(changed.json()["x_max_stored_bytes"], bytes);
+    };
+    cap(json!(1_000_001)).await;
+    assert_eq!(send(&app, some(1)).await.status, 200);
+    cap(Value::Null).await;
+    assert_eq!(send(&app, some(1)).await.status, 400);
+    let first = first.json()["id"].as_str().unwrap().to_owned();
+    app.delete(&format!("/v1/files/{first}")).await;
+    assert_eq!(send(&app, some(1)).await.status, 200);
+    let other = app.http.post(format!("{}/v1/files", app.base));
+    let other = other
+        .bearer_auth(&app.other_key)
+        .header("content-type", "multipart/form-data; boundary=XX");
+    let sent = other.body(some(600_000)).send().await.unwrap();
+    assert_eq!(sent.status(), 200, "its own limit alone");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use domain::event::{Level, NewEvent};
 use domain::id::JobId;
 use domain::job_event::JobEvent;
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{App, BASE_MODEL, Reply};
 
@@ -58,13 +58,30 @@ async fn a_project_has_so_many_unfinished_jobs_and_no_more() {
         (
             429,
             &json!(
-                "This project already has 2 unfinished fine-tuning jobs. Please wait until one has ended."
+                "This project already has 2 unfinished fine-tuning jobs. Please wait until one has ended, or ask an \
+                 administrator for a higher x_max_unfinished_jobs."
             )
         )
     );
     let cancelled = app.post(&format!("{JOBS}/{first}/cancel"), json!({})).await;
     assert_eq!(cancelled.status, 200);
     assert_eq!(create().await.status, 200);
+    // A project's own number goes before the installation's, until it is taken back.
+    let project = format!("/organization/projects/{}", app.project.id);
+    let cap = async |jobs: Value| {
+        let change = json!({"x_max_unfinished_jobs": jobs});
+        let changed = app.admin(Method::POST, &project, change).await.json();
+        assert_eq!(changed["x_max_unfinished_jobs"], jobs);
+    };
+    cap(json!(3)).await;
+    assert_eq!(create().await.status, 200);
+    let refused = create().await.json();
+    let message = refused["error"]["message"].as_str().unwrap();
+    assert!(message.contains("3 unfinished"), "{message}");
+    cap(Value::Null).await;
+    let refused = create().await.json();
+    let message = refused["error"]["message"].as_str().unwrap();
+    assert!(message.contains("2 unfinished"), "{message}");
 }
 
 #[tokio::test]

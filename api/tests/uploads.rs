@@ -448,3 +448,37 @@ async fn a_part_has_its_limit_and_so_have_all_together() {
     file.assert_refused("missing_required_parameter", "data");
     assert_eq!(n_objects(&app, "uploads").await, 1);
 }
+
+#[tokio::test]
+async fn uploads_are_refused_where_the_project_has_no_room() {
+    let app = App::start_with(|config| config.limits.stored_bytes = 10).await;
+    let order = |bytes: usize| json!({"filename": NAME, "purpose": "fine-tune", "bytes": bytes, "mime_type": "text/jsonl"});
+    let refused = app.post("/v1/uploads", order(11)).await;
+    let message = |stored: u64| {
+        format!(
+            "This project may store 10 bytes of files, and {stored} are stored: there is no room for this one. Please delete \
+             files, or ask an administrator for a higher x_max_stored_bytes."
+        )
+    };
+    let code = Some("storage_limit_exceeded");
+    refused.assert_error(400, code, Some("bytes"), &message(0));
+    // Either has room alone: what is sent first takes it.
+    let [first, second] = [announce(&app, 8).await, announce(&app, 8).await];
+    let part = add(&app, &first, b"{\"a\":1}").await;
+    let refused = send_part(&app, &second, b"{ }\n").await;
+    refused.assert_error(400, code, None, &message(7));
+    let more = add(&app, &second, b"{}").await;
+    let refused = app.post("/v1/uploads", order(2)).await;
+    refused.assert_error(400, code, Some("bytes"), &message(9));
+    let rest = add(&app, &first, b"\n").await;
+    assert_eq!(n_objects(&app, "uploads").await, 3);
+    let completed = complete(&app, &first, json!({"part_ids": [part, rest]})).await;
+    assert_eq!(completed.status, 200, "{completed:?}");
+    // Parts that are given up make room.
+    assert_eq!(cancel(&app, &second).await.status, 200);
+    let third = announce(&app, 2).await;
+    let same = add(&app, &third, b"{}").await;
+    assert_ne!(same, more);
+    let completed = complete(&app, &third, json!({"part_ids": [same]})).await;
+    assert_eq!(completed.status, 200, "{completed:?}");
+}

@@ -8,7 +8,9 @@ use crate::hyperparameters::ResolvedHyperparameters;
 use crate::id::{DryRunId, ProjectId};
 use crate::job::JobSpec;
 use crate::method::Method;
+use crate::speed::DeviceKind;
 use crate::time::Timestamp;
+use crate::x_training::GradientCheckpointing;
 
 /// Dry runs of a project that wait for their report at the same time.
 pub const MAX_UNFINISHED: u64 = 4;
@@ -45,6 +47,45 @@ pub struct Estimates {
     pub price: Option<Price>,
     /// From the first step to the last, by the speed of finished jobs. Seconds; `None`: none has measured it.
     pub seconds: Option<f64>,
+    /// What a worker says of it, or why none does; `None`: the job would fail.
+    pub memory: Option<Result<MemoryPlan, String>>,
+}
+
+/// What a training takes of a worker's memory, by the plan that the worker makes when it begins one. Counted from above.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryPlan {
+    /// Whose memory it is.
+    pub device: DeviceKind,
+    /// Why a worker that has a GPU would train on its CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_declined: Option<String>,
+    /// Frozen weights of the base model. Bytes.
+    pub weights: u64,
+    /// The adapter with gradients and moments, and as it is multiplied with. Bytes.
+    pub adapter: u64,
+    /// What passes compute in, and what is kept of one until its backward. Bytes.
+    pub activations: u64,
+    /// What a training on a GPU takes of the host's memory. Bytes.
+    pub on_host: u64,
+    /// What there is for all of it, where the device's system says so. Bytes.
+    pub available: Option<u64>,
+    /// Whether all of it is available.
+    pub fits: bool,
+    /// Tokens that a pass has at most: a step is as many passes as its batch needs.
+    pub pass_tokens: u64,
+    /// What the backward computes again, never `auto`.
+    pub gradient_checkpointing: GradientCheckpointing,
+    /// Layers in which something is computed again.
+    pub n_recomputed_layers: u64,
+    /// Whether streams between layers wait in the host's memory.
+    pub streams_on_host: bool,
+}
+
+impl MemoryPlan {
+    /// Of the device's memory. Bytes.
+    pub fn total(&self) -> u64 {
+        self.weights + self.adapter + self.activations
+    }
 }
 
 /// What the job would cost: no estimate, as its `trained_tokens` are known.
@@ -91,6 +132,9 @@ pub struct FileReport {
     pub n_tokens: u64,
     /// Of the longest example.
     pub longest: u64,
+    /// Of what shares a pass of a training at most: an example, or both answers of a pair.
+    #[serde(default)]
+    pub longest_together: u64,
     pub n_bad_rows: u64,
     /// The first of them.
     pub bad_rows: Vec<BadRow>,

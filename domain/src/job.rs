@@ -169,6 +169,9 @@ pub struct Progress {
     pub hyperparameters: Option<ResolvedHyperparameters>,
     /// Optimizer steps of the whole job; known once validated.
     pub total_steps: Option<u64>,
+    /// What the job's `trained_tokens` will be; known once validated, but of jobs from before it was kept.
+    #[serde(default)]
+    pub planned_tokens: Option<u64>,
     /// Highest step whose metrics were published.
     pub last_step: u64,
     /// Step of the newest committed checkpoint.
@@ -220,6 +223,7 @@ impl FineTuningJob {
             not_before: None,
             hyperparameters: None,
             total_steps: None,
+            planned_tokens: None,
             last_step: 0,
             checkpoint_step: 0,
             failures_without_progress: 0,

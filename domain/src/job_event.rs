@@ -26,6 +26,8 @@ pub enum JobEvent {
     Validated {
         hyperparameters: ResolvedHyperparameters,
         total_steps: u64,
+        /// The job's `trained_tokens`, if it succeeds.
+        planned_tokens: u64,
         details: Vec<NewEvent>,
     },
     /// A file is bad. `details` become events of level error, before the final one.
@@ -188,6 +190,7 @@ impl FineTuningJob {
             JobEvent::Validated {
                 hyperparameters,
                 total_steps,
+                planned_tokens,
                 details,
             } => {
                 self.expect_state(&[S::Validating])?;
@@ -195,6 +198,7 @@ impl FineTuningJob {
                 self.p.state = S::Queued;
                 self.p.hyperparameters = Some(hyperparameters);
                 self.p.total_steps = Some(total_steps);
+                self.p.planned_tokens = Some(planned_tokens);
                 say(effects, "Files validated, moving job to queued state");
             }
             JobEvent::ValidationFailed { error, details } => {

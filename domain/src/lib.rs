@@ -29,6 +29,7 @@ pub mod model_permissions;
 pub mod object_key;
 pub mod page;
 pub mod preference;
+pub mod price;
 pub mod project;
 pub mod project_user;
 pub mod queue;

@@ -354,6 +354,19 @@ impl From<GenerateError> for GenerateEvent {
     }
 }
 
+/// `POST /v1/plan` at the worker: what a training would take of its memory. The reply is a [`MemoryPlan`](crate::dry_run::MemoryPlan), or a
+/// [`GenerateError`] as the body of a 4xx/5xx.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlanRequest {
+    pub base_model: String,
+    pub training: Training,
+    /// `None`: it learns conversations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preference: Option<Preference>,
+    /// Of what shares a pass at most: a conversation, or both answers of a pair. Tokens.
+    pub longest: u64,
+}
+
 /// `POST /v1/export` at the worker: a base model and its adapter as one, as bytes: a zip for `merged`, else the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExportRequest {

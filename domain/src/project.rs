@@ -32,4 +32,25 @@ pub struct Project {
     pub archived_at: Option<Timestamp>,
     /// `None`: it may name every model.
     pub model_permissions: Option<ModelPermissions>,
+    pub caps: Caps,
+}
+
+/// How much a project may take beside what its rate limits say. `None`: what the installation says, or as much as it likes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Caps {
+    /// In a calendar month (UTC). US cents; the installation sets none.
+    pub spend_limit_cents: Option<u64>,
+    /// Of its files, and of the parts of uploads that are not over. Bytes.
+    pub stored_bytes: Option<u64>,
+    /// Fine-tuning jobs that have not ended, at least 1.
+    pub unfinished_jobs: Option<u64>,
+    /// Fine-tuning jobs that workers have, or are offered, at the same time; at least 1.
+    pub running_jobs: Option<u64>,
+}
+
+impl Caps {
+    /// US dollars in a month.
+    pub fn spend_limit(&self) -> Option<f64> {
+        self.spend_limit_cents.map(|cents| cents as f64 / 100.0)
+    }
 }

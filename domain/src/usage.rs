@@ -40,6 +40,11 @@ words! {
     }
 }
 
+impl Service {
+    /// Those whose tokens cost something.
+    pub const CHARGED: [Service; 2] = [Service::Completions, Service::Embeddings];
+}
+
 /// Whose requests are counted together: those that began within the same minute.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UsageKey {

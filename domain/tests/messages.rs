@@ -6,6 +6,7 @@ mod sample;
 use std::path::Path;
 
 use domain::base_model::{BaseModel, ManifestFile};
+use domain::dry_run::MemoryPlan;
 use domain::error::FailureClass;
 use domain::generation::{
     ChatMessage, FinishReason, Priority, ResponseFormat, Role, SamplingParams, TokenLogprob,
@@ -20,7 +21,7 @@ use domain::preference::Preference;
 use domain::speed::{DeviceKind, TrainingSpeed};
 use domain::usage::TokenUsage;
 use domain::worker::WorkerStatus;
-use domain::x_training::Training;
+use domain::x_training::{GradientCheckpointing, Training};
 use sample::{adapter, at, checkpoint, dispatch, entropy, error, step};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -453,6 +454,32 @@ fn what_an_earlier_version_left_out_has_a_default() {
             logprobs: Vec::new()
         }
     );
+}
+
+#[test]
+fn a_request_for_a_memory_plan_and_the_plan() {
+    let request = PlanRequest {
+        base_model: "tiny".into(),
+        training: Training::default_for(128),
+        preference: Some(Preference::default()),
+        longest: 90,
+    };
+    check("plan_request", &request);
+    let plan = MemoryPlan {
+        device: DeviceKind::Cpu,
+        gpu_declined: Some("because".into()),
+        weights: 400_000,
+        adapter: 30_000,
+        activations: 2_000_000,
+        on_host: 0,
+        available: Some(8_000_000_000),
+        fits: true,
+        pass_tokens: 1_024,
+        gradient_checkpointing: GradientCheckpointing::Selective,
+        n_recomputed_layers: 2,
+        streams_on_host: false,
+    };
+    check("memory_plan", &plan);
 }
 
 #[test]

@@ -87,6 +87,11 @@ impl Linear {
     fn n_parameters(&self) -> usize {
         self.weight.n_values() + self.bias.as_ref().map_or(0, |_| self.weight.n_out())
     }
+
+    fn n_bytes(&self) -> usize {
+        let bias = self.bias.as_deref().map_or(0, size_of_val);
+        self.weight.n_bytes() + bias
+    }
 }
 
 impl BaseModel {
@@ -111,6 +116,14 @@ impl BaseModel {
     /// The number of distinct parameters: a tied head is not counted twice.
     pub fn n_parameters(&self) -> u64 {
         self.n_parameters
+    }
+
+    /// What the weights take of memory. Bytes.
+    pub fn size_bytes(&self) -> u64 {
+        let head = self.lm_head.as_ref().map_or(0, Weight::n_bytes);
+        let outside = self.embed_tokens.n_bytes() + head + size_of_val(&self.norm[..]);
+        let layers = self.layers.iter().map(Layer::n_bytes);
+        (outside + layers.sum::<usize>()) as u64
     }
 
     /// What to generate in: bf16 where the weights are bf16 and the processor multiplies it, else f32, which every processor has.
@@ -292,6 +305,46 @@ fn rows<'a>(parts: &[&'a Stored]) -> Vec<(&'a Stored, usize)> {
         (0..part.n_rows()).map(move |i| (part, i))
     };
     parts.iter().flat_map(of).collect()
+}
+
+/// What [`BaseModel::load_as`] will hold in memory, by what the files say of their tensors alone; from above, as each matrix is filled up to whole
+/// panels by itself. Bytes.
+/// Errors: files that are missing or malformed.
+pub fn size_bytes(dir: &Path, weights: BaseWeights) -> Result<u64, LoadError> {
+    let config = ModelConfig::from_dir(dir)?;
+    let files = Files::open(dir)?;
+    let is_loaded = |stored: &&Stored| match stored.name.as_str() {
+        "lm_head.weight" => !config.tie_word_embeddings,
+        name => name.starts_with("model."),
+    };
+    let tensors = files.tensors().iter().filter(is_loaded);
+    let bytes = tensors.map(|stored| bytes_as(stored, weights));
+    Ok(bytes.sum::<usize>() as u64)
+}
+
+/// What a tensor takes in memory. Bytes.
+fn bytes_as(stored: &Stored, weights: BaseWeights) -> usize {
+    let (rows, columns) = (stored.n_rows(), stored.width());
+    if stored.shape.len() < 2 {
+        return size_of::<f32>() * columns.next_multiple_of(PANEL);
+    }
+    // A router is no linear of a block, see `Experts`.
+    let is_linear =
+        stored.name.starts_with("model.layers.") && !stored.name.ends_with(".gate.weight");
+    let weights = if is_linear {
+        weights
+    } else {
+        BaseWeights::AsStored
+    };
+    let is_bf16 = weights == BaseWeights::Bf16 || stored.encoding == BF16;
+    match (weights, stored.encoding) {
+        (BaseWeights::Quantized(kind), _) => Quantized::bytes_of(kind, rows, columns),
+        (BaseWeights::AsStored, Encoding::Blocks(kind)) => {
+            Quantized::bytes_of(Kind::Ggml(kind), rows, columns)
+        }
+        _ if is_bf16 && columns.is_multiple_of(2) => Panels::<bf16>::bytes_of(rows, columns),
+        _ => Panels::<f32>::bytes_of(rows, columns),
+    }
 }
 
 /// Whether every matrix in the model's files is bf16, so that [`BaseWeights::Bf16`] is what is stored.

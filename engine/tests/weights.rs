@@ -9,7 +9,8 @@ use std::sync::Arc;
 use common::{LLAMA, QWEN2, Tiny};
 use engine::generate::{Batcher, Limits};
 use engine::pool::Pool;
-use engine::weights::{BaseModel, LoadError};
+use engine::quant::Kind;
+use engine::weights::{BaseModel, BaseWeights, LoadError, size_bytes};
 use half::{bf16, f16};
 use safetensors::{Dtype, tensor::TensorView};
 
@@ -157,4 +158,35 @@ fn what_is_wrong_with_a_folder_is_named() {
         found.ends_with("shard \"../elsewhere.safetensors\" is not a plain file name"),
         "{found}"
     );
+}
+
+#[test]
+fn what_weights_take_of_memory_is_known_before_they_are_loaded() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let quantized = [Kind::Nf4, Kind::Nf4DoubleQuant, Kind::Int8, Kind::Fp8];
+    let ways = quantized.map(BaseWeights::Quantized);
+    let ways = ways
+        .into_iter()
+        .chain([BaseWeights::AsStored, BaseWeights::Bf16]);
+    let pool = Pool::new(1);
+    for weights in ways {
+        for name in [
+            "tiny_llama_tied",
+            "tiny_llama_untied",
+            "tiny_qwen2",
+            "tiny_gemma3",
+            "tiny_mixtral",
+            "tiny_phi3",
+        ] {
+            let dir = fixtures.join(name);
+            let told = size_bytes(&dir, weights).unwrap();
+            let base = BaseModel::load_as(&dir, weights, &pool).unwrap();
+            let taken = base.size_bytes();
+            // Sixteen rows to a panel: each matrix by itself has some more than those that are read as one.
+            assert!(
+                told >= taken && told as f64 <= 1.06 * taken as f64,
+                "{name} {weights:?}: {told} {taken}"
+            );
+        }
+    }
 }

@@ -18,11 +18,15 @@ use engine::lora::Adapter;
 use engine::{OutOfMemory, Precision};
 use platform::objects::{Objects, ObjectsError};
 use sha2::{Digest, Sha256};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use self::disk::Disk;
 use crate::base_models::Base;
 use crate::lru::Lru;
 
+/// Conversations that wait for a place while their adapters' files come to the disk: those that came first. However many wait, no more
+/// adapters than these push others out.
+const AHEAD: usize = 4;
 /// How long a request waits for another one's load of the same adapter.
 const LOAD_WAIT: Duration = Duration::from_secs(10);
 
@@ -59,6 +63,7 @@ pub(crate) struct Adapters {
     memory: Mutex<Lru<Entry>>,
     disk: Disk,
     loading: Loading,
+    ahead: Semaphore,
     /// Whether the CPU multiplies with them.
     for_cpu: bool,
 }
@@ -79,6 +84,7 @@ impl Adapters {
             memory: Mutex::new(Lru::new(budgets.memory_bytes)),
             disk: Disk::open(dir, budgets.disk_bytes),
             loading: Loading::default(),
+            ahead: Semaphore::new(AHEAD),
             for_cpu,
         }
     }
@@ -111,6 +117,33 @@ impl Adapters {
         match self.find(reference, base) {
             Some(adapter) => Ok(adapter),
             None => self.load(reference, base).await,
+        }
+    }
+
+    /// The turn of a conversation that waits for its place to have its adapter's files brought here, in the order they came; it keeps
+    /// the turn until it has its place.
+    pub(crate) async fn turn_ahead(&self) -> SemaphorePermit<'_> {
+        let turn = self.ahead.acquire().await;
+        turn.expect("it is never closed — a bug in adapters")
+    }
+
+    /// Brings an adapter's files to the disk, where it is nowhere here yet. What fails is told to whoever then wants the adapter.
+    pub(crate) async fn fetch_ahead(&self, reference: &AdapterRef, base: &Base) {
+        let is_here =
+            || self.find(reference, base).is_some() || self.disk.find(reference).is_some();
+        if is_here() || !self.disk.takes(reference) {
+            return;
+        }
+        let turn = self.loading.queue_up(&reference.object_prefix);
+        let _held = turn.lock.lock().await;
+        if is_here() {
+            return;
+        }
+        match self.disk.fetch(reference, &self.objects).await {
+            Ok(_) => self.disk.keep(reference),
+            Err(error) => {
+                tracing::debug!(prefix = reference.object_prefix, %error, "an adapter was not fetched ahead");
+            }
         }
     }
 

@@ -4,6 +4,7 @@
 mod gpu;
 mod loaded_base;
 mod memory;
+mod plan;
 mod priority;
 mod serving;
 mod training;
@@ -19,13 +20,14 @@ use engine::generate::{FinishReason, GenerateRequest, Limits, StepOutput};
 use engine::lora::{Adapter, LoraConfig};
 use engine::pool::Pool;
 use engine::train::{
-    EvalReport, Pair, PairLogprobs, PairReport, PairStepReport, StepReport, TrainConfig,
+    EvalReport, Pair, PairLogprobs, PairReport, PairStepReport, RunShape, StepReport, TrainConfig,
 };
 use engine::weights::BaseWeights;
 use engine::{MemoryLevel, Precision};
 use tokio::sync::{mpsc as tokio_mpsc, oneshot};
 
 pub(crate) use gpu::choose as choose_gpu;
+pub(crate) use plan::{PlanAsk, Planned};
 use training::Work;
 
 /// Why the device did not do what it was asked.
@@ -149,6 +151,17 @@ pub(crate) struct TrainingRun {
     pub state: Option<Vec<u8>>,
 }
 
+impl TrainingRun {
+    /// What its memory on a CPU depends on.
+    fn shape(&self) -> RunShape {
+        RunShape {
+            precision: self.config.precision,
+            longest: self.longest,
+            keeps_first: self.config.keeps_first(),
+        }
+    }
+}
+
 /// What a training is computed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TrainedOn {
@@ -191,6 +204,9 @@ struct Load {
     n_free_tokens: AtomicU64,
     /// Whether a piece of a training is being computed on the pool.
     is_training: AtomicBool,
+    /// What the training that runs holds beside the base's weights. Bytes.
+    held_on_gpu: AtomicU64,
+    held_on_host: AtomicU64,
 }
 
 impl Load {
@@ -322,6 +338,16 @@ impl Device {
             reply,
         };
         ask(&self.serving, embed).await
+    }
+
+    /// What a training would take of the memory here, and what there is for it, the one that runs aside. Begins nothing.
+    pub(crate) async fn plan(&self, asked: PlanAsk) -> Result<Planned, DeviceError> {
+        let ask_for = Box::new(asked);
+        let plan = |reply| serving::Command::Plan {
+            ask: ask_for,
+            reply,
+        };
+        ask(&self.serving, plan).await
     }
 
     /// Makes a trainer, loading the base first where needed; it lives until the returned guard is dropped. One at a time: a second one replaces the first.

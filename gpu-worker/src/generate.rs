@@ -1,5 +1,5 @@
 //! The worker's HTTP door: `POST /v1/generate` streams one conversation's answers as lines of JSON, `POST /v1/embed` is `embed`'s,
-//! `POST /v1/export` is `export`'s, `GET /healthz` says that the process lives. It turns messages into tokens and tokens into text; the
+//! `POST /v1/export` is `export`'s, `POST /v1/plan` is `plan`'s, `GET /healthz` says that the process lives. It turns messages into tokens and tokens into text; the
 //! device computes.
 
 mod answer;
@@ -9,6 +9,7 @@ mod places;
 mod stop;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use domain::generation::{FinishReason, SamplingParams, ToolChoice};
@@ -17,13 +18,14 @@ use domain::model::ServedModel;
 use domain::usage::TokenUsage;
 use engine::generate::{Grammar, Sampling};
 use engine::lora::Adapter;
+use futures::future::{FusedFuture, FutureExt};
 use platform::service_token::ServiceKey;
 use poem::http::StatusCode;
 use poem::web::{Data, Json};
 use poem::{Body, IntoResponse, Request, Response, Route, handler};
 use serde::Serialize;
 use text::chat_model::RenderError;
-use tokio::sync::mpsc;
+use tokio::sync::{SemaphorePermit, mpsc};
 
 use self::answer::{Answer, CallPiece, Piece};
 pub(crate) use self::grammar::Grammars;
@@ -49,6 +51,7 @@ pub(crate) fn routes(worker: Arc<Worker>, key: ServiceKey) -> impl poem::Endpoin
         .at("/v1/generate", poem::post(generate))
         .at("/v1/embed", poem::post(embed::embed))
         .at("/v1/export", poem::post(crate::export::export))
+        .at("/v1/plan", poem::post(crate::plan::plan))
         .at("/healthz", poem::get(healthz))
         .data(worker)
         .data(key)
@@ -78,7 +81,7 @@ async fn generate(
     }
 }
 
-fn status_of(error: &GenerateError) -> StatusCode {
+pub(crate) fn status_of(error: &GenerateError) -> StatusCode {
     match error {
         GenerateError::ContextLengthExceeded { .. }
         | GenerateError::Unrenderable { .. }
@@ -116,7 +119,7 @@ async fn begin(worker: Arc<Worker>, asked: GenerateRequest) -> Result<Body, Gene
 }
 
 /// The base model of that name. Errors: also where nothing new is begun.
-async fn base_of(worker: &Worker, name: &str) -> Result<Arc<Base>, GenerateError> {
+pub(crate) async fn base_of(worker: &Worker, name: &str) -> Result<Arc<Base>, GenerateError> {
     if worker.draining.is_cancelled() {
         return Err(GenerateError::Busy);
     }
@@ -214,15 +217,15 @@ fn sampling(asked: &SamplingParams) -> Sampling {
     }
 }
 
-fn refusal(error: DeviceError) -> GenerateError {
+pub(crate) fn refusal(error: DeviceError) -> GenerateError {
     match error {
         DeviceError::Busy => GenerateError::Busy,
         error => internal(&error),
     }
 }
 
-fn internal(error: &impl std::error::Error) -> GenerateError {
-    tracing::error!(%error, "cannot generate");
+pub(crate) fn internal(error: &impl std::error::Error) -> GenerateError {
+    tracing::error!(%error, "cannot answer");
     GenerateError::Internal {
         reason: error.to_string(),
     }
@@ -247,6 +250,21 @@ async fn adapter_of(
     })
 }
 
+/// Brings the files of the adapter of a conversation that waits to this host, once it is among the first who wait: `began` from then
+/// on. It is among them until what is returned is dropped.
+async fn fetch_ahead<'a>(
+    worker: &'a Worker,
+    base: &Base,
+    model: &ServedModel,
+    began: &AtomicBool,
+) -> Option<SemaphorePermit<'a>> {
+    let reference = model.adapter.as_ref()?;
+    let turn = worker.adapters.turn_ahead().await;
+    began.store(true, Ordering::Relaxed);
+    worker.adapters.fetch_ahead(reference, base).await;
+    Some(turn)
+}
+
 /// A conversation that can be answered.
 struct Conversation {
     worker: Arc<Worker>,
@@ -259,14 +277,20 @@ struct Conversation {
 }
 
 impl Conversation {
-    /// Waits for its place, and says so, then is answered; the client may leave at any time.
+    /// Waits for its place, and says so, then is answered; the client may leave at any time. Its adapter's files come meanwhile.
     async fn wait(self, waiting: Waiting) {
         let lines = self.lines.clone();
         let mut queued = tokio::time::interval(QUEUED_EVERY);
         let mut turn = std::pin::pin!(waiting.place());
+        let (worker, base) = (Arc::clone(&self.worker), Arc::clone(&self.base));
+        let (asked, began) = (Arc::clone(&self.asked), AtomicBool::new(false));
+        let fetch = fetch_ahead(&worker, &base, &asked.model, &began).fuse();
+        let mut fetch = std::pin::pin!(fetch);
+        let mut ahead = None;
         let place = loop {
             tokio::select! {
                 place = &mut turn => break place,
+                turn = &mut fetch, if !fetch.is_terminated() => ahead = turn,
                 _ = queued.tick() => {
                     if lines.send(GenerateEvent::Queued).await.is_err() {
                         return;
@@ -275,6 +299,11 @@ impl Conversation {
                 () = lines.closed() => return,
             }
         };
+        // Files that are on their way are not asked for twice.
+        if began.load(Ordering::Relaxed) && !fetch.is_terminated() {
+            ahead = fetch.await;
+        }
+        drop(ahead);
         match self.start(place).await {
             Ok(stream) => stream.run().await,
             // A client that left needs no error.

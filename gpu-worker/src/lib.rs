@@ -11,6 +11,7 @@ mod generate;
 mod heart;
 mod lru;
 mod operational;
+mod plan;
 mod request;
 mod train;
 mod worker;

@@ -28,6 +28,11 @@ impl<T> Lru<T> {
         }
     }
 
+    /// Whether something of this size can be kept at all.
+    pub(crate) fn takes(&self, size: u64) -> bool {
+        size <= self.budget
+    }
+
     /// What `name` stands for, which is used now.
     pub(crate) fn touch(&mut self, name: &str) -> Option<&T> {
         let entry = self.entries.get_mut(name)?;
@@ -39,7 +44,7 @@ impl<T> Lru<T> {
     /// Puts `value` in, in place of what has its name. Returns what has to go: `value` itself, where it alone exceeds the budget.
     pub(crate) fn insert(&mut self, name: &str, value: T, size: u64) -> Vec<(String, T)> {
         self.remove(name);
-        if size > self.budget {
+        if !self.takes(size) {
             return vec![(name.to_owned(), value)];
         }
         let mut gone = Vec::new();

@@ -2,7 +2,7 @@
 //! computes, the heart talks to the door meanwhile, and whatever ends the attempt drops this future at an await.
 
 mod checkpoint;
-mod config;
+pub(crate) mod config;
 mod data;
 mod failure;
 mod gate;

@@ -18,6 +18,8 @@ mod m20261127_000101_dry_runs;
 mod m20261127_000102_training_speeds;
 mod m20261127_000201_row_level_security;
 mod m20261127_000202_names_of_projects;
+mod m20261127_000203_kept_replies;
+mod m20261127_000301_caps;
 pub mod row_security;
 mod table;
 
@@ -42,6 +44,8 @@ impl MigratorTrait for Migrator {
             Box::new(m20261127_000102_training_speeds::TrainingSpeeds),
             Box::new(m20261127_000201_row_level_security::RowLevelSecurity),
             Box::new(m20261127_000202_names_of_projects::NamesOfProjects),
+            Box::new(m20261127_000203_kept_replies::KeptReplies),
+            Box::new(m20261127_000301_caps::Caps),
         ]
     }
 }

@@ -98,6 +98,7 @@ const GRANTS: &[(&str, &str)] = &[
     ("job_metadata", "SELECT, INSERT"),
     ("job_transitions", "SELECT, INSERT"),
     ("jobs", "SELECT, INSERT, UPDATE"),
+    ("kept_replies", "SELECT, INSERT, UPDATE, DELETE"),
     ("model_aliases", "SELECT, INSERT, DELETE"),
     ("models", "SELECT, INSERT, UPDATE"),
     ("outbox", "INSERT"),
@@ -118,7 +119,7 @@ const GRANTS: &[(&str, &str)] = &[
 ];
 
 /// Tables whose keys the database counts up.
-const COUNTED: &[&str] = &["idempotency_keys", "outbox"];
+const COUNTED: &[&str] = &["idempotency_keys", "kept_replies", "outbox"];
 
 /// The tables that requests read.
 pub fn read_by_requests() -> Vec<String> {

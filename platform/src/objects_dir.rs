@@ -1,7 +1,7 @@
 //! Objects as files below one directory: the key is the path. A write goes to a hidden file in
 //! `.tmp` of the same file system, is synced, renamed and its directory synced.
 
-use std::io::{self, SeekFrom};
+use std::io::{self, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::time::UNIX_EPOCH;
@@ -9,7 +9,9 @@ use std::time::UNIX_EPOCH;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use tokio::fs;
-use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt, BufWriter};
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_util::io::ReaderStream;
 
 use crate::objects::fetch::{self, Temporary, sync_dir};
@@ -18,10 +20,61 @@ use crate::objects::{ByteStream, Hashing, ObjectMeta, ObjectsError};
 /// One hop to the blocking pool moves this much. Bytes.
 const BUFFER_BYTES: usize = 256 * 1024;
 
+/// Chunks on their way to the writer; the server's are of up to 64 KiB.
+const CHUNKS: usize = 16;
+
 /// A directory that holds objects.
 #[derive(Clone, Debug)]
 pub(crate) struct DirObjects {
     root: PathBuf,
+}
+
+/// Writes a file beside whoever brings its bytes, from where they lie.
+struct Writer {
+    chunks: mpsc::Sender<Order>,
+    written: JoinHandle<io::Result<()>>,
+}
+
+enum Order {
+    Write(Bytes),
+    /// Nothing follows: the file is whole.
+    Sync,
+}
+
+impl Writer {
+    fn start(file: std::fs::File) -> Self {
+        let (chunks, orders) = mpsc::channel(CHUNKS);
+        let written = tokio::task::spawn_blocking(move || write(file, orders));
+        Self { chunks, written }
+    }
+
+    /// Whether the writer goes on.
+    async fn write(&self, chunk: Bytes) -> bool {
+        self.chunks.send(Order::Write(chunk)).await.is_ok()
+    }
+
+    async fn finish(self) -> io::Result<()> {
+        // A writer that is gone has failed.
+        let _ = self.chunks.send(Order::Sync).await;
+        drop(self.chunks);
+        self.written.await.map_err(io::Error::other)?
+    }
+}
+
+/// Small chunks are gathered, large ones are written as they came.
+fn write(file: std::fs::File, mut orders: mpsc::Receiver<Order>) -> io::Result<()> {
+    let mut writer = io::BufWriter::with_capacity(BUFFER_BYTES / 16, file);
+    while let Some(order) = orders.blocking_recv() {
+        match order {
+            Order::Write(chunk) => writer.write_all(&chunk)?,
+            Order::Sync => {
+                writer.flush()?;
+                return writer.get_ref().sync_all();
+            }
+        }
+    }
+    // Whoever brought the bytes has left: nobody will see this file.
+    Ok(())
 }
 
 impl DirObjects {
@@ -63,13 +116,15 @@ impl DirObjects {
         let write_error = |error: io::Error| failed("put", &error);
         let temporary = Temporary(self.temporary_dir().join(Temporary::name()));
         let file = fs::File::create(&temporary.0).await.map_err(write_error)?;
-        let mut writer = BufWriter::with_capacity(BUFFER_BYTES, file);
+        let writer = Writer::start(file.into_std().await);
         while let Some(chunk) = body.next().await {
             let chunk = chunk.map_err(ObjectsError::Body)?;
-            writer.write_all(&chunk).await.map_err(write_error)?;
+            if !writer.write(chunk).await {
+                // It failed, and says how.
+                break;
+            }
         }
-        writer.flush().await.map_err(write_error)?;
-        writer.get_ref().sync_all().await.map_err(write_error)?;
+        writer.finish().await.map_err(write_error)?;
         let path = self.path(key);
         self.make_parents(key).await?;
         temporary

@@ -35,7 +35,9 @@ impl Scheduler {
         let bases = room.bases();
         let jobs = self.shared.store.jobs();
         let mut n_offered = 0;
-        for job in jobs.queued_fair(now, Some(&bases), room.total).await? {
+        let running_jobs = self.shared.running_jobs;
+        let queued = jobs.queued_fair(now, Some(&bases), running_jobs, room.total);
+        for job in queued.await? {
             if !room.take(&job.spec.model) {
                 continue;
             }

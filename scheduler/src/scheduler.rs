@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
 use domain::job::{FineTuningJob, JobState};
+use domain::price::ModelPrice;
 use domain::time::Timestamp;
 use platform::config::{Config, SchedulerConfig};
 use platform::objects::Objects;
@@ -43,6 +44,9 @@ pub(crate) struct Shared {
     pub hints: Hints,
     pub clock: Clock,
     pub config: SchedulerConfig,
+    pub prices: Vec<ModelPrice>,
+    /// Of one project that has no number of its own; `None`: as many as there are workers.
+    pub running_jobs: Option<u64>,
     pub base_texts: BaseTexts,
     /// Calls where projects say.
     pub outbound: Outbound,
@@ -55,6 +59,8 @@ pub(crate) struct Shared {
     pub broker_down: AtomicBool,
     /// What this process is validating.
     pub validations: Mutex<Validations>,
+    /// Held from the look at what a project may spend until the job is in the database.
+    pub judging: tokio::sync::Mutex<()>,
     /// When the reaper last got through, by our clock.
     pub last_reap: Mutex<Option<Timestamp>>,
     /// From when on objects were not yet looked at by this process's sweep. Unix seconds.
@@ -95,10 +101,13 @@ impl Scheduler {
                 .map_err(StartError::Client)?,
             vault: config.vault()?,
             config: config.scheduler,
+            prices: config.prices.models,
+            running_jobs: config.limits.running_jobs(),
             wake: Wake::default(),
             draining: CancellationToken::new(),
             broker_down: AtomicBool::new(false),
             validations: Mutex::default(),
+            judging: Default::default(),
             last_reap: Mutex::new(None),
             swept_until: Mutex::new(0),
         };

@@ -48,6 +48,7 @@ impl Scheduler {
             .await?;
         store.outbox().purge_sent(now.plus_s(-SENT_AGE_S)).await?;
         store.idempotency().purge(now).await?;
+        store.kept_replies().purge(now).await?;
         while store.batches().purge_results(ROWS).await? == ROWS {}
         self.sweep_stored_answers(now).await?;
         let webhooks = store.webhooks();

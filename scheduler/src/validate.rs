@@ -6,6 +6,7 @@ mod body;
 mod doctor;
 mod dry_run;
 mod job;
+mod spend_limit;
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;

@@ -230,6 +230,8 @@ async fn connect_sqlite(config: &StoreConfig, acquire: Duration) -> Result<Store
         SqlitePoolOptions::new()
             .max_connections(n)
             .acquire_timeout(acquire)
+            // A file does not go away: asking each time would be as much as most queries.
+            .test_before_acquire(false)
             .max_lifetime(None)
     };
     let write = pool(1).connect_with(options.clone()).await?;

@@ -23,6 +23,9 @@ pub enum StoreError {
     /// The project has as many unfinished jobs as it may have.
     #[error("the project already has {limit} unfinished jobs")]
     JobLimit { limit: u64 },
+    /// The project has no room for what was to be stored. Bytes.
+    #[error("the project stores {stored} of {limit} bytes")]
+    StorageLimit { limit: u64, stored: u64 },
     /// The organisation would be left without anybody who may administer it.
     #[error("the user is the last owner of the organisation")]
     LastOwner,

@@ -5,16 +5,20 @@ use domain::id::{FileId, ProjectId};
 use domain::job::JobState;
 use domain::page::{Page, PageRequest};
 use domain::time::Timestamp;
-use sea_orm::sea_query::{Condition, Expr, ExprTrait, Query};
-use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::sea_query::{Condition, Expr, ExprTrait, LockType, Query};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, EntityTrait, IntoActiveModel, QueryFilter,
+    QueryOrder, QuerySelect,
+};
 
 use crate::batches;
 use crate::connect::Store;
 use crate::convert::{int, optional, text, unsigned};
-use crate::entity::{batch, file, job};
+use crate::entity::{batch, file, job, project};
 use crate::error::StoreError;
 use crate::idempotency::{self, IdempotencyEntry};
 use crate::page::{Cursor, paged};
+use crate::uploads;
 
 #[derive(Clone, Copy)]
 pub struct Files<'a>(&'a Store);
@@ -31,10 +35,22 @@ impl<'a> Files<'a> {
         file: &File,
         request: Option<&IdempotencyEntry>,
     ) -> Result<(), StoreError> {
+        self.insert_within(file, request, u64::MAX).await
+    }
+
+    /// As [`Files::insert`], unless the project would store more than `limit` bytes. Errors: `StorageLimit`, too.
+    pub async fn insert_within(
+        self,
+        file: &File,
+        request: Option<&IdempotencyEntry>,
+        limit: u64,
+    ) -> Result<(), StoreError> {
         let store = self.0.of(&file.project_id);
         let insert = file::Entity::insert(to_row(file)?.into_active_model());
         let work = async {
             let tx = store.begin().await?;
+            let (project, now) = (&file.project_id, file.created_at);
+            check_room(&tx, project, file.size_bytes, limit, now).await?;
             insert.exec_without_returning(&tx).await?;
             if let Some(request) = request {
                 let object = file.id.as_str();
@@ -165,20 +181,51 @@ impl<'a> Files<'a> {
         Ok(self.0.delete(delete).await? == 1)
     }
 
-    /// The sum over the project's files.
-    pub async fn total_size_bytes(self, project: &ProjectId) -> Result<u64, StoreError> {
+    /// Bytes of the project's files, and of the parts of its uploads that are pending at `now`.
+    pub async fn stored_bytes(
+        self,
+        project: &ProjectId,
+        now: Timestamp,
+    ) -> Result<u64, StoreError> {
         let store = self.0.of(project);
-        // The sum of bigints is numeric on PostgreSQL.
-        let sum = Expr::col(file::Column::SizeBytes).sum().cast_as("bigint");
-        let select = live(project)
-            .select_only()
-            .column_as(sum, "total")
-            .into_tuple::<Option<i64>>();
-        let total = store
-            .bounded(async { Ok(select.one(&store.read).await?) })
-            .await;
-        unsigned(total.map_err(|e: StoreError| e)?.flatten().unwrap_or(0))
+        store.bounded(stored_bytes(&store.read, project, now)).await
     }
+}
+
+async fn stored_bytes(
+    db: &impl ConnectionTrait,
+    project: &ProjectId,
+    now: Timestamp,
+) -> Result<u64, StoreError> {
+    // The sum of bigints is numeric on PostgreSQL.
+    let sum = Expr::col(file::Column::SizeBytes).sum().cast_as("bigint");
+    let select = live(project)
+        .select_only()
+        .column_as(sum, "total")
+        .into_tuple::<Option<i64>>();
+    let of_files: u64 = unsigned(select.one(db).await?.flatten().unwrap_or(0))?;
+    Ok(of_files + uploads::pending_bytes(db, project, now).await?)
+}
+
+/// Locks the project, so that two requests cannot both take the room that is left.
+pub(crate) async fn check_room(
+    tx: &DatabaseTransaction,
+    project: &ProjectId,
+    wanted: u64,
+    limit: u64,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    if limit == u64::MAX {
+        return Ok(());
+    }
+    // Rows that only refer to it do not wait for that.
+    let row = project::Entity::find_by_id(project.as_str()).lock(LockType::NoKeyUpdate);
+    row.one(tx).await?.ok_or(StoreError::NotFound)?;
+    let stored = stored_bytes(tx, project, now).await?;
+    if stored.saturating_add(wanted) > limit {
+        return Err(StoreError::StorageLimit { limit, stored });
+    }
+    Ok(())
 }
 
 fn live(project: &ProjectId) -> sea_orm::Select<file::Entity> {

@@ -29,6 +29,7 @@ pub mod files;
 pub mod idempotency;
 pub mod invites;
 pub mod jobs;
+pub mod kept_replies;
 pub mod leader;
 pub mod metrics;
 pub mod model_aliases;
@@ -55,10 +56,11 @@ pub use connect::{Store, StoreConfig};
 pub use error::{ApplyError, BatchError, StoreError};
 pub use idempotency::{IdempotencyEntry, Replay};
 pub use jobs::{InsertLimits, Transition};
+pub use kept_replies::{Claim, KeptRequest, Memory};
 pub use metadata::MetadataFilter;
 pub use outbox::OutboxMessage;
-pub use projects::WhichProjects;
-pub use uploads::AddedPart;
+pub use projects::{ProjectChange, WhichProjects};
+pub use uploads::{AddedPart, PartLimits};
 pub use wall::SecondWall;
 pub use webhooks::{DueDelivery, SealedSecret, WebhookChange};
 
@@ -134,4 +136,6 @@ accessors! {
     responses: responses::Responses<'_>;
     /// Which request made which object.
     idempotency: idempotency::Idempotency<'_>;
+    /// What requests were answered with that may come again.
+    kept_replies: kept_replies::KeptReplies<'_>;
 }

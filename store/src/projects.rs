@@ -4,7 +4,7 @@ use domain::audit::AuditEntry;
 use domain::id::{Entropy, OrganizationId, ProjectId};
 use domain::model_permissions::ModelPermissions;
 use domain::page::{Page, PageRequest};
-use domain::project::{Organization, Project};
+use domain::project::{Caps, Organization, Project};
 use domain::time::Timestamp;
 use sea_orm::sea_query::OnConflict;
 use sea_orm::{
@@ -12,7 +12,7 @@ use sea_orm::{
 };
 
 use crate::connect::Store;
-use crate::convert::{from_json, json, optional, text};
+use crate::convert::{from_json, int, json, optional, text, unsigned};
 use crate::entity::{organization, project};
 use crate::error::StoreError;
 
@@ -67,6 +67,10 @@ impl<'a> Projects<'a> {
                 created_at: now.0,
                 archived_at: None,
                 model_permissions: None,
+                spend_limit_cents: None,
+                max_stored_bytes: None,
+                max_unfinished_jobs: None,
+                max_running_jobs: None,
             };
             project::Entity::insert(row.into_active_model())
                 .on_conflict(OnConflict::new().do_nothing().to_owned())
@@ -156,14 +160,37 @@ impl<'a> Projects<'a> {
     }
 
     /// False: the organisation has no such project that is not archived. Errors: `Conflict` when the name is taken.
-    pub async fn rename(
+    pub async fn modify(
         self,
         id: &ProjectId,
-        name: &str,
+        wanted: &ProjectChange,
         entry: &AuditEntry,
     ) -> Result<bool, StoreError> {
-        let name = text("name", name)?;
-        let update = change(id, entry).col_expr(project::Column::Name, name.into());
+        let mut update = change(id, entry);
+        if let Some(name) = &wanted.name {
+            update = update.col_expr(project::Column::Name, text("name", name)?.into());
+        }
+        for (column, cap) in [
+            (project::Column::MaxStoredBytes, wanted.stored_bytes),
+            (project::Column::MaxUnfinishedJobs, wanted.unfinished_jobs),
+            (project::Column::MaxRunningJobs, wanted.running_jobs),
+        ] {
+            if let Some(cap) = cap {
+                update = update.col_expr(column, cap.map(int).transpose()?.into());
+            }
+        }
+        self.0.audited_update(update, entry).await
+    }
+
+    /// US cents in a calendar month; `None`: no limit. False: the organisation has no such project that is not archived.
+    pub async fn set_spend_limit(
+        self,
+        id: &ProjectId,
+        cents: Option<u64>,
+        entry: &AuditEntry,
+    ) -> Result<bool, StoreError> {
+        let cents = cents.map(int).transpose()?;
+        let update = change(id, entry).col_expr(project::Column::SpendLimitCents, cents.into());
         self.0.audited_update(update, entry).await
     }
 
@@ -225,6 +252,37 @@ impl<'a> Projects<'a> {
     }
 }
 
+/// What of a project becomes what; `None` leaves it as it is, and of a cap `Some(None)` is the installation's.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ProjectChange {
+    pub name: Option<String>,
+    pub stored_bytes: Option<Option<u64>>,
+    pub unfinished_jobs: Option<Option<u64>>,
+    pub running_jobs: Option<Option<u64>>,
+}
+
+impl ProjectChange {
+    /// Nothing is asked for.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The project afterwards.
+    pub fn of(self, project: Project) -> Project {
+        let caps = project.caps;
+        Project {
+            name: self.name.unwrap_or(project.name),
+            caps: Caps {
+                stored_bytes: self.stored_bytes.unwrap_or(caps.stored_bytes),
+                unfinished_jobs: self.unfinished_jobs.unwrap_or(caps.unfinished_jobs),
+                running_jobs: self.running_jobs.unwrap_or(caps.running_jobs),
+                ..caps
+            },
+            ..project
+        }
+    }
+}
+
 /// Which projects of an organisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhichProjects {
@@ -246,6 +304,7 @@ fn change(id: &ProjectId, entry: &AuditEntry) -> UpdateMany<project::Entity> {
 }
 
 fn insertion(project: &Project) -> Result<Insert<project::ActiveModel>, StoreError> {
+    let caps = &project.caps;
     let row = project::Model {
         id: project.id.to_string(),
         organization_id: project.organization_id.to_string(),
@@ -253,6 +312,10 @@ fn insertion(project: &Project) -> Result<Insert<project::ActiveModel>, StoreErr
         created_at: project.created_at.0,
         archived_at: optional(project.archived_at),
         model_permissions: project.model_permissions.as_ref().map(json),
+        spend_limit_cents: caps.spend_limit_cents.map(int).transpose()?,
+        max_stored_bytes: caps.stored_bytes.map(int).transpose()?,
+        max_unfinished_jobs: caps.unfinished_jobs.map(int).transpose()?,
+        max_running_jobs: caps.running_jobs.map(int).transpose()?,
     };
     Ok(project::Entity::insert(row.into_active_model()))
 }
@@ -273,6 +336,12 @@ pub(crate) fn to_domain(
         model_permissions: match row.model_permissions {
             None => None,
             Some(policy) => Some(from_json("model_permissions", &policy)?),
+        },
+        caps: Caps {
+            spend_limit_cents: row.spend_limit_cents.map(unsigned).transpose()?,
+            stored_bytes: row.max_stored_bytes.map(unsigned).transpose()?,
+            unfinished_jobs: row.max_unfinished_jobs.map(unsigned).transpose()?,
+            running_jobs: row.max_running_jobs.map(unsigned).transpose()?,
         },
     })
 }

@@ -6,8 +6,8 @@ use domain::time::Timestamp;
 use domain::upload::{MAX_PARTS, Upload, UploadPart, UploadState};
 use sea_orm::sea_query::{Condition, Expr, ExprTrait, Query};
 use sea_orm::{
-    ColumnTrait, DatabaseTransaction, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder,
-    QuerySelect, Select, UpdateMany,
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, EntityTrait, IntoActiveModel, QueryFilter,
+    QueryOrder, QuerySelect, Select, UpdateMany,
 };
 
 use crate::connect::Store;
@@ -30,6 +30,15 @@ pub enum AddedPart {
     NotPending,
     /// The upload's parts would be too many, or larger together than they may be.
     Full,
+}
+
+/// What parts may have together. Bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartLimits {
+    /// Those of one upload.
+    pub upload_bytes: u64,
+    /// With all that the project stores.
+    pub stored_bytes: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -69,12 +78,12 @@ impl<'a> Uploads<'a> {
     }
 
     /// Adds a part whose object is complete, unless the upload is over by `part.created_at`, or its parts would have
-    /// more than `max_bytes` together.
+    /// more bytes together than they may. Errors: `StorageLimit`.
     pub async fn add_part(
         self,
         project: &ProjectId,
         part: &UploadPart,
-        max_bytes: u64,
+        limits: PartLimits,
     ) -> Result<AddedPart, StoreError> {
         let store = self.0.of(project);
         let row = part_row(part)?;
@@ -88,9 +97,11 @@ impl<'a> Uploads<'a> {
                 return Ok(AddedPart::NotPending);
             }
             let (n_parts, n_bytes) = sums(&tx, &part.upload_id).await?;
-            if n_parts >= MAX_PARTS as u64 || n_bytes + part.size_bytes > max_bytes {
+            if n_parts >= MAX_PARTS as u64 || n_bytes + part.size_bytes > limits.upload_bytes {
                 return Ok(AddedPart::Full);
             }
+            let (wanted, limit) = (part.size_bytes, limits.stored_bytes);
+            files::check_room(&tx, project, wanted, limit, part.created_at).await?;
             let insert = upload_part::Entity::insert(row.into_active_model());
             insert.exec_without_returning(&tx).await?;
             tx.commit().await?;
@@ -211,6 +222,31 @@ fn pending(project: &ProjectId, id: &UploadId) -> UpdateMany<Entity> {
         .filter(Column::Id.eq(id.as_str()))
         .filter(Column::ProjectId.eq(project.as_str()))
         .filter(Column::State.eq(PENDING))
+}
+
+/// Bytes of the parts of the project's uploads that are pending at `now`.
+pub(crate) async fn pending_bytes(
+    db: &impl ConnectionTrait,
+    project: &ProjectId,
+    now: Timestamp,
+) -> Result<u64, StoreError> {
+    let mut pending = Query::select();
+    pending
+        .column(Column::Id)
+        .from(Entity)
+        .and_where(Column::ProjectId.eq(project.as_str()))
+        .and_where(Column::State.eq(PENDING))
+        .and_where(Column::ExpiresAt.gt(now.0));
+    // The sum of bigints is numeric on PostgreSQL.
+    let bytes = Expr::col(upload_part::Column::SizeBytes)
+        .sum()
+        .cast_as("bigint");
+    let select = upload_part::Entity::find()
+        .filter(upload_part::Column::UploadId.in_subquery(pending))
+        .select_only()
+        .column_as(bytes, "n_bytes")
+        .into_tuple::<Option<i64>>();
+    unsigned(select.one(db).await?.flatten().unwrap_or(0))
 }
 
 /// The number of an upload's parts, and their bytes.

@@ -1,7 +1,8 @@
 //! What was consumed: by trainings one row per job and kind, written by the transaction that ends the job; by answers see
-//! [`served`].
+//! [`served`], and by both together [`spending`].
 
 mod served;
+mod spending;
 
 use domain::id::{JobId, ProjectId};
 use sea_orm::sea_query::{Expr, ExprTrait};

@@ -107,7 +107,36 @@ class DryRun(OneService):
         answers = told["training"]["labels"]["answers"]
         self.assertEqual(answers, [{"text": "no", "n_rows": 10}, {"text": "yes", "n_rows": 10}])
         again = self.client.get(f"/x/dry_runs/{told['id']}", cast_to=object)
+        # What is free of memory changes from moment to moment.
+        for object_ in (again, told):
+            self.assertGreater(object_["memory_plan"].pop("available_bytes"), 0)
         self.assertEqual(again, told)
+
+    def test_a_worker_tells_the_memory_that_the_job_would_need(self):
+        order = {"training_file": self.upload(examples(12))}
+
+        def plan(**x_training):
+            told = self.dry_run(**order, extra_body={"x_training": x_training})
+            self.assertEqual((told.error, told.memory_plan_error), (None, None))
+            self.assertEqual(told.estimated_memory_bytes, told.memory_plan["total_bytes"])
+            return told.memory_plan
+
+        first = plan()
+        self.assertEqual((first["device"], first["gpu_declined"], first["fits"]), ("cpu", None, True))
+        parts = [first[f"{part}_bytes"] for part in ("weights", "adapter", "activations")]
+        self.assertEqual(sum(parts), first["total_bytes"])
+        self.assertTrue(min(parts) > 0 and first["total_bytes"] < first["available_bytes"], first)
+        self.assertEqual((first["gradient_checkpointing"], first["recomputed_layers"]), ("none", 0))
+        wide = plan(adapter={"r": 32})
+        self.assertEqual(wide["adapter_bytes"], 2 * first["adapter_bytes"])
+        lean = plan(memory={"gradient_checkpointing": "full"}, precision={"base_weights": "nf4"})
+        self.assertEqual(lean["gradient_checkpointing"], "full")
+        self.assertLess(lean["activations_bytes"], first["activations_bytes"])
+        self.assertLess(lean["weights_bytes"], first["weights_bytes"])
+        # A rank that the model is too small for fails no dry run; the plan says so.
+        told = self.dry_run(**order, extra_body={"x_training": {"adapter": {"r": 1024}}})
+        self.assertEqual((told.status, told.memory_plan), ("completed", None))
+        self.assertIn("1024", told.memory_plan_error)
 
     def test_what_no_job_takes_no_dry_run_takes(self):
         with self.assertRaises(openai.BadRequestError):

@@ -25,6 +25,8 @@ pub struct Found {
     pub n_tokens: u64,
     /// Tokens of the longest example.
     pub longest: u64,
+    /// Tokens of what shares a pass of a training at most: an example, or both answers of a pair.
+    pub longest_together: u64,
     /// Rows that are too long, by what becomes of them.
     pub n_cut: u64,
     pub n_split: u64,
@@ -87,6 +89,7 @@ struct Counts {
     n_examples: u64,
     n_tokens: u64,
     longest: u64,
+    longest_together: u64,
     n_labels: u64,
     length: Length,
 }
@@ -145,6 +148,7 @@ impl Counts {
             counts.n_examples = 1;
             counts.add(&pair.preferred);
             counts.add(&pair.non_preferred);
+            counts.longest_together = counts.n_tokens;
         }
         counts
     }
@@ -153,6 +157,7 @@ impl Counts {
         let n_tokens = example.tokens.len() as u64;
         self.n_tokens += n_tokens;
         self.longest = self.longest.max(n_tokens);
+        self.longest_together = self.longest_together.max(n_tokens);
         self.n_labels += example.n_labels() as u64;
     }
 }
@@ -181,6 +186,7 @@ impl Found {
         self.report.n_examples += counts.n_examples;
         self.n_tokens += counts.n_tokens;
         self.longest = self.longest.max(counts.longest);
+        self.longest_together = self.longest_together.max(counts.longest_together);
         match counts.length {
             Length::Fits => {}
             Length::Cut => self.n_cut += 1,

@@ -29,7 +29,8 @@ use crate::wire::response_reply::ResponseObject;
 
 const CREATE: &str = "POST /batches";
 
-/// Makes a batch, or finds the one that the same request made before. Its file is only looked up. Errors: 400.
+/// Makes a batch, or finds the one that the same request made before. Its file is only looked up. Errors: 400; 429 where the
+/// project has spent what it may.
 pub async fn create(
     state: &State,
     caller: &Caller,
@@ -46,6 +47,7 @@ pub async fn create(
     if let Some(created) = replayed(state, &request).await? {
         return Ok(created);
     }
+    state.spendings.check(state, &caller.project).await?;
     let spec = checked(state, &caller.project, order).await?;
     let (id, now) = (BatchId::mint(state.entropy()), state.now());
     let batch = Batch::new(id, caller.project.id.clone(), spec, now);

@@ -2,16 +2,17 @@
 
 use std::time::Duration;
 
-use domain::dry_run::{DryRun, Estimates, MAX_UNFINISHED, Plan, Price};
+use domain::dry_run::{DryRun, Estimates, MAX_UNFINISHED, MemoryPlan, Plan, Price, Report};
 use domain::id::DryRunId;
 use domain::job::JobSpec;
+use domain::message::PlanRequest;
+use domain::price::{amount_of, price};
 use domain::project::Project;
 use domain::speed::seconds_for;
 use tokio::time::{Instant, sleep};
 
 use super::fine_tuning::checked;
-use super::prices::{amount_of, price};
-use super::{files, store_error};
+use super::{files, store_error, workers};
 use crate::error::{ApiError, Kind};
 use crate::state::State;
 use crate::wire::decode::echo;
@@ -92,23 +93,51 @@ async fn reported(
 
 /// The dry run beside what is estimated of it.
 async fn told(state: &State, dry_run: DryRun) -> Result<DryRunObject, ApiError> {
-    let plan = dry_run.report.as_ref();
-    let plan = plan.and_then(|report| report.plan.as_ref());
-    let estimates = match plan {
-        Some(plan) => estimates(state, &dry_run.spec, plan).await?,
+    let report = dry_run.report.as_ref();
+    let planned = report.and_then(|report| Some((report, report.plan.as_ref()?)));
+    let estimates = match planned {
+        Some((report, plan)) => estimates(state, &dry_run.spec, report, plan).await?,
         None => Estimates::default(),
     };
     Ok(DryRunObject::new(dry_run, estimates))
 }
 
-async fn estimates(state: &State, spec: &JobSpec, plan: &Plan) -> Result<Estimates, ApiError> {
+async fn estimates(
+    state: &State,
+    spec: &JobSpec,
+    report: &Report,
+    plan: &Plan,
+) -> Result<Estimates, ApiError> {
     let speeds = state.store.training_speeds();
     let speeds = speeds.latest(&spec.model, spec.method.name(), SPEEDS).await;
     let speeds = speeds.map_err(store_error)?;
     Ok(Estimates {
         price: price_of(state, &spec.model, plan),
         seconds: seconds_for(plan.trained_tokens, &speeds),
+        memory: Some(memory(state, spec, report).await),
     })
+}
+
+/// What a worker says that the job would take of its memory, or why none does.
+async fn memory(state: &State, spec: &JobSpec, report: &Report) -> Result<MemoryPlan, String> {
+    let base = state.store.base_models().find(&spec.model).await;
+    let base = base.map_err(|error| store_error(error).message)?;
+    let gone = || {
+        format!(
+            "The model '{}' is not installed any more.",
+            echo(&spec.model)
+        )
+    };
+    let base = base.ok_or_else(gone)?;
+    let files = [&report.training, &report.validation].into_iter().flatten();
+    let longest = files.map(|file| file.longest.max(file.longest_together));
+    let request = PlanRequest {
+        base_model: base.name,
+        training: spec.training(base.context_length),
+        preference: spec.method.preference(),
+        longest: longest.max().unwrap_or(0),
+    };
+    workers::plan(state, &request).await
 }
 
 fn price_of(state: &State, base_model: &str, plan: &Plan) -> Option<Price> {

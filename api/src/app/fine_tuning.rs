@@ -25,7 +25,7 @@ const CREATE: &str = "POST /fine_tuning/jobs";
 pub(super) const NONCE_CHARS: usize = 8;
 
 /// Makes a job, or finds the one that the same request made before. Only what needs no look into the files is
-/// judged here. Errors: 400.
+/// judged here. Errors: 400; 429 where the project has as many jobs as it may, or has spent what it may.
 pub async fn create(
     state: &State,
     caller: &Caller,
@@ -42,6 +42,7 @@ pub async fn create(
     if let Some(created) = replayed(state, &request).await? {
         return Ok(created);
     }
+    state.spendings.check(state, &caller.project).await?;
     let spec = checked(state, &caller.project, order).await?;
     let now = state.now();
     let (job, events) = FineTuningJob::create(
@@ -54,8 +55,9 @@ pub async fn create(
         now,
     );
     let entry = request.entry(now);
+    let own_cap = caller.project.caps.unfinished_jobs;
     let limits = InsertLimits {
-        max_active: Some(state.max_unfinished_jobs),
+        max_active: Some(own_cap.unwrap_or(state.max_unfinished_jobs)),
     };
     let inserted = state
         .store

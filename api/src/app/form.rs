@@ -5,6 +5,7 @@ use futures::Stream;
 use platform::objects::{ObjectsError, Stored};
 
 use super::objects_error;
+use super::storage::Storage;
 use crate::body::{too_large, unread};
 use crate::error::{ApiError, Kind};
 use crate::multipart::{Multipart, MultipartError};
@@ -13,24 +14,60 @@ use crate::state::State;
 /// A field that is no file holds a word or a number. Bytes.
 const MAX_FIELD: usize = 4096;
 
+/// What is known of a form before it is read.
+#[derive(Debug, Clone, Copy)]
+pub struct FormHead<'a> {
+    pub content_type: Option<&'a str>,
+    /// Bytes of the whole body, where the client says.
+    pub content_length: Option<u64>,
+}
+
+/// How many bytes a field may have, and what is said of one that has more.
+pub struct Bound {
+    max_bytes: u64,
+    refusal: ApiError,
+}
+
+impl Bound {
+    /// Errors of what is read within it: 413.
+    pub fn of_size(max_bytes: u64) -> Self {
+        Self {
+            max_bytes,
+            refusal: too_large(max_bytes),
+        }
+    }
+
+    /// And no more than the project has room for.
+    pub fn within(self, storage: Storage) -> Self {
+        match storage.left() < self.max_bytes {
+            true => Self {
+                max_bytes: storage.left(),
+                refusal: storage.exceeded(),
+            },
+            false => self,
+        }
+    }
+}
+
 /// Streams the field that is being read into the object `key`.
-/// Errors: 413 above `max_bytes`, 400 for a body that breaks off; nothing is stored then.
+/// Errors: beyond the bound what that says, 400 for a body that breaks off; nothing is stored then.
 pub async fn put<S>(
     state: &State,
     key: &str,
     multipart: &mut Multipart<S>,
-    max_bytes: u64,
+    bound: Bound,
 ) -> Result<Stored, ApiError>
 where
     S: Stream<Item = std::io::Result<Bytes>> + Send + Unpin,
 {
+    let Bound { max_bytes, refusal } = &bound;
     let content = futures::stream::try_unfold((multipart, 0_u64), |(multipart, n)| async move {
         match multipart.chunk().await {
             Ok(None) => Ok(None),
             Ok(Some(chunk)) => {
                 let n = n + chunk.len() as u64;
-                if n > max_bytes {
-                    return Err(std::io::Error::other(too_large(max_bytes)));
+                if n > *max_bytes {
+                    return Err(std::io::Error::other(refusal.clone()));
                 }
                 Ok(Some((chunk, (multipart, n))))
             }

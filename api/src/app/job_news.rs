@@ -264,7 +264,8 @@ impl Follower {
                 ended: latest.ended,
             }
         } else {
-            catch_up(&self.store, &self.project, &self.job, self.seq).await?
+            // In a box that is there while it is needed: thousands of followers wait.
+            Box::pin(catch_up(&self.store, &self.project, &self.job, self.seq)).await?
         };
         Ok(())
     }

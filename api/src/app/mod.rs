@@ -24,7 +24,6 @@ pub mod model_aliases;
 pub mod model_permissions;
 pub mod models;
 pub mod moderations;
-pub mod prices;
 pub mod project_rate_limits;
 pub mod project_users;
 pub mod projects;
@@ -33,6 +32,9 @@ pub mod rate_limits;
 pub mod repeat;
 pub mod response;
 pub mod service_accounts;
+pub mod spend_limits;
+pub mod spending;
+pub mod storage;
 pub mod tokens_taken;
 pub mod uploads;
 pub mod usage;
@@ -59,9 +61,13 @@ pub fn store_error(error: StoreError) -> ApiError {
             .code("invalid_value"),
         StoreError::JobLimit { limit } => ApiError::new(
             Kind::TooManyRequests,
-            format!("This project already has {limit} unfinished fine-tuning jobs. Please wait until one has ended."),
+            format!(
+                "This project already has {limit} unfinished fine-tuning jobs. Please wait until one has ended, or ask an \
+                 administrator for a higher x_max_unfinished_jobs."
+            ),
         )
         .code("rate_limit_exceeded"),
+        StoreError::StorageLimit { limit, stored } => storage::Storage { limit, stored }.exceeded(),
         StoreError::Invalid(_) => ApiError::new(Kind::BadRequest, "The request holds a text that cannot be stored.")
             .code("invalid_value")
             .detail(error.to_string()),

@@ -3,10 +3,10 @@
 use domain::audit::AuditKind;
 use domain::id::ProjectId;
 use domain::page::{Page, PageRequest};
-use domain::project::Project;
-use serde_json::json;
+use domain::project::{Caps, Project};
+use serde_json::{Map, Value, json};
 use store::projects::DEFAULT_PROJECT;
-use store::{StoreError, WhichProjects};
+use store::{ProjectChange, StoreError, WhichProjects};
 
 use super::administration::{absent, entry, event, live_project, project};
 use super::store_error;
@@ -14,6 +14,7 @@ use crate::auth::Admin;
 use crate::error::{ApiError, Kind};
 use crate::state::State;
 use crate::wire::decode::echo;
+use crate::wire::projects::{X_MAX_RUNNING_JOBS, X_MAX_STORED_BYTES, X_MAX_UNFINISHED_JOBS};
 
 /// Errors: 404 for an unknown `after`.
 pub async fn list(
@@ -42,6 +43,7 @@ pub async fn create(state: &State, admin: &Admin, name: String) -> Result<Projec
         created_at: state.now(),
         archived_at: None,
         model_permissions: None,
+        caps: Caps::default(),
     };
     let details = json!({"data": {"name": made.name, "title": made.name}});
     let event = event(AuditKind::ProjectCreated, &made.id, details);
@@ -51,27 +53,45 @@ pub async fn create(state: &State, admin: &Admin, name: String) -> Result<Projec
     Ok(made)
 }
 
-/// Renames the project. Errors: 404; 400 for an archived project, the default one, and a name that is taken.
-pub async fn rename(
+/// Renames the project and changes its caps, as far as asked for. Errors: 404; 400 for an archived project, a new name of the
+/// default one, and a name that is taken.
+pub async fn modify(
     state: &State,
     admin: &Admin,
     id: &str,
-    name: String,
+    wanted: ProjectChange,
 ) -> Result<Project, ApiError> {
     let found = live_project(state, admin, id).await?;
-    refuse_default(&found, "renamed")?;
-    let details = json!({"changes_requested": {"title": name}});
+    if wanted.is_empty() {
+        return Ok(found);
+    }
+    if wanted.name.is_some() {
+        refuse_default(&found, "renamed")?;
+    }
+    let details = json!({"changes_requested": changes(&wanted)});
     let event = event(AuditKind::ProjectUpdated, &found.id, details);
     let entry = entry(state, admin, Some(&found), event);
-    let renamed = state
-        .store
-        .projects()
-        .rename(&found.id, &name, &entry)
-        .await;
-    if !renamed.map_err(|error| of_name(error, &name))? {
+    let projects = state.store.projects();
+    let modified = projects.modify(&found.id, &wanted, &entry).await;
+    let name = wanted.name.as_deref().unwrap_or_default();
+    if !modified.map_err(|error| of_name(error, name))? {
         return Err(absent("project", id, "project_id"));
     }
-    Ok(Project { name, ..found })
+    Ok(wanted.of(found))
+}
+
+/// As the audit log tells of them.
+fn changes(wanted: &ProjectChange) -> Map<String, Value> {
+    let caps = [
+        (X_MAX_STORED_BYTES, wanted.stored_bytes),
+        (X_MAX_UNFINISHED_JOBS, wanted.unfinished_jobs),
+        (X_MAX_RUNNING_JOBS, wanted.running_jobs),
+    ];
+    let title = wanted.name.as_ref();
+    let title = title.map(|name| ("title".to_owned(), json!(name)));
+    let caps = caps.into_iter();
+    let caps = caps.filter_map(|(name, cap)| Some((name.to_owned(), json!(cap?))));
+    title.into_iter().chain(caps).collect()
 }
 
 /// Closes the project for good; its keys open nothing any more. Errors: 404; 400 for an archived project and the

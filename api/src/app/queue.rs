@@ -10,7 +10,7 @@ use domain::page::Page;
 use domain::queue::{Place, Standing, starts};
 use domain::time::Timestamp;
 use domain::worker::Worker;
-use store::{Store, StoreError};
+use store::StoreError;
 use tokio::sync::Mutex;
 
 use super::workers::alive_since;
@@ -74,7 +74,7 @@ async fn standings(state: &State, jobs: &[FineTuningJob]) -> Arc<HashMap<JobId, 
         return look.standings.clone();
     }
     // A job is shown without its place rather than not at all.
-    let standings = look(&state.store, now).await.unwrap_or_else(|error| {
+    let standings = look(state, now).await.unwrap_or_else(|error| {
         tracing::warn!(%error, "where jobs stand in the queue is not known");
         HashMap::new()
     });
@@ -86,8 +86,9 @@ async fn standings(state: &State, jobs: &[FineTuningJob]) -> Arc<HashMap<JobId, 
     last.insert(look).standings.clone()
 }
 
-async fn look(store: &Store, now: Timestamp) -> Result<HashMap<JobId, Standing>, StoreError> {
-    let waiting = store.jobs().waiting(now, LOOK).await?;
+async fn look(state: &State, now: Timestamp) -> Result<HashMap<JobId, Standing>, StoreError> {
+    let store = &state.store;
+    let waiting = store.jobs().waiting(now, state.running_jobs, LOOK).await?;
     let workers = store.workers().alive(alive_since(now)).await?;
     let leased = store.jobs().leased(LOOK).await?;
     let starts = starts(places(workers, &leased, now), &waiting);

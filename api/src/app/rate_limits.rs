@@ -86,7 +86,8 @@ impl Gate {
     }
 
     /// Takes one request and `tokens`, reckoned in advance, from the limit of `project` on `base_model`. What is answered
-    /// where there is room to spare passes freely. Errors: 429 with the wait; 503 where the database cannot be asked.
+    /// where there is room to spare passes freely, but for the project's spend limit. Errors: 429 with the wait, or
+    /// `insufficient_quota`; 503 where the database cannot be asked.
     pub async fn admit(
         &self,
         state: &State,
@@ -95,6 +96,7 @@ impl Gate {
         priority: Priority,
         tokens: u64,
     ) -> Result<Arc<Admission>, ApiError> {
+        state.spendings.check(state, project).await?;
         if !priority.is_live() {
             return Ok(Admission::new(None));
         }

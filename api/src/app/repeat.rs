@@ -1,9 +1,11 @@
 //! Requests that come twice: by an `Idempotency-Key`, or because an SDK repeats a POST whose answer it lost.
 //!
 //! The SDKs send no key of their own, but they count their repetitions; so a repetition with the body of a request
-//! that the same API key sent a moment ago is answered with what that one made.
+//! that the same API key sent a moment ago is answered with what that one made. Here that is found by the object, which
+//! remembers its request; [`crate::kept`] does the same for every other POST.
 
 use domain::time::Timestamp;
+use poem::http::HeaderMap;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use store::IdempotencyEntry;
@@ -14,9 +16,9 @@ use crate::error::ApiError;
 use crate::state::State;
 
 /// How long a key is remembered. Seconds.
-const REMEMBERED_S: i64 = 24 * 3600;
+pub const REMEMBERED_S: i64 = 24 * 3600;
 /// Above what an SDK needs for its two repetitions after its timeout of ten minutes each. Seconds.
-const RETRY_S: i64 = 30 * 60;
+pub const RETRY_S: i64 = 30 * 60;
 const MAX_KEY: usize = 255;
 
 /// What a request says of being a repetition.
@@ -26,6 +28,19 @@ pub struct Repeat {
     pub key: Option<String>,
     /// `x-stainless-retry-count`; 0 for a first try and for clients that do not say.
     pub retry_count: u32,
+}
+
+impl Repeat {
+    /// What the headers say.
+    pub fn of(headers: &HeaderMap) -> Self {
+        let key = headers.get("idempotency-key");
+        let retries = headers.get("x-stainless-retry-count");
+        let count = retries.and_then(|count| count.to_str().ok()?.parse().ok());
+        Self {
+            key: key.map(|key| String::from_utf8_lossy(key.as_bytes()).into_owned()),
+            retry_count: count.unwrap_or(0),
+        }
+    }
 }
 
 /// A request that makes an object, named so that its repetition can be recognised.
@@ -104,11 +119,15 @@ impl Request<'_> {
 pub fn fingerprint(value: &Value) -> String {
     let mut canonical = value.clone();
     canonical.sort_all_objects();
-    let digest = Sha256::digest(canonical.to_string().as_bytes());
+    hex(&Sha256::digest(canonical.to_string().as_bytes()))
+}
+
+/// Lowercase hexadecimal digits.
+pub fn hex(digest: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn check_key(key: &str) -> Result<(), ApiError> {
+pub fn check_key(key: &str) -> Result<(), ApiError> {
     let length = key.chars().count();
     if (1..=MAX_KEY).contains(&length) {
         return Ok(());
@@ -123,7 +142,7 @@ fn check_key(key: &str) -> Result<(), ApiError> {
     ))
 }
 
-fn key_reused() -> ApiError {
+pub fn key_reused() -> ApiError {
     let message =
         "This Idempotency-Key was used for another request. Use a new key for a new request.";
     ApiError::invalid("Idempotency-Key", "idempotency_key_reused", message)

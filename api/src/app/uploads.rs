@@ -11,11 +11,12 @@ use domain::upload::{LIFETIME_S, MAX_PART_BYTES, Upload, UploadPart, UploadState
 use futures::Stream;
 use platform::objects::Stored;
 use serde_json::{Value, json};
-use store::{AddedPart, StoreError};
+use store::{AddedPart, PartLimits, StoreError};
 
 use self::join::join;
-use super::form::{discard, missing, no_form, put, unknown};
+use super::form::{Bound, FormHead, discard, missing, no_form, put, unknown};
 use super::repeat::{Repeat, Request, fingerprint};
+use super::storage::{self, Storage};
 use super::store_error;
 use crate::auth::Caller;
 use crate::error::{ApiError, Kind};
@@ -33,7 +34,8 @@ pub struct Shown {
     pub is_replay: bool,
 }
 
-/// Announces a file, or finds what the same request announced before. Errors: 400.
+/// Announces a file, or finds what the same request announced before. Errors: 400; nothing is reserved for it, but it is refused where
+/// there is no room now.
 pub async fn create(
     state: &State,
     caller: &Caller,
@@ -55,6 +57,10 @@ pub async fn create(
         .min(order.purpose.max_bytes().unwrap_or(u64::MAX));
     let max_bytes = i64::try_from(max_bytes).unwrap_or(i64::MAX);
     At::new("bytes", order.size.into()).integer(1..=max_bytes)?;
+    let storage = storage::of_project(state, &caller.project).await?;
+    storage
+        .check(order.size)
+        .map_err(|error| error.param("bytes"))?;
     let now = state.now();
     let upload = Upload {
         id: UploadId::mint(state.entropy()),
@@ -88,24 +94,27 @@ pub async fn create(
     }
 }
 
-/// Stores the form's `data` as a part. Errors: 404; 400 where the upload is over or full; 413.
+/// Stores the form's `data` as a part. Errors: 404; 400 where the upload is over or full, or the project has no room; 413.
 pub async fn add_part<S>(
     state: &State,
     project: &Project,
     id: &str,
-    content_type: Option<&str>,
+    head: FormHead<'_>,
     chunks: S,
 ) -> Result<UploadPart, ApiError>
 where
     S: Stream<Item = std::io::Result<Bytes>> + Send + Unpin,
 {
     let upload = get(state, project, id).await?;
-    let mut multipart = Multipart::new(content_type, chunks).map_err(no_form)?;
+    let storage = storage::of_project(state, project).await?;
+    storage.check_form(head.content_length)?;
+    let mut multipart = Multipart::new(head.content_type, chunks).map_err(no_form)?;
     let part_id = PartId::mint(state.entropy());
     let key = object_key::upload_part(&project.id, &upload.id, &part_id);
     let mut stored = None;
-    let outcome = match read_part(state, &upload, &key, &mut multipart, &mut stored).await {
-        Ok(()) => insert_part(state, &upload, part_id, &key, &stored).await,
+    let read = read_part(state, &upload, storage, &key, &mut multipart, &mut stored);
+    let outcome = match read.await {
+        Ok(()) => insert_part(state, &upload, storage.limit, part_id, &key, &stored).await,
         Err(error) => Err(error),
     };
     // The row may be there although the database's answer was lost.
@@ -119,6 +128,7 @@ where
 async fn read_part<S>(
     state: &State,
     upload: &Upload,
+    storage: Storage,
     key: &str,
     multipart: &mut Multipart<S>,
     stored: &mut Option<Stored>,
@@ -132,7 +142,8 @@ where
         match part.name.as_str() {
             "data" if stored.is_none() => {
                 if refused.is_none() {
-                    *stored = Some(put(state, key, multipart, MAX_PART_BYTES).await?);
+                    let bound = Bound::of_size(MAX_PART_BYTES).within(storage);
+                    *stored = Some(put(state, key, multipart, bound).await?);
                 }
             }
             other => refused = refused.or_else(|| Some(unknown(other))),
@@ -144,6 +155,7 @@ where
 async fn insert_part(
     state: &State,
     upload: &Upload,
+    max_stored_bytes: u64,
     id: PartId,
     key: &str,
     stored: &Option<Stored>,
@@ -156,12 +168,12 @@ async fn insert_part(
         object_key: key.to_owned(),
         created_at: state.now(),
     };
-    let project = &upload.project_id;
-    let added = state
-        .store
-        .uploads()
-        .add_part(project, &part, state.max_upload_bytes)
-        .await;
+    let limits = PartLimits {
+        upload_bytes: state.max_upload_bytes,
+        stored_bytes: max_stored_bytes,
+    };
+    let uploads = state.store.uploads();
+    let added = uploads.add_part(&upload.project_id, &part, limits).await;
     match added.map_err(store_error)? {
         AddedPart::Added => Ok(part),
         AddedPart::NotPending => Err(over(state, upload).await),

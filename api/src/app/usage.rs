@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use domain::price::{self, Item, ModelPrice};
 use domain::project::Organization;
 use domain::usage::{Dimension, Service, UsageQuery, UsageSum};
-use platform::config::ModelPrice;
 
-use super::prices::{amount_of, price};
 use super::store_error;
 use crate::error::ApiError;
 use crate::state::State;
@@ -240,10 +239,8 @@ struct Cost {
     bucket: u64,
     project_id: String,
     api_key_id: Option<String>,
-    line_item: String,
-    n_tokens: u64,
-    /// US dollars per million tokens.
-    price: f64,
+    model: String,
+    item: Item,
 }
 
 /// Errors: 400 that names the parameter.
@@ -267,12 +264,12 @@ pub async fn costs(
         let key = (
             cost.bucket,
             by_project.then_some(cost.project_id),
-            by_item.then_some(cost.line_item),
+            by_item.then(|| format!("{}, {}", cost.model, cost.item.name)),
             by_key.then_some(cost.api_key_id).flatten(),
         );
         let (amount, quantity) = sums.entry(key).or_default();
-        *amount += amount_of(cost.n_tokens, cost.price);
-        *quantity += cost.n_tokens;
+        *amount += cost.item.amount();
+        *quantity += cost.item.n_tokens;
     }
     let found = sums
         .into_iter()
@@ -299,7 +296,7 @@ pub async fn costs(
 async fn all_costs(state: &State, query: &UsageQuery) -> Result<Vec<Cost>, ApiError> {
     let usage = state.store.usage();
     let mut costs = Vec::new();
-    for service in [Service::Completions, Service::Embeddings] {
+    for service in Service::CHARGED {
         let sums = usage.served(service, query).await;
         for sum in sums.map_err(store_error)? {
             costs.extend(costs_of(&state.prices, sum));
@@ -311,32 +308,22 @@ async fn all_costs(state: &State, query: &UsageQuery) -> Result<Vec<Cost>, ApiEr
                 bucket: sum.bucket,
                 project_id: sum.project_id,
                 api_key_id: None,
-                line_item: format!("{}, training", sum.base_model),
-                n_tokens: sum.n_tokens,
-                price: price(&state.prices, &sum.base_model).map_or(0.0, |p| p.trained),
+                item: price::trained(&state.prices, &sum.base_model, sum.n_tokens),
+                model: sum.base_model,
             });
         }
     }
     Ok(costs)
 }
 
-fn costs_of(prices: &[ModelPrice], sum: UsageSum) -> impl Iterator<Item = Cost> {
+fn costs_of(prices: &[ModelPrice], sum: UsageSum) -> impl Iterator<Item = Cost> + use<> {
     let model = sum.model.unwrap_or_default();
-    let own = price(prices, &model);
-    let tokens = sum.tally.tokens;
-    let computed = tokens.prompt_tokens.saturating_sub(tokens.cached_tokens);
-    let items = [
-        ("input", computed, own.map(|p| p.input)),
-        ("cached input", tokens.cached_tokens, own.map(|p| p.cached)),
-        ("output", tokens.completion_tokens, own.map(|p| p.output)),
-    ];
-    let of_item = move |(name, n_tokens, price): (&str, u64, Option<f64>)| Cost {
+    let items = price::served(prices, &model, sum.tally.tokens);
+    items.map(move |item| Cost {
         bucket: sum.bucket,
         project_id: sum.project_id.clone().unwrap_or_default(),
         api_key_id: sum.api_key_id.clone(),
-        line_item: format!("{model}, {name}"),
-        n_tokens,
-        price: price.unwrap_or(0.0),
-    };
-    items.into_iter().filter(|(_, n, _)| *n > 0).map(of_item)
+        model: model.clone(),
+        item,
+    })
 }

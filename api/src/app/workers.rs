@@ -2,6 +2,7 @@
 
 mod embed;
 mod export;
+mod plan;
 
 use std::io;
 use std::time::Duration;
@@ -40,6 +41,7 @@ const MAX_LINE: usize = 4 * 1024 * 1024;
 
 pub use embed::embed;
 pub use export::export;
+pub use plan::plan;
 
 /// What a worker says, line by line; a broken connection is a `Failed`.
 pub type Events = BoxStream<'static, GenerateEvent>;

@@ -111,7 +111,7 @@ impl Held {
             let slot = tokio::select! {
                 biased;
                 () = self.closing.cancelled() => return None,
-                slot = self.runner.turns.slot(&self.project.id) => slot,
+                slot = self.runner.turns.slot(&self.project_id) => slot,
             };
             let again = match self
                 .try_answer(span, endpoint, n_failures + 1 < TRIES)
@@ -145,7 +145,8 @@ impl Held {
             custom_id, body, ..
         } = RequestLine::decode(&line, endpoint)
             .map_err(|error| ApiError::unavailable(error.message))?;
-        let answer = app::batches::answer(state, &self.project, endpoint, body);
+        let project = self.project().await?;
+        let answer = app::batches::answer(state, &project, endpoint, body);
         let answer = AssertUnwindSafe(answer).catch_unwind().await;
         let answer = answer.unwrap_or_else(|_panic| Err(ApiError::internal("a batch panicked")));
         let (status, body, file) = match answer {

@@ -1,9 +1,10 @@
 //! A batch in this process's hands: its lease is renewed beside the work, and the work ends with it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use domain::batch::{Batch, BatchEvent, BatchStatus, LineError};
+use domain::id::ProjectId;
 use domain::project::Project;
 use platform::objects::ObjectsError;
 use store::batches::Batches;
@@ -16,7 +17,7 @@ use super::input::{Input, InputError, Verdict, judge};
 use crate::app;
 use crate::error::{ApiError, Kind};
 
-/// How soon a cancellation is noticed at the latest.
+/// How soon a cancellation, and a change of the project, is noticed at the latest.
 const NOTICE: Duration = Duration::from_secs(2);
 
 /// Why a batch is put down without being over. Whoever takes it next goes on where it was.
@@ -153,7 +154,9 @@ async fn work(
 pub(super) struct Held {
     pub runner: Arc<Runner>,
     pub lease: Lease,
-    pub project: Project,
+    pub project_id: ProjectId,
+    /// As it was then.
+    project: Mutex<(Arc<Project>, Instant)>,
     pub input: Input,
     /// The process shall end.
     pub stop: CancellationToken,
@@ -176,7 +179,11 @@ impl Held {
         Ok(Self {
             runner: runner.clone(),
             lease: lease.clone(),
-            project: project.ok_or(StoreError::NotFound)?,
+            project_id: batch.project_id.clone(),
+            project: Mutex::new((
+                Arc::new(project.ok_or(StoreError::NotFound)?),
+                Instant::now(),
+            )),
             input: Input {
                 objects: state.objects.clone(),
                 key: file.object_key,
@@ -185,6 +192,24 @@ impl Held {
             stop: stop.clone(),
             closing: closing.clone(),
         })
+    }
+
+    /// Its project: what that may do can change while the batch runs, and is noticed soon. Errors: 503.
+    pub async fn project(&self) -> Result<Arc<Project>, ApiError> {
+        let (known, since) = {
+            let project = self.project.lock();
+            project.unwrap_or_else(PoisonError::into_inner).clone()
+        };
+        if since.elapsed() < NOTICE {
+            return Ok(known);
+        }
+        let projects = self.runner.state.store.projects();
+        let found = projects.find(&self.project_id).await;
+        let found = found.map_err(app::store_error)?.map(Arc::new);
+        let project = found.unwrap_or(known);
+        let mut last = self.project.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = (Arc::clone(&project), Instant::now());
+        Ok(project)
     }
 
     pub fn batches(&self) -> Batches<'_> {
@@ -204,7 +229,8 @@ impl Held {
                 let refused = |error| BatchEvent::Refused {
                     errors: vec![of_model(error)],
                 };
-                match app::models::find_served(state, &self.project, &model).await {
+                let project = self.project().await?;
+                match app::models::find_served(state, &project, &model).await {
                     Ok(Some(_)) => BatchEvent::Validated { total, model },
                     Ok(None) => refused(app::chat::unknown(&model)),
                     Err(error) if error.kind == Kind::Forbidden => refused(error),

@@ -11,6 +11,7 @@ use super::form::{self, Form, FormFields};
 use super::reply::{Download, Made, RepeatHeaders};
 use super::{Tag, order};
 use crate::app;
+use crate::app::form::FormHead;
 use crate::auth::Caller;
 use crate::error::ApiError;
 use crate::state::Shared;
@@ -50,9 +51,11 @@ impl FilesApi {
         repeat: RepeatHeaders,
         form: Form<FileFields>,
     ) -> Result<Made<FileObject>, ApiError> {
-        let content_type = form.content_type.as_deref();
-        let created =
-            app::files::create(&state, &caller, content_type, &repeat.0, form.chunks).await?;
+        let head = FormHead {
+            content_type: form.content_type.as_deref(),
+            content_length: form.content_length,
+        };
+        let created = app::files::create(&state, &caller, head, &repeat.0, form.chunks).await?;
         Ok(Made::from(created))
     }
 

@@ -6,6 +6,7 @@ use std::marker::PhantomData;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use poem::http::header;
 use poem::{Request, RequestBody};
 use poem_openapi::registry::{MetaMediaType, MetaRequest, MetaSchema, MetaSchemaRef};
 use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions};
@@ -15,6 +16,8 @@ use crate::body::{paced, refuse_encoding};
 /// A multipart body with the fields that `F` describes.
 pub struct Form<F> {
     pub content_type: Option<String>,
+    /// Bytes of the whole body, where the client says.
+    pub content_length: Option<u64>,
     pub chunks: BoxStream<'static, io::Result<Bytes>>,
     fields: PhantomData<F>,
 }
@@ -60,8 +63,10 @@ impl<'a, F: FormFields> ApiExtractor<'a> for Form<F> {
         _options: ExtractParamOptions<Self::ParamType>,
     ) -> poem::Result<Self> {
         refuse_encoding(request.headers())?;
+        let length = request.header(header::CONTENT_LENGTH);
         Ok(Self {
             content_type: request.content_type().map(str::to_owned),
+            content_length: length.and_then(|text| text.parse().ok()),
             chunks: paced(body.take()?.into_bytes_stream()).boxed(),
             fields: PhantomData,
         })

@@ -21,6 +21,7 @@ pub mod model_aliases;
 pub mod models;
 pub mod moderations;
 pub mod project_rate_limits;
+pub mod project_spend_limits;
 pub mod project_users;
 pub mod projects;
 pub mod reply;
@@ -80,6 +81,7 @@ type OrganizationApi = (
     service_accounts::ServiceAccountsApi,
     project_users::ProjectUsersApi,
     project_rate_limits::ProjectRateLimitsApi,
+    project_spend_limits::ProjectSpendLimitsApi,
     users::UsersApi,
     invites::InvitesApi,
     audit_logs::AuditLogsApi,
@@ -122,6 +124,7 @@ pub fn service() -> OpenApiService<Api, ()> {
         service_accounts::ServiceAccountsApi,
         project_users::ProjectUsersApi,
         project_rate_limits::ProjectRateLimitsApi,
+        project_spend_limits::ProjectSpendLimitsApi,
         users::UsersApi,
         invites::InvitesApi,
         audit_logs::AuditLogsApi,

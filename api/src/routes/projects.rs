@@ -17,7 +17,7 @@ use crate::wire::list::List;
 use crate::wire::model_permissions::{
     ModelPermissionsDeleted, ModelPermissionsObject, ModelPermissionsOrder,
 };
-use crate::wire::projects::{ProjectObject, ProjectRequest};
+use crate::wire::projects::{ProjectObject, ProjectRequest, ProjectUpdate};
 
 pub struct ProjectsApi;
 
@@ -72,7 +72,9 @@ impl ProjectsApi {
         Ok(Json(project.into()))
     }
 
-    /// Renames a project.
+    /// Renames a project, and changes how much it may store and train at the same time.
+    ///
+    /// Caps hold at once in this process, in others within 15 seconds. What is there already stays.
     #[oai(
         path = "/:project_id",
         method = "post",
@@ -83,9 +85,10 @@ impl ProjectsApi {
         state: Data<&Shared>,
         admin: Admin,
         project_id: Path<String>,
-        body: JsonBody<ProjectRequest>,
+        body: JsonBody<ProjectUpdate>,
     ) -> Result<Json<ProjectObject>, ApiError> {
-        let project = app::rename(&state, &admin, &project_id, body.value.name).await?;
+        let ProjectUpdate(wanted) = body.value;
+        let project = app::modify(&state, &admin, &project_id, wanted).await?;
         Ok(Json(project.into()))
     }
 

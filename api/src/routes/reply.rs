@@ -41,12 +41,7 @@ impl<'a> ApiExtractor<'a> for RepeatHeaders {
         _body: &mut RequestBody,
         _options: ExtractParamOptions<Self::ParamType>,
     ) -> poem::Result<Self> {
-        let key = request.headers().get("idempotency-key");
-        let retries = request.header("x-stainless-retry-count");
-        Ok(Self(Repeat {
-            key: key.map(|key| String::from_utf8_lossy(key.as_bytes()).into_owned()),
-            retry_count: retries.and_then(|count| count.parse().ok()).unwrap_or(0),
-        }))
+        Ok(Self(Repeat::of(request.headers())))
     }
 }
 
@@ -168,13 +163,17 @@ impl<T: ToJSON> IntoResponse for Made<T> {
     fn into_response(self) -> Response {
         let mut response = Json(self.object).into_response();
         if self.is_replay {
-            let replayed = HeaderValue::from_static("true");
-            response
-                .headers_mut()
-                .insert("idempotent-replayed", replayed);
+            say_replayed(&mut response);
         }
         response
     }
+}
+
+/// The header of an answer that an earlier request was given.
+pub fn say_replayed(response: &mut Response) {
+    let replayed = HeaderValue::from_static("true");
+    let headers = response.headers_mut();
+    headers.insert("idempotent-replayed", replayed);
 }
 
 impl<T: ToJSON> ApiResponse for Made<T> {

@@ -9,6 +9,7 @@ use poem_openapi::registry::MetaSchema;
 use super::Tag;
 use super::form::{self, Form, FormFields};
 use super::reply::{Made, RepeatHeaders};
+use crate::app::form::FormHead;
 use crate::app::uploads::{self as app, Shown};
 use crate::auth::Caller;
 use crate::body::JsonBody;
@@ -48,8 +49,11 @@ impl UploadsApi {
         upload_id: Path<String>,
         form: Form<PartFields>,
     ) -> Result<Json<UploadPartObject>, ApiError> {
-        let (project, content_type) = (&caller.project, form.content_type.as_deref());
-        let part = app::add_part(&state, project, &upload_id, content_type, form.chunks).await?;
+        let head = FormHead {
+            content_type: form.content_type.as_deref(),
+            content_length: form.content_length,
+        };
+        let part = app::add_part(&state, &caller.project, &upload_id, head, form.chunks).await?;
         Ok(Json(part.into()))
     }
 

@@ -1,6 +1,8 @@
 //! Dry runs as clients order and see them.
 
-use domain::dry_run::{BadRow, DryRun, Estimates, FileReport, Labels, Price, Repeats, Report};
+use domain::dry_run::{
+    BadRow, DryRun, Estimates, FileReport, Labels, MemoryPlan, Price, Repeats, Report,
+};
 use domain::method::Method;
 use poem_openapi::Object;
 use serde_json::Value;
@@ -45,8 +47,13 @@ reply! {
         /// From the first step to the last, by the median speed of the newest jobs on the base model by the same method; null where
         /// none has measured it yet.
         estimated_seconds: Nullable<u64>,
-        /// Null: not known.
+        /// What the job would take of the device's memory, from above: `memory_plan.total_bytes`.
         estimated_memory_bytes: Nullable<u64>,
+        /// How the job would use the memory of a worker that serves the base model, by the plan that the worker makes when the job begins, and what
+        /// there is at this moment; null where the job would fail, and where `memory_plan_error` says why.
+        memory_plan: Nullable<MemoryPlanObject>,
+        /// Why there is no `memory_plan`.
+        memory_plan_error: Nullable<String>,
         /// What the job would cost, to the token; null where it would fail, and where the operator set no price for the model.
         price: Nullable<PriceObject>,
         /// What is in the training file; null until it was read.
@@ -64,6 +71,36 @@ reply! {
         billed_tokens: u64,
         /// In the amount's currency.
         per_million_tokens: f64,
+    }
+
+    /// A job's use of a worker's memory. Sizes are counted from above.
+    MemoryPlanObject as "DryRunMemoryPlan" {
+        /// `gpu` or `cpu`: where the job would train, and whose memory it is.
+        device: &'static str,
+        /// Why a worker that has a GPU would train the job on its CPU.
+        gpu_declined: Nullable<String>,
+        /// The base model's frozen weights.
+        weights_bytes: u64,
+        /// The adapter with gradients and the optimizer's moments.
+        adapter_bytes: u64,
+        /// What a pass computes in, and what is kept of it until its backward.
+        activations_bytes: u64,
+        /// The sum of these three.
+        total_bytes: u64,
+        /// What a job on a GPU takes of the host's memory.
+        host_bytes: u64,
+        /// What there is for all of it, a job that runs there now and what idles there aside; null where the system does not say.
+        available_bytes: Nullable<u64>,
+        /// Whether `total_bytes` are available.
+        fits: bool,
+        /// Tokens that go through the model at once at most: a step is as many passes as its batch needs.
+        pass_tokens: u64,
+        /// What the backward computes again, in the words of `x_training.memory.gradient_checkpointing`: `none`, `selective` or `full`.
+        gradient_checkpointing: &'static str,
+        /// Layers in which something is computed again.
+        recomputed_layers: u64,
+        /// Where the layers' inputs wait for the backward: `device`, or `host` where a GPU sends them there.
+        streams: &'static str,
     }
 
     /// What is in a file.
@@ -158,6 +195,11 @@ impl DryRunObject {
             leaked,
         } = report.unwrap_or_default();
         let resolved = plan.as_ref().map(|plan| plan.hyperparameters);
+        let (memory, memory_error) = match estimates.memory {
+            Some(Ok(plan)) => (Some(plan), None),
+            Some(Err(reason)) => (None, Some(reason)),
+            None => (None, None),
+        };
         let numbers = hyperparameters(&spec.method.hyperparameters(), &resolved);
         Self {
             id: dry_run.id.to_string(),
@@ -175,7 +217,9 @@ impl DryRunObject {
             trained_tokens: Nullable(plan.as_ref().map(|plan| plan.trained_tokens)),
             // As numbers become integers: what no integer holds is the largest one.
             estimated_seconds: Nullable(estimates.seconds.map(|s| s.ceil() as u64)),
-            estimated_memory_bytes: Nullable(None),
+            estimated_memory_bytes: Nullable(memory.as_ref().map(MemoryPlan::total)),
+            memory_plan: Nullable(memory.map(MemoryPlanObject::from)),
+            memory_plan_error: Nullable(memory_error),
             price: Nullable(estimates.price.map(PriceObject::from)),
             training: Nullable(training.map(FileReportObject::from)),
             validation: Nullable(validation.map(FileReportObject::from)),
@@ -190,6 +234,30 @@ impl From<Price> for PriceObject {
             amount: Amount::usd(price.amount),
             billed_tokens: price.n_tokens,
             per_million_tokens: price.per_million_tokens,
+        }
+    }
+}
+
+impl From<MemoryPlan> for MemoryPlanObject {
+    fn from(plan: MemoryPlan) -> Self {
+        Self {
+            device: plan.device.as_str(),
+            total_bytes: plan.total(),
+            gpu_declined: Nullable(plan.gpu_declined),
+            weights_bytes: plan.weights,
+            adapter_bytes: plan.adapter,
+            activations_bytes: plan.activations,
+            host_bytes: plan.on_host,
+            available_bytes: Nullable(plan.available),
+            fits: plan.fits,
+            pass_tokens: plan.pass_tokens,
+            gradient_checkpointing: plan.gradient_checkpointing.as_str(),
+            recomputed_layers: plan.n_recomputed_layers,
+            streams: if plan.streams_on_host {
+                "host"
+            } else {
+                "device"
+            },
         }
     }
 }

@@ -36,6 +36,7 @@ pub mod response_items;
 pub mod response_reply;
 pub mod response_tools;
 pub mod service_accounts;
+pub mod spend_limits;
 pub mod uploads;
 pub mod usage;
 pub mod users;

@@ -72,6 +72,12 @@ async fn change_everything(app: &App) -> usize {
         (DELETE, format!("{of}/model_permissions"), Value::Null),
         (
             POST,
+            format!("{of}/spend_limit"),
+            json!({"threshold_amount": 5, "currency": "USD", "interval": "month"}),
+        ),
+        (DELETE, format!("{of}/spend_limit"), Value::Null),
+        (
+            POST,
             format!("{of}/rate_limits/rl-{BASE_MODEL}"),
             json!({"max_requests_per_1_minute": 5}),
         ),

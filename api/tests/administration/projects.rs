@@ -20,6 +20,7 @@ async fn a_project_is_made_renamed_and_archived_for_good() {
     let mut expected = json!({
         "id": id, "object": "organization.project", "name": "search", "created_at": created_at,
         "archived_at": null, "status": "active",
+        "x_max_stored_bytes": null, "x_max_unfinished_jobs": null, "x_max_running_jobs": null,
     });
     assert_eq!(made, expected);
     let path = format!("/organization/projects/{id}");
@@ -49,6 +50,10 @@ async fn a_project_is_made_renamed_and_archived_for_good() {
             format!("{path}/model_permissions"),
             json!({"mode": "deny_list", "model_ids": []}),
         ),
+        (
+            format!("{path}/spend_limit"),
+            json!({"threshold_amount": 1, "currency": "USD", "interval": "month"}),
+        ),
     ] {
         let refused = app.admin(POST, &path, body).await;
         refused.assert_error(400, Some("project_archived"), None, &message);
@@ -71,6 +76,52 @@ async fn a_project_is_made_renamed_and_archived_for_good() {
     assert_eq!(names(all), set(&["default", "find", "other"]));
     // Its name is free again.
     new_project(&app, "find").await;
+}
+
+#[tokio::test]
+async fn caps_of_a_project_are_changed_apart() {
+    let app = App::start().await;
+    let path = format!("/organization/projects/{}", app.project.id);
+    let change = async |body: Value| {
+        let project = ok(app.admin(POST, &path, body).await);
+        assert_eq!(ok(app.admin(GET, &path, Value::Null).await), project);
+        ["stored_bytes", "unfinished_jobs", "running_jobs"]
+            .map(|cap| project[format!("x_max_{cap}")].clone())
+    };
+    let null = Value::Null;
+    assert_eq!(
+        change(json!({"x_max_stored_bytes": 0, "x_max_running_jobs": 2})).await,
+        [json!(0), null.clone(), json!(2)]
+    );
+    assert_eq!(
+        change(json!({"x_max_unfinished_jobs": 5, "x_max_running_jobs": null})).await,
+        [json!(0), json!(5), null.clone()]
+    );
+    // Nothing is asked for, and nothing told.
+    assert_eq!(change(json!({})).await, [json!(0), json!(5), null]);
+    let log = "/organization/audit_logs?event_types[]=project.updated";
+    let log = ok(app.admin(GET, log, Value::Null).await);
+    let told: Vec<&Value> = log["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| &entry["project.updated"]["changes_requested"])
+        .collect();
+    assert_eq!(
+        told,
+        [
+            &json!({"x_max_unfinished_jobs": 5, "x_max_running_jobs": null}),
+            &json!({"x_max_stored_bytes": 0, "x_max_running_jobs": 2}),
+        ]
+    );
+    for (cap, value, code) in [
+        ("x_max_stored_bytes", json!(-1), "integer_below_min_value"),
+        ("x_max_unfinished_jobs", json!(0), "integer_below_min_value"),
+        ("x_max_running_jobs", json!("2"), "invalid_type"),
+    ] {
+        let refused = app.admin(POST, &path, json!({cap: value})).await;
+        refused.assert_refused(code, cap);
+    }
 }
 
 #[tokio::test]
@@ -324,6 +375,16 @@ async fn what_is_another_organization_s_is_absent() {
             GET,
             format!("/organization/projects/{project}/api_keys"),
             Value::Null,
+        ),
+        (
+            GET,
+            format!("/organization/projects/{project}/spend_limit"),
+            Value::Null,
+        ),
+        (
+            POST,
+            format!("/organization/projects/{project}/spend_limit"),
+            json!({"threshold_amount": 0, "currency": "USD", "interval": "month"}),
         ),
         (
             POST,

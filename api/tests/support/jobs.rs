@@ -49,6 +49,7 @@ impl App {
             JobEvent::Validated {
                 hyperparameters,
                 total_steps: 6,
+                planned_tokens: 5_070,
                 details: Vec::new(),
             },
         )

@@ -353,7 +353,11 @@ pub async fn make_key_with(
     secret.value
 }
 
-async fn make_admin_key(store: &Store, config: &Config, organization: &OrganizationId) -> String {
+pub async fn make_admin_key(
+    store: &Store,
+    config: &Config,
+    organization: &OrganizationId,
+) -> String {
     make_admin_key_of(store, config, organization, None).await
 }
 

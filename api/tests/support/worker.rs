@@ -4,14 +4,17 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use domain::dry_run::MemoryPlan;
 use domain::generation::{FinishReason, TokenLogprob, ToolChoice, TopLogprob};
 use domain::id::WorkerId;
 use domain::message::{
     EmbedEvent, EmbedRequest, Embedded, ExportError, ExportFormat, ExportRequest, GenerateError,
-    GenerateEvent, GenerateRequest, GgufType, Prompt,
+    GenerateEvent, GenerateRequest, GgufType, PlanRequest, Prompt,
 };
+use domain::speed::DeviceKind;
 use domain::usage::TokenUsage;
 use domain::worker::WorkerStatus;
+use domain::x_training::GradientCheckpointing;
 use platform::config::Secret;
 use platform::service_token::{ServiceKey, verify};
 use poem::http::StatusCode;
@@ -22,6 +25,18 @@ use tokio::sync::Notify;
 
 /// What an export holds.
 pub const EXPORTED: &str = "the whole model";
+
+/// How a worker answers for plans.
+#[derive(Clone)]
+pub enum Plans {
+    /// With [`memory_plan`].
+    Told,
+    Refused(u16, GenerateError),
+    /// As a worker of an earlier version.
+    Unknown,
+    /// It is silent.
+    Never,
+}
 
 pub struct FakeWorker {
     pub address: String,
@@ -35,6 +50,8 @@ struct Shared {
     refusal: Mutex<Option<(u16, GenerateError)>>,
     exports: Mutex<Vec<ExportRequest>>,
     embedded: Mutex<Vec<Prompt>>,
+    planned: Mutex<Vec<PlanRequest>>,
+    plans: Mutex<Plans>,
     /// An endless answer was dropped.
     dropped: Arc<Notify>,
 }
@@ -47,6 +64,8 @@ impl FakeWorker {
             refusal: Mutex::new(None),
             exports: Mutex::new(Vec::new()),
             embedded: Mutex::new(Vec::new()),
+            planned: Mutex::new(Vec::new()),
+            plans: Mutex::new(Plans::Told),
             dropped: Arc::new(Notify::new()),
         });
         let acceptor = TcpListener::bind("127.0.0.1:0")
@@ -61,6 +80,7 @@ impl FakeWorker {
             .at("/v1/generate", post(generate))
             .at("/v1/export", post(export))
             .at("/v1/embed", post(embed))
+            .at("/v1/plan", post(plan))
             .data(shared.clone());
         tokio::spawn(Server::new_with_acceptor(acceptor).run(route));
         Self { address, shared }
@@ -86,6 +106,16 @@ impl FakeWorker {
     /// What was asked last.
     pub fn last(&self) -> GenerateRequest {
         self.shared.asked.lock().unwrap().last().unwrap().clone()
+    }
+
+    /// How it answers for plans from now on.
+    pub fn plans(&self, plans: Plans) {
+        *self.shared.plans.lock().unwrap() = plans;
+    }
+
+    /// The plan that was asked for last.
+    pub fn last_planned(&self) -> PlanRequest {
+        self.shared.planned.lock().unwrap().last().unwrap().clone()
     }
 
     /// The export that was asked for last.
@@ -160,6 +190,40 @@ async fn export(shared: Data<&Arc<Shared>>, request: &Request, body: Body) -> Re
         _ => StatusCode::BAD_REQUEST,
     };
     Json(&error).with_status(status).into_response()
+}
+
+/// What a training takes here, whatever it is.
+pub fn memory_plan() -> MemoryPlan {
+    MemoryPlan {
+        device: DeviceKind::Gpu,
+        gpu_declined: None,
+        weights: 16_000,
+        adapter: 300,
+        activations: 40_000,
+        on_host: 2_000,
+        available: Some(80_000),
+        fits: true,
+        pass_tokens: 8_192,
+        gradient_checkpointing: GradientCheckpointing::Selective,
+        n_recomputed_layers: 3,
+        streams_on_host: true,
+    }
+}
+
+#[handler]
+async fn plan(shared: Data<&Arc<Shared>>, request: &Request, body: Body) -> Response {
+    if !is_authorised(&shared, request) {
+        return StatusCode::UNAUTHORIZED.into_response();
+    }
+    let asked: PlanRequest = serde_json::from_slice(&body.into_bytes().await.unwrap()).unwrap();
+    shared.planned.lock().unwrap().push(asked);
+    let plans = shared.plans.lock().unwrap().clone();
+    match plans {
+        Plans::Told => Json(&memory_plan()).into_response(),
+        Plans::Refused(status, error) => refusal(status, &error),
+        Plans::Unknown => StatusCode::NOT_FOUND.into_response(),
+        Plans::Never => std::future::pending().await,
+    }
 }
 
 /// (n, 0, -1) of n tokens, a token a character.
@@ -247,8 +311,9 @@ async fn generate(shared: Data<&Arc<Shared>>, request: &Request, body: Body) -> 
 
 /// The last message's text.
 fn said(asked: &GenerateRequest) -> &str {
-    let last = asked.messages.last().unwrap();
-    last.content.as_deref().unwrap_or_default()
+    let last = asked.messages.last();
+    last.and_then(|last| last.content.as_deref())
+        .unwrap_or_default()
 }
 
 fn refusal(status: u16, error: &GenerateError) -> Response {

@@ -76,6 +76,7 @@ pub fn validated() -> JobEvent {
             learning_rate: 1.25e-3,
         },
         total_steps: TOTAL_STEPS,
+        planned_tokens: 5_070,
         details: Vec::new(),
     }
 }

@@ -54,10 +54,15 @@ pub(super) struct Slot {
 }
 
 impl Adapters {
+    /// What [`Self::new`] takes of the GPU's memory. Bytes.
+    pub fn bytes_of(n_layers: usize, n_slots: usize) -> usize {
+        n_slots * n_layers * Fused::ALL.len() * size_of::<AdapterLinear>()
+    }
+
     /// Errors: `OutOfMemory`.
     pub fn new(gpu: &Gpu, n_layers: usize, n_slots: usize) -> Result<Self, CudaError> {
         let n_linears = n_layers * Fused::ALL.len();
-        let bytes = n_slots * n_linears * size_of::<AdapterLinear>();
+        let bytes = Self::bytes_of(n_layers, n_slots);
         let mut slots = Vec::new();
         slots.resize_with(n_slots, || None);
         Ok(Self {

@@ -114,6 +114,34 @@ impl Drop for Base {
     }
 }
 
+/// What of a base the memory of its passes depends on; it need not lie on the GPU yet.
+#[derive(Clone, Copy)]
+pub(super) struct Shape<'a> {
+    pub gpu: &'a Gpu,
+    pub config: &'a ModelConfig,
+    pub n_rotations: usize,
+}
+
+impl<'a> Shape<'a> {
+    pub fn new(gpu: &'a Gpu, config: &'a ModelConfig) -> Self {
+        Self {
+            gpu,
+            config,
+            n_rotations: Ropes::new(config).plain().len(),
+        }
+    }
+
+    /// Whether a linear adds to the stream itself, without a norm between.
+    pub fn gives_f32(self, fused: Fused) -> bool {
+        let norms = self.config.norms;
+        match fused {
+            Fused::Qkv | Fused::GateUp => false,
+            Fused::O => norms.after_attention.is_none(),
+            Fused::Down => norms.after_mlp.is_none(),
+        }
+    }
+}
+
 /// Where everything lies in a model's memory.
 struct Places {
     layers: Vec<Layer>,
@@ -202,9 +230,32 @@ impl Base {
         self.memory.len() as u64
     }
 
+    /// What [`Self::load_as`] takes of the GPU's memory, and of the host's. Bytes.
+    /// Errors: `Unsupported`.
+    pub fn bytes_of(
+        config: &ModelConfig,
+        weights: BaseWeights,
+        room: RankRoom,
+    ) -> Result<(u64, u64), CudaError> {
+        check(config)?;
+        let (mut plan, ropes) = (Plan::measure(), Ropes::new(config));
+        let table_at = (!config.tie_word_embeddings).then_some(0);
+        Places::new(&mut plan, config, &ropes, weights, room, table_at)?;
+        let on_host = table_at.map_or(0, |at| table(at, config).size_bytes());
+        Ok((plan.used() as u64, on_host as u64))
+    }
+
     /// The model's shape.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    pub(super) fn shape(&self) -> Shape<'_> {
+        Shape {
+            gpu: &self.gpu,
+            config: &self.config,
+            n_rotations: self.rotations.len(),
+        }
     }
 
     /// Every norm's weight and its length.
@@ -634,12 +685,7 @@ impl Loader<'_> {
 impl Base {
     /// Whether a linear adds to the stream itself, without a norm between.
     pub(super) fn gives_f32(&self, fused: Fused) -> bool {
-        let norms = self.config.norms;
-        match fused {
-            Fused::Qkv | Fused::GateUp => false,
-            Fused::O => norms.after_attention.is_none(),
-            Fused::Down => norms.after_mlp.is_none(),
-        }
+        self.shape().gives_f32(fused)
     }
 
     /// The number by which the kernels know an activation.

@@ -23,5 +23,5 @@ pub use base::{Base, BaseError, RankRoom};
 pub use gpu::{CudaError, Gpu};
 pub use plan::{MemoryPlan, Streams};
 pub(crate) use run::Run;
-pub use run::{plan_memory, supports};
+pub use run::{Need, TrainingShape, available_bytes, plan_memory, supports};
 pub(crate) use serving::Generator;

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::base::{Base, RANK_STEP, linear_sizes};
+use super::base::{RANK_STEP, Shape, linear_sizes};
 use super::memory::{Format, Matrix, Plan};
 use super::offload::{Offload, PLACES};
 use super::ops::{self, QkNorm};
@@ -138,14 +138,14 @@ impl Room {
     /// Divides memory for passes of up to `n_rows` rows with up to `n_labels` labels.
     pub fn new(
         plan: &mut Plan,
-        base: &Base,
+        shape: Shape<'_>,
         ranks: &[[usize; 4]],
         n_rows: usize,
         n_labels: usize,
         keeps: MemoryPlan,
     ) -> Self {
         use Format::{Bf16, F32};
-        let config = &base.config;
+        let config = shape.config;
         let (width, inner) = (config.hidden_size, config.intermediate_size);
         let (query, kv) = (config.query_size(), config.key_value_size());
         let qkv = query + 2 * kv;
@@ -195,25 +195,25 @@ impl Room {
             qkv: plan.matrix(Bf16, n_rows, qkv),
             attended: plan.matrix(Bf16, n_rows, query + r_o),
             lse: plan.words(heads * n_rows),
-            after_attention: branch(plan, !base.gives_f32(Fused::O), n_rows, width),
+            after_attention: branch(plan, !shape.gives_f32(Fused::O), n_rows, width),
             middle: plan.dense(F32, n_rows, width),
             middle_rstd: plan.words(n_rows),
             gate_up: shared_gate_up
                 .filter(|_| !keeps.gate_up(layer, n_layers))
                 .unwrap_or_else(|| plan.matrix(Bf16, n_rows, 2 * inner + r_gate_up)),
-            after_mlp: branch(plan, !base.gives_f32(Fused::Down), n_rows, width),
+            after_mlp: branch(plan, !shape.gives_f32(Fused::Down), n_rows, width),
             h_qkv: plan.matrix(Bf16, n_rows, r_qkv),
             h_gate_up: plan.matrix(Bf16, n_rows, r_gate_up),
             h_down: plan.matrix(Bf16, n_rows, r_down),
         });
         let saved = saved.collect();
         let half = config.rotary_dim / 2;
-        let angles = base.rotations.iter();
-        let angles = angles.map(|_| (plan.words(n_rows * half), plan.words(n_rows * half)));
+        let angles =
+            (0..shape.n_rotations).map(|_| (plan.words(n_rows * half), plan.words(n_rows * half)));
         let angles = angles.collect();
         // A pass of fewer rows may have more parts; how many must not depend on the room, or bits would.
         let parts_of =
-            |rows| match ops::kv_parts(&base.gpu, heads, config.num_key_value_heads, rows) {
+            |rows| match ops::kv_parts(shape.gpu, heads, config.num_key_value_heads, rows) {
                 1 => 0,
                 n_parts => n_parts * rows * 2 * kv,
             };

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use super::base::Base;
+use super::base::{Base, Shape};
 use super::gpu::{CudaError, Gpu};
 use super::matmul::cublaslt_version;
 use super::memory::{Memory, Pinned, Plan, clear, download, download_large, staging, upload};
@@ -15,7 +15,7 @@ use super::plan::{MemoryPlan, Streams};
 use super::room::{Gradients, ROW_STEP, Room, Tables, Tiles, parts, ranks};
 use crate::config::ModelConfig;
 use crate::cpu::element::Precision;
-use crate::lora::{Adapter, Fused, Layout, Role};
+use crate::lora::{Adapter, AdapterShape, Fused, Layout, Role};
 use crate::model::{Batch, MemoryLevel};
 use crate::nn::cross_entropy::RowLosses;
 use crate::optim::Group;
@@ -54,7 +54,7 @@ struct Place {
     /// What still copies is waited for first.
     offload: Option<Offload>,
     room: Room,
-    _memory: Memory,
+    memory: Memory,
 }
 
 /// The adapter's part of the memory.
@@ -67,7 +67,7 @@ struct OnGpu {
     adam: Adam,
     /// Σ −log p and how many were right.
     sums: u64,
-    _memory: Memory,
+    memory: Memory,
 }
 
 impl Run {
@@ -82,7 +82,7 @@ impl Run {
         memory: MemoryPlan,
     ) -> Result<Self, CudaError> {
         let layout = Arc::clone(adapter.layout());
-        check(&base, adapter, config)?;
+        check(&base, &adapter.shape(), config)?;
         let ranks = ranks(&layout);
         let state = OnGpu::new(gpu, &base, &layout, &ranks, adapter.values(), groups)?;
         Ok(Self {
@@ -115,8 +115,10 @@ impl Run {
             Some(Place { room, .. }) => (room.n_rows.max(n_rows), room.n_labels.max(n_labels)),
             None => (n_rows, n_labels),
         };
-        let divide =
-            |plan: &mut Plan| Room::new(plan, &self.base, &self.ranks, rows, labels, self.memory);
+        let divide = |plan: &mut Plan| {
+            let shape = self.base.shape();
+            Room::new(plan, shape, &self.ranks, rows, labels, self.memory)
+        };
         let mut plan = Plan::measure();
         divide(&mut plan);
         let memory = Memory::new(&self.gpu, plan.used())?;
@@ -131,7 +133,7 @@ impl Run {
         self.room = Some(Place {
             offload,
             room,
-            _memory: memory,
+            memory,
         });
         Ok(())
     }
@@ -194,7 +196,7 @@ impl Run {
 
 /// Whether a GPU can compute such a training, whatever the base.
 /// Errors: `Unsupported`.
-pub fn supports(adapter: &Adapter, config: &TrainConfig) -> Result<(), CudaError> {
+pub fn supports(adapter: &AdapterShape, config: &TrainConfig) -> Result<(), CudaError> {
     let no = |what: &str| Err(CudaError::Unsupported(what.to_owned()));
     let (lora, layout) = (adapter.config(), adapter.layout());
     if config.precision != Precision::Bf16 {
@@ -216,7 +218,7 @@ pub fn supports(adapter: &Adapter, config: &TrainConfig) -> Result<(), CudaError
 }
 
 /// Errors: `Unsupported`.
-fn check(base: &Base, adapter: &Adapter, config: &TrainConfig) -> Result<(), CudaError> {
+fn check(base: &Base, adapter: &AdapterShape, config: &TrainConfig) -> Result<(), CudaError> {
     supports(adapter, config)?;
     let room = base.room.0;
     let needed = ranks(adapter.layout());
@@ -240,7 +242,7 @@ impl OnGpu {
         groups: &[Group],
     ) -> Result<Self, CudaError> {
         let mut plan = Plan::measure();
-        Held::plan(&mut plan, base, layout, ranks);
+        Held::plan(&mut plan, &base.config, layout, ranks);
         let memory = Memory::new(gpu, plan.used())?;
         let Held {
             values: at,
@@ -249,7 +251,7 @@ impl OnGpu {
             gradients,
             adam,
             sums,
-        } = Held::plan(&mut Plan::over(&memory), base, layout, ranks);
+        } = Held::plan(&mut Plan::over(&memory), &base.config, layout, ranks);
         clear(gpu, memory.at(), memory.len())?;
         clear_changes(gpu, base)?;
         let mut on_gpu = Self {
@@ -259,7 +261,7 @@ impl OnGpu {
             gradients,
             adam,
             sums,
-            _memory: memory,
+            memory,
         };
         upload(gpu, at, values)?;
         on_gpu.publish(gpu, base, layout, groups)?;
@@ -362,7 +364,7 @@ struct Held {
 }
 
 impl Held {
-    fn plan(plan: &mut Plan, base: &Base, layout: &Layout, ranks: &[[usize; 4]]) -> Self {
+    fn plan(plan: &mut Plan, config: &ModelConfig, layout: &Layout, ranks: &[[usize; 4]]) -> Self {
         let n = layout.n_values();
         let n_slots = 2 * layout.slots().len();
         let n_chunks: usize = layout
@@ -375,7 +377,7 @@ impl Held {
             values,
             exp_avg,
             exp_avg_sq,
-            gradients: Gradients::plan(plan, &base.config, ranks),
+            gradients: Gradients::plan(plan, config, ranks),
             adam: Adam {
                 tensors: plan.bytes(n_slots * size_of::<AdamTensor>()),
                 chunks: plan.words(2 * n_chunks),
@@ -488,6 +490,12 @@ impl train::Run for Run {
 
     fn rows_per_pass(&self) -> usize {
         rows_per_pass(&self.base.config)
+    }
+
+    fn gpu_bytes(&self) -> u64 {
+        let room = self.room.as_ref().map_or(0, |place| place.memory.len());
+        let tables = self.tables.as_ref().map_or(0, Memory::len);
+        (self.state.memory.len() + room + tables) as u64
     }
 
     fn gradients(&mut self, passes: &[Batch], scale: f32) -> Result<(EvalReport, f32), TrainError> {
@@ -634,8 +642,89 @@ fn rows_per_pass(config: &ModelConfig) -> usize {
     rows.clamp(LEAST_ROWS, MOST_ROWS)
 }
 
-/// The fastest plan of a run with this adapter, of the level that was asked for if one was, whose memory is free beside a twentieth of the card.
-/// `longest`: of the examples, in tokens; `host_bytes`: what is free of the host's memory, of which streams may take half. It is counted from above, as if every row of a pass had a label.
+/// A training, as far as its memory depends on it.
+#[derive(Clone, Copy)]
+pub struct TrainingShape<'a> {
+    pub model: &'a ModelConfig,
+    pub adapter: &'a AdapterShape,
+    pub config: &'a TrainConfig,
+    /// Of the examples. Tokens.
+    pub longest: usize,
+    /// `None`: the fastest that fits.
+    pub level: Option<MemoryLevel>,
+}
+
+/// What a training takes beside the base's weights, counted from above, as if every row of a pass had a label. Bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Need {
+    pub memory: MemoryPlan,
+    /// Rows of a pass. Tokens.
+    pub n_rows: usize,
+    /// The adapter with gradients and moments, on the GPU.
+    pub adapter: u64,
+    /// What passes compute in, on the GPU.
+    pub activations: u64,
+    /// Of the host's memory, for streams that wait there.
+    pub on_host: u64,
+}
+
+impl Need {
+    /// All of it that lies on the GPU.
+    pub fn on_gpu(&self) -> u64 {
+        self.adapter + self.activations
+    }
+}
+
+impl TrainingShape<'_> {
+    /// The fastest plan that takes at most `available` bytes of the GPU's memory beside the base's weights, and half of `host_bytes`. The base need
+    /// not lie on the GPU yet.
+    /// Errors: `OutOfMemory` with what the leanest plan needs.
+    pub fn plan(&self, gpu: &Gpu, available: u64, host_bytes: u64) -> Result<Need, CudaError> {
+        let (layout, shape) = (self.adapter.layout(), Shape::new(gpu, self.model));
+        let ranks = ranks(layout);
+        let own = rows_per_pass(self.model);
+        let n_rows = self.config.pass_tokens.unwrap_or(own).max(self.longest);
+        let n_rows = n_rows.next_multiple_of(ROW_STEP);
+        let mut plan = Plan::measure();
+        Held::plan(&mut plan, self.model, layout, &ranks);
+        let adapter = plan.used() as u64;
+        let mut needed = 0;
+        for memory in MemoryPlan::all(self.level, self.model.num_hidden_layers) {
+            let mut plan = Plan::measure();
+            let room = Room::new(&mut plan, shape, &ranks, n_rows, n_rows, memory);
+            let need = Need {
+                memory,
+                n_rows,
+                adapter,
+                activations: plan.used() as u64,
+                on_host: room.host_bytes(),
+            };
+            if need.on_host > host_bytes / 2 {
+                continue;
+            }
+            needed = need.on_gpu();
+            if needed <= available {
+                return Ok(need);
+            }
+        }
+        Err(CudaError::OutOfMemory {
+            needed,
+            free: available,
+        })
+    }
+}
+
+/// What a training may take of the GPU's memory at this moment: what is free, but for a twentieth of the card. Bytes.
+/// Errors: `Driver`.
+pub fn available_bytes(gpu: &Gpu) -> Result<u64, CudaError> {
+    // Memory that was freed is given back to the card only now.
+    gpu.synchronize()?;
+    let (free, total) = gpu.memory()?;
+    Ok(free.saturating_sub(total / 20))
+}
+
+/// The fastest plan of a run with this adapter on a base that lies on the GPU, of the level that was asked for if one was, whose memory is free beside a
+/// twentieth of the card. `longest`: of the examples, in tokens; `host_bytes`: what is free of the host's memory, of which streams may take half.
 /// Errors: `OutOfMemory` with what the leanest plan needs; `Unsupported`; `Driver`.
 pub fn plan_memory(
     gpu: &Gpu,
@@ -645,30 +734,15 @@ pub fn plan_memory(
     longest: usize,
     asked: Option<MemoryLevel>,
     host_bytes: u64,
-) -> Result<MemoryPlan, CudaError> {
-    check(base, adapter, config)?;
-    let ranks = ranks(adapter.layout());
-    let budget = config.pass_tokens.unwrap_or(rows_per_pass(&base.config));
-    let n_rows = budget.max(longest).next_multiple_of(ROW_STEP);
-    // Memory that was freed is given back to the card only now.
-    gpu.synchronize()?;
-    let (free, total) = gpu.memory()?;
-    let available = free.saturating_sub(total / 20);
-    let mut needed = 0;
-    for memory in MemoryPlan::all(asked, base.layers.len()) {
-        let mut plan = Plan::measure();
-        Held::plan(&mut plan, base, adapter.layout(), &ranks);
-        let room = Room::new(&mut plan, base, &ranks, n_rows, n_rows, memory);
-        if room.host_bytes() > host_bytes / 2 {
-            continue;
-        }
-        needed = plan.used() as u64;
-        if needed <= available {
-            return Ok(memory);
-        }
-    }
-    Err(CudaError::OutOfMemory {
-        needed,
-        free: available,
-    })
+) -> Result<Need, CudaError> {
+    let adapter = adapter.shape();
+    check(base, &adapter, config)?;
+    let shape = TrainingShape {
+        model: &base.config,
+        adapter: &adapter,
+        config,
+        longest,
+        level: asked,
+    };
+    shape.plan(gpu, available_bytes(gpu)?, host_bytes)
 }

@@ -49,10 +49,18 @@ struct Pages {
 
 impl Pages {
     fn new(gpu: &Gpu, base: &Base, n_tokens: usize) -> Result<Self, CudaError> {
-        let n_pages = n_tokens.div_ceil(PAGE).max(1);
-        let of_layer = 2 * n_pages * page_bytes(&base.config);
-        let memory = Memory::new(gpu, of_layer * base.layers.len())?;
+        let memory = Memory::new(gpu, Self::bytes_of(&base.config, n_tokens))?;
+        let n_pages = Self::n_of(n_tokens);
         Ok(Self { memory, n_pages })
+    }
+
+    fn n_of(n_tokens: usize) -> usize {
+        n_tokens.div_ceil(PAGE).max(1)
+    }
+
+    /// What so many tokens take in all layers. Bytes.
+    fn bytes_of(config: &ModelConfig, n_tokens: usize) -> usize {
+        2 * Self::n_of(n_tokens) * page_bytes(config) * config.num_hidden_layers
     }
 
     fn of_layer(&self, config: &ModelConfig, layer: usize) -> LayerPages {
@@ -193,6 +201,23 @@ struct Tables {
 }
 
 impl Generator {
+    /// What [`Self::new`] takes of the GPU's memory. Bytes.
+    pub fn bytes_of(
+        config: &ModelConfig,
+        is_quantized: bool,
+        n_sequences: usize,
+        n_tokens: usize,
+    ) -> usize {
+        let unpacked = if is_quantized {
+            most_unpacked(config)
+        } else {
+            0
+        };
+        unpacked
+            + Adapters::bytes_of(config.num_hidden_layers, n_sequences.max(1))
+            + Pages::bytes_of(config, n_tokens)
+    }
+
     /// Generates on the stream of `gpu`, the GPU that has `base`.
     /// Errors: `OutOfMemory`, `OutOfHostMemory`, `Driver`.
     pub fn new(

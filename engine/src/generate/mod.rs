@@ -20,7 +20,7 @@ use crate::kv::{Beginning, KvCache, PAGE, Pages, Span};
 use crate::lora::Adapter;
 use crate::sampling::Choice;
 pub use crate::sampling::Sampling;
-use crate::weights::BaseModel;
+use crate::weights::{BaseModel, BaseWeights};
 pub use embed::Embedding;
 pub(crate) use grammar::is_allowed;
 pub use grammar::{Grammar, Walk};
@@ -181,6 +181,13 @@ impl Batcher {
         let model =
             cuda::Generator::new(gpu, base, limits.max_sequences, limits.max_cached_tokens)?;
         Ok(Self::with(Box::new(model), pool, limits))
+    }
+
+    /// What [`Self::on_gpu`] takes of a GPU's memory beside a base of this shape. Bytes; steps take a little more, once they come.
+    pub fn gpu_bytes(config: &ModelConfig, weights: BaseWeights, limits: Limits) -> u64 {
+        let is_quantized = matches!(weights, BaseWeights::Quantized(_));
+        let (n_sequences, n_tokens) = (limits.max_sequences, limits.max_cached_tokens);
+        cuda::Generator::bytes_of(config, is_quantized, n_sequences, n_tokens) as u64
     }
 
     fn with(model: Box<dyn Model>, pool: Pool, limits: Limits) -> Self {

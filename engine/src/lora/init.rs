@@ -73,7 +73,7 @@ fn copy_from_base(layout: &Layout, base: &BaseModel, pool: &Pool, values: &mut [
 }
 
 /// The layout of a new adapter, where also what PEFT would pass over in silence is wrong.
-fn layout(model: &ModelConfig, config: &LoraConfig) -> Result<Layout, AdapterError> {
+pub(super) fn layout(model: &ModelConfig, config: &LoraConfig) -> Result<Layout, AdapterError> {
     let layout = Layout::new(model, config)?;
     let paths: Vec<String> = layout.slots().iter().map(Slot::path).collect();
     Targets::new(config)?.check_patterns(&paths)?;

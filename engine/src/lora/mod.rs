@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::bf16;
 
+use crate::config::ModelConfig;
 use crate::cpu::buffer::OutOfMemory;
 use crate::cpu::element::Precision;
 use crate::cpu::pool::Pool;
@@ -34,6 +35,38 @@ use packed::Copies;
 pub(crate) use packed::{FusedLora, Generated, PackedLora};
 pub(crate) use peft::{named, serialize};
 pub(crate) use slots::{Kind, Role, Saved, Slot, Tensor};
+
+/// An adapter without its values: all that the memory of a training on it depends on.
+#[derive(Clone)]
+pub struct AdapterShape {
+    config: LoraConfig,
+    layout: Arc<Layout>,
+}
+
+impl AdapterShape {
+    /// That of a fresh adapter for a model of this shape.
+    /// Errors: what the configuration can have wrong.
+    pub fn new(model: &ModelConfig, config: &LoraConfig) -> Result<Self, AdapterError> {
+        Ok(Self {
+            config: config.clone(),
+            layout: Arc::new(init::layout(model, config)?),
+        })
+    }
+
+    /// The adapter's configuration.
+    pub fn config(&self) -> &LoraConfig {
+        &self.config
+    }
+
+    /// The number of values, with those that are not trained.
+    pub fn n_values(&self) -> u64 {
+        self.layout.n_values() as u64
+    }
+
+    pub(crate) fn layout(&self) -> &Arc<Layout> {
+        &self.layout
+    }
+}
 
 /// The values of an adapter, in f32. They never change.
 /// Invariant: `values` is as long as `layout` says.
@@ -61,6 +94,14 @@ impl Adapter {
     /// The adapter's configuration.
     pub fn config(&self) -> &LoraConfig {
         &self.config
+    }
+
+    /// The adapter without its values.
+    pub fn shape(&self) -> AdapterShape {
+        AdapterShape {
+            config: self.config.clone(),
+            layout: Arc::clone(&self.layout),
+        }
     }
 
     /// The same adapter, to be trained on with another dropout.

@@ -165,6 +165,15 @@ impl Coded {
         }
     }
 
+    /// What a matrix (rows, columns) takes; `None` for kinds that are kept as they are. Bytes.
+    pub fn bytes_of(kind: GgmlType, rows: usize, columns: usize) -> Option<usize> {
+        let form = Form::of(kind)?;
+        let n = rows.next_multiple_of(PANEL) * columns;
+        let n_both = 1 + usize::from(form.has_minimum);
+        let fine = if form.is_fine { n / form.group } else { 0 };
+        Some(n * form.bits / 8 + n_both * (n / form.coarse * 4 + fine))
+    }
+
     /// The memory that codes and scales take. Bytes.
     pub fn n_bytes(&self) -> usize {
         let floats = self.d.len() + self.dmin.len();

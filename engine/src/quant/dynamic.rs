@@ -79,6 +79,11 @@ impl Dynamic {
         MAP[usize::from(self.codes[i])] * self.absmax[i / BLOCK]
     }
 
+    /// What `n` numbers take. Bytes.
+    pub fn bytes_of(n: usize) -> usize {
+        n + n.div_ceil(BLOCK) * 4
+    }
+
     pub fn n_bytes(&self) -> usize {
         self.codes.len() + self.absmax.len() * 4
     }

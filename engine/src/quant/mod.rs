@@ -219,6 +219,18 @@ impl Quantized {
         self.columns
     }
 
+    /// The memory that codes and scales of a matrix (rows, columns) take. Bytes.
+    pub fn bytes_of(kind: Kind, rows: usize, columns: usize) -> usize {
+        let n = rows * columns;
+        match kind {
+            Kind::Nf4 => Nf4::bytes_of(n, false),
+            Kind::Nf4DoubleQuant => Nf4::bytes_of(n, true),
+            Kind::Int8 | Kind::Fp8 => n + rows * size_of::<f32>(),
+            Kind::Ggml(kind) => Coded::bytes_of(kind, rows, columns)
+                .unwrap_or(n / kind.block_len() * kind.block_bytes()),
+        }
+    }
+
     /// The memory that codes and scales take. Bytes.
     pub fn n_bytes(&self) -> usize {
         match &self.data {

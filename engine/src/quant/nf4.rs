@@ -108,6 +108,16 @@ impl Nf4 {
         matches!(self.scales, Scales::Double { .. })
     }
 
+    /// What `n` weights take. Bytes.
+    pub fn bytes_of(n: usize, is_double_quantized: bool) -> usize {
+        let n_scales = n.div_ceil(BLOCK);
+        let scales = match is_double_quantized {
+            false => n_scales * 4,
+            true => Dynamic::bytes_of(n_scales) + 4,
+        };
+        n.div_ceil(2) + scales
+    }
+
     pub fn n_bytes(&self) -> usize {
         let scales = match &self.scales {
             Scales::Plain(scales) => scales.len() * 4,

@@ -265,6 +265,18 @@ fn every_kind() -> Vec<Quantized> {
 }
 
 #[test]
+fn what_a_matrix_takes_is_known_before() {
+    for matrix in every_kind() {
+        let (kind, rows, columns) = (matrix.kind(), matrix.rows, matrix.columns);
+        assert_eq!(
+            Quantized::bytes_of(kind, rows, columns),
+            matrix.n_bytes(),
+            "{kind}"
+        );
+    }
+}
+
+#[test]
 fn a_range_of_a_row_has_the_values_of_the_whole() {
     for matrix in every_kind() {
         let (whole, columns) = (dequantized(&matrix), matrix.columns);

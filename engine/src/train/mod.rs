@@ -26,7 +26,7 @@ use crate::weights::BaseModel;
 use cpu::CpuRun;
 pub use micro_batches::Packing;
 use micro_batches::micro_batches;
-pub use plan::{RunShape, TooLarge, plan_memory, training_bytes};
+pub use plan::{RunShape, TooLarge, TrainingBytes, plan_memory, training_bytes};
 pub use preference::{
     Pair, PairLogprobs, PairOutcome, PairReport, PairStepReport, Preference, PreferenceLoss,
 };
@@ -335,6 +335,11 @@ impl Trainer {
             ..Batch::default()
         };
         self.run.logits(&batch)
+    }
+
+    /// What the run holds of a GPU's memory at this moment, beside the base's weights. Bytes; 0 on the CPU.
+    pub fn gpu_bytes(&self) -> u64 {
+        self.run.gpu_bytes()
     }
 
     /// Steps done so far.

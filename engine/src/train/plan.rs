@@ -3,7 +3,7 @@
 use super::micro_batches::MICRO_BATCH_TOKENS;
 use crate::config::{ModelConfig, QkNorm};
 use crate::cpu::element::Precision;
-use crate::lora::Adapter;
+use crate::lora::AdapterShape;
 use crate::model::MemoryLevel;
 use crate::nn::cross_entropy::chunk_rows;
 
@@ -15,6 +15,29 @@ pub struct RunShape {
     pub longest: usize,
     /// Whether the adapter is also kept as it was in the beginning.
     pub keeps_first: bool,
+}
+
+impl RunShape {
+    /// Tokens that a pass has at most.
+    pub fn pass_tokens(&self) -> usize {
+        self.longest.max(MICRO_BATCH_TOKENS)
+    }
+}
+
+/// What a run takes beside the base's weights, counted from above. Bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrainingBytes {
+    /// The adapter with gradients and moments, and as the kernels read it.
+    pub adapter: u64,
+    /// What passes compute in, and what the level keeps of one until its backward.
+    pub activations: u64,
+}
+
+impl TrainingBytes {
+    /// All of it.
+    pub fn total(self) -> u64 {
+        self.adapter + self.activations
+    }
 }
 
 /// No level fits.
@@ -33,7 +56,7 @@ pub struct TooLarge {
 /// Errors: `TooLarge`.
 pub fn plan_memory(
     model: &ModelConfig,
-    adapter: &Adapter,
+    adapter: &AdapterShape,
     run: RunShape,
     available: u64,
 ) -> Result<MemoryLevel, TooLarge> {
@@ -42,29 +65,28 @@ pub fn plan_memory(
         MemoryLevel::DropGateUp,
         MemoryLevel::LayerInputs,
     ];
-    let needed = |level| training_bytes(model, adapter, run, level);
+    let needed = |level| training_bytes(model, adapter, run, level).total();
     let fits = levels.into_iter().find(|&level| needed(level) <= available);
     fits.ok_or_else(|| TooLarge {
-        tokens: run.longest.max(MICRO_BATCH_TOKENS),
+        tokens: run.pass_tokens(),
         needed: needed(MemoryLevel::LayerInputs),
         available,
     })
 }
 
-/// What a run takes beside the base's weights, from above: adapter, gradients and moments, the activations that the level keeps, and
-/// what every pass uses in turn. Bytes.
+/// What a run takes at a level.
 pub fn training_bytes(
     model: &ModelConfig,
-    adapter: &Adapter,
+    adapter: &AdapterShape,
     run: RunShape,
     level: MemoryLevel,
-) -> u64 {
+) -> TrainingBytes {
     let number = match run.precision {
         Precision::Fp32 => 4,
         Precision::Bf16 => 2,
     };
     let layers = model.num_hidden_layers as u64;
-    let tokens = run.longest.max(MICRO_BATCH_TOKENS) as u64;
+    let tokens = run.pass_tokens() as u64;
     let sizes = Sizes::new(model, adapter, number);
     let kept = match level {
         MemoryLevel::KeepAll => layers * (sizes.block + sizes.gate_up),
@@ -76,8 +98,10 @@ pub fn training_bytes(
     let chunk = (chunk_rows(model.vocab_size) * model.vocab_size) as u64 * (4 + capped + number);
     // Values, gradients and both moments; the kernels read four packed copies, block-diagonal ones up to three times as large.
     let n_packed = if run.keeps_first { 8 } else { 4 };
-    let adapter_bytes = adapter.n_parameters() * (16 + 2 * n_packed * number);
-    tokens * per_token + chunk + adapter_bytes
+    TrainingBytes {
+        adapter: adapter.n_values() * (16 + 2 * n_packed * number),
+        activations: tokens * per_token + chunk,
+    }
 }
 
 /// Bytes for each token.
@@ -92,13 +116,12 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn new(model: &ModelConfig, adapter: &Adapter, number: u64) -> Self {
+    fn new(model: &ModelConfig, adapter: &AdapterShape, number: u64) -> Self {
         let hidden = model.hidden_size as u64;
         let (inner, routing, experts) = feed_forward(model, number);
         let (query, heads) = (model.query_size() as u64, model.num_attention_heads as u64);
         let qkv = query + 2 * model.key_value_size() as u64;
-        // At most seven linears have ranks of their own.
-        let ranks = 7 * adapter.config().r as u64;
+        let ranks = most_ranks(adapter);
         let stream = 4 * hidden;
         let normed_qk = match model.qk_norm {
             QkNorm::None => 0,
@@ -125,6 +148,16 @@ impl Sizes {
                 + experts,
         }
     }
+}
+
+/// The ranks of all linears of a block together, in the block that has most.
+fn most_ranks(adapter: &AdapterShape) -> u64 {
+    let layout = adapter.layout();
+    let mut of_blocks = vec![0; layout.n_layers];
+    for slot in layout.slots() {
+        of_blocks[slot.layer] += slot.r as u64;
+    }
+    of_blocks.into_iter().max().unwrap_or(0)
 }
 
 /// For each token: F of the widest feed-forward, over all experts that a token has; bytes of what a router decides, which
@@ -161,7 +194,7 @@ mod tests {
 
     fn needed(level: MemoryLevel, precision: Precision, longest: usize) -> u64 {
         let model = ModelConfig::from_json(SMOLLM2).unwrap();
-        let adapter = Adapter::init(&model, &LoraConfig::all_linear(16, 32.0), 0).unwrap();
+        let adapter = AdapterShape::new(&model, &LoraConfig::all_linear(16, 32.0)).unwrap();
         training_bytes(
             &model,
             &adapter,
@@ -172,18 +205,19 @@ mod tests {
             },
             level,
         )
+        .total()
     }
 
     #[test]
     fn the_fastest_level_that_fits_is_chosen() {
         let model = ModelConfig::from_json(SMOLLM2).unwrap();
-        let adapter = Adapter::init(&model, &LoraConfig::all_linear(16, 32.0), 0).unwrap();
+        let adapter = AdapterShape::new(&model, &LoraConfig::all_linear(16, 32.0)).unwrap();
         let run = RunShape {
             precision: Precision::Bf16,
             longest: 4096,
             keeps_first: false,
         };
-        let bytes = |level| training_bytes(&model, &adapter, run, level);
+        let bytes = |level| training_bytes(&model, &adapter, run, level).total();
         for level in [
             MemoryLevel::KeepAll,
             MemoryLevel::DropGateUp,
@@ -206,13 +240,13 @@ mod tests {
                 target_modules: TargetModules::List(vec!["q_proj".to_owned()]),
                 ..LoraConfig::all_linear(16, 32.0)
             };
-            let adapter = Adapter::init(&model, &none, 0).unwrap();
+            let adapter = AdapterShape::new(&model, &none).unwrap();
             let run = RunShape {
                 precision: Precision::Bf16,
                 longest: 4096,
                 keeps_first: false,
             };
-            training_bytes(&model, &adapter, run, MemoryLevel::KeepAll)
+            training_bytes(&model, &adapter, run, MemoryLevel::KeepAll).total()
         };
         let llama = bytes(&[]);
         let qwen3 = ("Llama", "Qwen3");

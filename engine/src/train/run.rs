@@ -21,6 +21,11 @@ pub(crate) trait Run: Send {
     /// The most rows that a pass should have. Tokens.
     fn rows_per_pass(&self) -> usize;
 
+    /// What it holds of a GPU's memory beside the base's weights. Bytes.
+    fn gpu_bytes(&self) -> u64 {
+        0
+    }
+
     /// Scores the labels of all passes and leaves the gradient of −Σ log p·`scale`; also tells its L2 norm.
     /// Errors: `OutOfMemory`, `Gpu`.
     fn gradients(&mut self, passes: &[Batch], scale: f32) -> Result<(EvalReport, f32), TrainError>;

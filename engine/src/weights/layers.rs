@@ -40,12 +40,25 @@ pub(crate) struct Experts {
 }
 
 impl Dense {
+    fn n_bytes(&self) -> usize {
+        self.gate_up.n_bytes() + self.down.n_bytes()
+    }
+
     fn n_parameters(&self) -> usize {
         self.gate_up.n_parameters() + self.down.n_parameters()
     }
 }
 
 impl Mlp {
+    fn n_bytes(&self) -> usize {
+        match self {
+            Mlp::Dense(dense) => dense.n_bytes(),
+            Mlp::Experts(Experts { router, experts }) => {
+                router.n_bytes() + experts.iter().map(Dense::n_bytes).sum::<usize>()
+            }
+        }
+    }
+
     fn n_parameters(&self) -> usize {
         match self {
             Mlp::Dense(dense) => dense.n_parameters(),
@@ -85,6 +98,18 @@ impl Layer {
     }
 
     pub(super) fn n_parameters(&self) -> u64 {
+        let in_linears = self.qkv.n_parameters() + self.o.n_parameters() + self.mlp.n_parameters();
+        (self.n_in_norms() + in_linears) as u64
+    }
+
+    /// Bytes of memory.
+    pub(super) fn n_bytes(&self) -> usize {
+        let in_linears = self.qkv.n_bytes() + self.o.n_bytes() + self.mlp.n_bytes();
+        self.n_in_norms() * size_of::<f32>() + in_linears
+    }
+
+    /// Numbers in norms.
+    fn n_in_norms(&self) -> usize {
         let norms = [
             &self.before_attention,
             &self.after_attention,
@@ -92,9 +117,7 @@ impl Layer {
             &self.after_mlp,
         ];
         let norms: usize = norms.into_iter().flatten().map(Vec::len).sum();
-        let qk_norm = self.qk_norm.as_ref().map_or(0, |w| w.q.len() + w.k.len());
-        let in_linears = self.qkv.n_parameters() + self.o.n_parameters() + self.mlp.n_parameters();
-        (norms + qk_norm + in_linears) as u64
+        norms + self.qk_norm.as_ref().map_or(0, |w| w.q.len() + w.k.len())
     }
 }
 

@@ -71,7 +71,7 @@ impl Disk {
         Ok(folder)
     }
 
-    /// The folder of `reference` has been read; others go where there are too many bytes now.
+    /// The folder of `reference` is whole; others go where there are too many bytes now.
     pub(super) fn keep(&self, reference: &AdapterRef) {
         let name = name_of(reference);
         if let Some(size_bytes) = whole_size(&self.dir.join(&name)) {
@@ -84,6 +84,11 @@ impl Disk {
         let name = name_of(reference);
         self.folders().remove(&name);
         delete(&self.dir.join(name));
+    }
+
+    /// Whether the files of `reference` can be kept at all.
+    pub(super) fn takes(&self, reference: &AdapterRef) -> bool {
+        self.folders().takes(reference.size_bytes)
     }
 
     pub(super) fn size_bytes(&self) -> u64 {
@@ -239,5 +244,10 @@ mod tests {
         disk.fetch(&adapters[0], &objects).await.unwrap();
         disk.keep(&adapters[0]);
         assert_eq!((disk.size_bytes(), n_folders(&dir)), (0, 0));
+        let larger = AdapterRef {
+            size_bytes: 100,
+            ..adapters[0].clone()
+        };
+        assert!(disk.takes(&adapters[0]) && !disk.takes(&larger));
     }
 }

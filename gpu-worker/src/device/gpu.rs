@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::cuda::{self, Base, BaseError, CudaError, Gpu, RankRoom};
-use engine::lora::{Adapter, Init, LoraConfig};
+use engine::MemoryLevel;
+use engine::cuda::{self, Base, BaseError, CudaError, Gpu, Need, RankRoom};
+use engine::lora::{Adapter, AdapterShape, Init, LoraConfig};
 use engine::train::{TrainConfig, TrainError, Trainer};
 use platform::config::WorkerDevice;
 
@@ -62,7 +63,7 @@ impl GpuBase {
     pub(super) fn load(gpu: &Gpu, folder: &BaseFolder, rank: usize) -> Result<Self, Declined> {
         let began = Instant::now();
         let rank = rank.max(LEAST_RANK);
-        let room = RankRoom::of_rank(rank);
+        let room = room_for(rank);
         let base = Base::load_as(gpu, &folder.dir, folder.weights, room)?;
         tracing::info!(
             sha256 = folder.sha256,
@@ -84,6 +85,27 @@ impl GpuBase {
     }
 }
 
+/// The room that a copy of a base has for a training whose adapter has at most `rank`.
+pub(super) fn room_for(rank: usize) -> RankRoom {
+    RankRoom::of_rank(rank.max(LEAST_RANK))
+}
+
+/// What `plan` makes of the level that is asked for.
+pub(super) fn planned(
+    asked: Option<MemoryLevel>,
+    plan: impl Fn(Option<MemoryLevel>) -> Result<Need, CudaError>,
+) -> Result<Need, Declined> {
+    match (plan(asked), asked) {
+        (Err(CudaError::OutOfMemory { .. }), Some(asked)) => {
+            let fastest = plan(None)?.memory.level;
+            Err(Declined::ForTheCpu(format!(
+                "{asked:?}, as gradient_checkpointing asks for, does not fit its memory; {fastest:?} would"
+            )))
+        }
+        (need, _) => Ok(need?),
+    }
+}
+
 /// Makes a trainer on `base`; no other one may live.
 pub(super) fn begin(
     gpu: &Gpu,
@@ -98,15 +120,7 @@ pub(super) fn begin(
         let longest = run.longest;
         cuda::plan_memory(gpu, &base, adapter, &config, longest, asked, host_bytes)
     };
-    let memory = match (plan(run.memory), run.memory) {
-        (Err(CudaError::OutOfMemory { .. }), Some(asked)) => {
-            let fastest = plan(None)?.level;
-            return Err(Declined::ForTheCpu(format!(
-                "{asked:?}, as gradient_checkpointing asks for, does not fit its memory; {fastest:?} would"
-            )));
-        }
-        (memory, _) => memory?,
-    };
+    let memory = planned(run.memory, plan)?.memory;
     tracing::info!(?memory, gpu = gpu.name(), "a training begins on the GPU");
     let mut trainer = Trainer::on_gpu(gpu, base, adapter.clone(), config, memory)?;
     if let Some(state) = &run.state {
@@ -116,11 +130,12 @@ pub(super) fn begin(
 }
 
 /// Whether a GPU can compute such a training, whatever the base.
-pub(super) fn supports(adapter: &Adapter, run: &TrainingRun) -> Result<(), Declined> {
+pub(super) fn supports(adapter: &AdapterShape, run: &TrainingRun) -> Result<(), Declined> {
     Ok(cuda::supports(adapter, &config(run))?)
 }
 
-fn config(run: &TrainingRun) -> TrainConfig {
+/// With the precision for a GPU.
+pub(super) fn config(run: &TrainingRun) -> TrainConfig {
     TrainConfig {
         precision: run.precision_on_gpu,
         ..run.config.clone()

@@ -16,6 +16,7 @@ use engine::weights::BaseModel;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::gpu::{Declined, GpuBase};
+use super::plan::Copies;
 use super::{Ask, BaseFolder, DeviceError, Output, Reply, answer};
 
 /// A base model on the device, with everything generated from it.
@@ -180,6 +181,36 @@ impl LoadedBase {
             let on_gpu = self.on_gpu.as_ref();
             Arc::clone(&on_gpu.expect("just brought there — a bug here").lies.base)
         }))
+    }
+
+    /// What its copies take of the GPU's memory, with what answers from there take, and of the host's. Bytes.
+    pub(super) fn all_bytes(&self) -> (u64, u64) {
+        let on_gpu = self.on_gpu.as_ref().map_or(0, |on_gpu| {
+            let base = &on_gpu.lies.base;
+            let serving = on_gpu.batcher.as_ref().map_or(0, |_| {
+                Batcher::gpu_bytes(base.config(), self.folder.weights, self.limits)
+            });
+            base.size_bytes() + serving
+        });
+        let on_host = self.on_cpu.as_ref();
+        (
+            on_gpu,
+            on_host.map_or(0, |on_cpu| on_cpu.model.size_bytes()),
+        )
+    }
+
+    /// What of it a training whose adapter has at most `rank` would find.
+    pub(super) fn copies(&self, rank: usize) -> Copies {
+        let (all_on_gpu, on_host) = self.all_bytes();
+        let lies = self.on_gpu.as_ref().map(|on_gpu| &on_gpu.lies);
+        let fit = lies.filter(|lies| lies.has_room_for(rank));
+        Copies {
+            on_gpu: fit.map(|lies| lies.base.size_bytes()),
+            on_host: self.on_cpu.as_ref().map(|_| on_host),
+            // One of another rank gives its place up.
+            leave_gpu: if fit.is_some() { 0 } else { all_on_gpu },
+            leave_host: 0,
+        }
     }
 
     fn gpu_batcher(&self) -> Option<&Batcher> {

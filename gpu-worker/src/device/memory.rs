@@ -1,21 +1,25 @@
 //! How much a training may keep between forward and backward: by the memory this host, or this container, has left.
 
 use engine::MemoryLevel;
-use engine::lora::Adapter;
-use engine::train::{RunShape, plan_memory};
-use engine::weights::BaseModel;
+use engine::config::ModelConfig;
+use engine::lora::AdapterShape;
+use engine::train::{RunShape, TooLarge, plan_memory};
 
-/// The fastest level that fits; the leanest where none seems to, as the estimate is from above.
-pub(super) fn level(base: &BaseModel, adapter: &Adapter, shape: RunShape) -> MemoryLevel {
-    let Some(available) = available_bytes() else {
-        return MemoryLevel::KeepAll;
+/// The fastest level of a training that fits into `available` bytes; the leanest where none seems to, as the estimate is from above, and
+/// the fastest where nobody knows.
+pub(super) fn level(
+    model: &ModelConfig,
+    adapter: &AdapterShape,
+    shape: RunShape,
+    available: Option<u64>,
+) -> (MemoryLevel, Option<TooLarge>) {
+    let Some(available) = available else {
+        return (MemoryLevel::KeepAll, None);
     };
-    let level = plan_memory(base.config(), adapter, shape, available).unwrap_or_else(|too_large| {
-        tracing::warn!(%too_large, "a training may not fit");
-        MemoryLevel::LayerInputs
-    });
-    tracing::info!(?level, available, "memory planned");
-    level
+    match plan_memory(model, adapter, shape, available) {
+        Ok(level) => (level, None),
+        Err(too_large) => (MemoryLevel::LayerInputs, Some(too_large)),
+    }
 }
 
 /// `None` where this system does not say. Bytes.

@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 
 use super::gpu::Declined;
 use super::loaded_base::{LoadedBase, Waiting};
+use super::plan::{Copies, PlanAsk, Planned, Room};
 use super::{Ask, BaseFolder, DeviceError, Load, Output, Reply, answer};
 
 /// Of the time that generation and a training both want of the pool, what the training gets at least.
@@ -69,6 +70,10 @@ pub(super) enum Command {
         tokens: Vec<u32>,
         adapter: Arc<Adapter>,
         reply: Reply<Vec<f32>>,
+    },
+    Plan {
+        ask: Box<PlanAsk>,
+        reply: Reply<Planned>,
     },
 }
 
@@ -235,6 +240,32 @@ impl Serving {
                 let scored = self.loaded(&base);
                 answer(reply, scored.and_then(|base| base.score(&tokens, &adapter)))
             }
+            Command::Plan { ask, reply } => answer(reply, self.room(&ask).plan(&ask)),
+        }
+    }
+
+    /// What a training would find here, once the one that runs has ended.
+    fn room(&self, ask: &PlanAsk) -> Room<'_> {
+        let known = self.bases.iter().find(|base| base.folder == ask.base);
+        let copies = known.map(|base| base.copies(ask.rank()));
+        // A base that is not known yet takes the place of those that nobody uses.
+        let copies = copies.unwrap_or_else(|| {
+            let idle = self.bases.iter().filter(|base| base.is_idle());
+            let leaving = idle.map(LoadedBase::all_bytes);
+            let (leave_gpu, leave_host) =
+                leaving.fold((0u64, 0u64), |(a, b), (x, y)| (a + x, b + y));
+            Copies {
+                leave_gpu,
+                leave_host,
+                ..Copies::default()
+            }
+        });
+        Room {
+            gpu: self.gpu.as_ref(),
+            limits: self.limits,
+            copies,
+            held_on_gpu: self.load.held_on_gpu.load(Ordering::Relaxed),
+            held_on_host: self.load.held_on_host.load(Ordering::Relaxed),
         }
     }
 

@@ -12,8 +12,8 @@ use engine::cuda::{CudaError, Gpu};
 use engine::lora::{Adapter, AdapterError, LoraConfig};
 use engine::pool::Pool;
 use engine::train::{
-    EvalReport, Pair, PairLogprobs, PairReport, PairStepReport, RunShape, StepReport, TrainError,
-    Trainer,
+    EvalReport, Pair, PairLogprobs, PairReport, PairStepReport, StepReport, TrainError, Trainer,
+    training_bytes,
 };
 use engine::weights::BaseModel;
 use tokio::sync::oneshot;
@@ -81,6 +81,8 @@ struct Running {
     base: BaseFolder,
     trainer: Trainer,
     on: TrainedOn,
+    /// What it holds of the host's memory where it computes there, from above. Bytes.
+    on_host: u64,
 }
 
 pub(super) struct Training {
@@ -115,9 +117,19 @@ impl Training {
             self.load.is_training.store(uses_pool, Ordering::Relaxed);
             let done = self.take(command);
             self.load.is_training.store(false, Ordering::Relaxed);
+            self.publish_held();
             done?;
         }
         Ok(())
+    }
+
+    /// Tells what would be free without the training that runs.
+    fn publish_held(&self) {
+        let running = self.running.as_ref();
+        let on_gpu = running.map_or(0, |running| running.trainer.gpu_bytes());
+        let on_host = running.map_or(0, |running| running.on_host);
+        self.load.held_on_gpu.store(on_gpu, Ordering::Relaxed);
+        self.load.held_on_host.store(on_host, Ordering::Relaxed);
     }
 
     fn is_on_gpu(&self) -> bool {
@@ -153,8 +165,8 @@ impl Training {
         };
         let gpu = self.gpu.as_ref();
         let on_gpu = gpu.map(|gpu| self.begin_on_gpu(gpu, &base, &adapter, &run));
-        let (trainer, on) = match on_gpu {
-            Some(Ok(trainer)) => (trainer, TrainedOn::Gpu),
+        let ((trainer, on_host), on) = match on_gpu {
+            Some(Ok(trainer)) => ((trainer, 0), TrainedOn::Gpu),
             Some(Err(Declined::Failed(error))) => return Err(error),
             Some(Err(Declined::ForTheCpu(reason))) => {
                 tracing::warn!(reason, "the GPU is not used, the job trains on the CPU");
@@ -174,6 +186,7 @@ impl Training {
             base,
             trainer,
             on,
+            on_host,
         });
         Ok(on)
     }
@@ -204,7 +217,7 @@ impl Training {
         run: &TrainingRun,
     ) -> Result<Trainer, Declined> {
         // Told before a base is brought there for nothing.
-        gpu::supports(adapter, run)?;
+        gpu::supports(&adapter.shape(), run)?;
         let rank = gpu::largest_rank(adapter.config());
         let (reply, answer) = oneshot::channel();
         let lend = serving::Command::LendOnGpu {
@@ -218,26 +231,32 @@ impl Training {
         gpu::begin(gpu, lies, adapter, run)
     }
 
+    /// The trainer, and what it takes of the host's memory. Bytes.
     fn begin_on_cpu(
         &self,
         base: &BaseFolder,
         adapter: Adapter,
         run: TrainingRun,
-    ) -> Result<Trainer, DeviceError> {
+    ) -> Result<(Trainer, u64), DeviceError> {
         let model = self.borrow(base)?;
+        let (adapter_shape, shape) = (adapter.shape(), run.shape());
         let mut config = run.config;
-        let shape = RunShape {
-            precision: config.precision,
-            longest: run.longest,
-            keeps_first: config.keeps_first(),
-        };
-        let level = run.memory;
-        config.memory = level.unwrap_or_else(|| memory::level(&model, &adapter, shape));
+        config.memory = run.memory.unwrap_or_else(|| {
+            let available = memory::available_bytes();
+            let (level, too_large) =
+                memory::level(model.config(), &adapter_shape, shape, available);
+            if let Some(too_large) = too_large {
+                tracing::warn!(%too_large, "a training may not fit");
+            }
+            tracing::info!(?level, available, "memory planned");
+            level
+        });
+        let needed = training_bytes(model.config(), &adapter_shape, shape, config.memory);
         let mut trainer = Trainer::new(model, adapter, config, self.pool.clone());
         if let Some(state) = run.state {
             trainer.load_state(&state)?;
         }
-        Ok(trainer)
+        Ok((trainer, needed.total()))
     }
 
     /// The base model on the CPU, brought there where it is not.

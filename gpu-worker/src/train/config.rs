@@ -18,7 +18,7 @@ pub(super) fn training(assignment: &Assignment) -> Training {
     asked.unwrap_or_else(|| Training::default_for(context_length))
 }
 
-pub(super) fn lora_config(adapter: &x_training::Adapter) -> LoraConfig {
+pub(crate) fn lora_config(adapter: &x_training::Adapter) -> LoraConfig {
     let alphas = adapter.alpha_pattern.0.iter();
     let ranks = adapter.rank_pattern.0.iter();
     LoraConfig {
@@ -66,8 +66,18 @@ pub(super) fn train_config(assignment: &Assignment, training: &Training) -> Trai
         schedule: Schedule::Linear,
         loraplus_lr_ratio: loraplus_lr_ratio.map(|ratio| ratio as f32),
         seed: assignment.seed.into(),
+        ..passes_config(training, assignment.preference.as_ref())
+    }
+}
+
+/// How passes are computed, whatever they learn: all that memory depends on.
+pub(crate) fn passes_config(
+    training: &Training,
+    asked: Option<&preference::Preference>,
+) -> TrainConfig {
+    TrainConfig {
         precision: precision(training.precision.compute),
-        preference: assignment.preference.as_ref().map(preference),
+        preference: asked.map(preference),
         packing: match training.data.packing {
             x_training::Packing::None => Packing::None,
             x_training::Packing::Greedy => Packing::Greedy,
@@ -103,7 +113,7 @@ fn preference(asked: &preference::Preference) -> Preference {
 }
 
 /// What a GPU computes in, where it takes the job.
-pub(super) fn precision_on_gpu(training: &Training) -> Precision {
+pub(crate) fn precision_on_gpu(training: &Training) -> Precision {
     let asked = &training.precision;
     precision(asked.compute_on_gpu.unwrap_or(asked.compute))
 }
@@ -116,7 +126,7 @@ fn precision(compute: Compute) -> Precision {
 }
 
 /// `None`: the device chooses by the memory it has.
-pub(super) fn memory_level(training: &Training) -> Option<MemoryLevel> {
+pub(crate) fn memory_level(training: &Training) -> Option<MemoryLevel> {
     match training.memory.gradient_checkpointing {
         GradientCheckpointing::Auto => None,
         GradientCheckpointing::None => Some(MemoryLevel::KeepAll),

@@ -1,6 +1,7 @@
 //! Where a worker has its adapters: in memory within a budget, on its disk, in the bucket.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use domain::message::{GenerateError, GenerateEvent, GenerateRequest};
 use domain::model::AdapterRef;
@@ -10,6 +11,7 @@ use engine::lora::{Adapter, LoraConfig};
 use platform::config::WorkerConfig;
 
 use crate::door::Script;
+use crate::generate::for_ever;
 use crate::house::{House, Running, ask, install, with_adapter};
 use crate::tiny_model;
 
@@ -160,6 +162,68 @@ async fn adapters_in_memory_take_no_more_than_the_budget_and_are_told_latest_fir
             .is_some_and(|status| status.adapters == expected)
     };
     house.door.until("the two that were used last", told).await;
+    worker.stop().await.unwrap();
+}
+
+/// Folders of adapters with weights on the disk of worker `name`.
+fn n_cached(house: &House, name: &str) -> usize {
+    let dir = house.dir.path().join(name).join("adapters");
+    let folders = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    folders
+        .filter(|folder| folder.path().join(WEIGHTS).exists())
+        .count()
+}
+
+/// Waits until so many are there, and says how many there are a moment later.
+async fn cached_in_time(house: &House, name: &str, n: usize) -> usize {
+    for _ in 0..1_000 {
+        if n_cached(house, name) >= n {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    n_cached(house, name)
+}
+
+#[tokio::test]
+async fn adapters_of_those_who_wait_come_ahead_of_their_turn_and_few_at_a_time() {
+    let house = House::with_context(4096).await;
+    let alone = |config: &mut WorkerConfig| {
+        (config.max_sequences, config.max_cached_tokens) = (1, 4096);
+    };
+    let worker = house.worker("a", alone).await;
+    let mut adapters = Vec::new();
+    for seed in 1..=8 {
+        adapters.push(bring(&house, seed).await);
+    }
+    // One place is of what is generated, eight of those who come next.
+    let for_ever = house.post(&worker, &for_ever()).await;
+    let mut next = Vec::new();
+    for _ in 0..8 {
+        next.push(house.post(&worker, &ask("Hi", 5)).await);
+    }
+    let mut waiting = Vec::new();
+    for adapter in &adapters {
+        waiting.push(house.post(&worker, &request(adapter)).await);
+    }
+    assert_eq!(
+        cached_in_time(&house, "a", 4).await,
+        4,
+        "the first who wait"
+    );
+    // One that leaves gives its turn to the next.
+    drop(waiting.remove(1));
+    assert_eq!(cached_in_time(&house, "a", 5).await, 5);
+    // What is here needs no bucket.
+    remove_from_bucket(&house, &adapters[0]).await;
+    drop((for_ever, next));
+    for (i, reply) in waiting.into_iter().enumerate() {
+        let text = reply.text().await.unwrap();
+        let last: GenerateEvent = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        assert!(matches!(last, GenerateEvent::Done { .. }), "{i}: {last:?}");
+    }
+    assert_eq!(n_cached(&house, "a"), 8);
     worker.stop().await.unwrap();
 }
 

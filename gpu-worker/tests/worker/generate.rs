@@ -230,7 +230,7 @@ async fn what_cannot_be_answered_is_refused_with_its_reason() {
 }
 
 /// Half a million tokens: what would end an answer is never sampled.
-fn for_ever() -> GenerateRequest {
+pub fn for_ever() -> GenerateRequest {
     let mut request = hot("Go on for ever", 4000, 1);
     request.n = 128;
     request.sampling.logit_bias = (256..tiny_model::VOCAB as u32)

@@ -11,7 +11,7 @@ use platform::shutdown::Shutdown;
 use crate::house::{House, ask, with_adapter};
 use crate::tiny_model::CONTEXT;
 
-fn has_gpu() -> bool {
+pub fn has_gpu() -> bool {
     let has_gpu = Gpu::count() > 0;
     if !has_gpu {
         println!("skipped: no NVIDIA GPU on this machine");

@@ -8,6 +8,7 @@ mod generate;
 mod gpu;
 mod house;
 mod options;
+mod plan;
 mod preference;
 mod queue;
 mod structured;

@@ -144,7 +144,7 @@ section! {
 }
 
 section! {
-    /// `[limits]`: what one project may ask for; of generated text where it has no limit of its own.
+    /// `[limits]`: what one project may ask for, store and train where it has no limits of its own.
     LimitsConfig {
         /// Requests a minute to one base model and what is tuned from it, over all API processes.
         requests_per_minute: u64 = 10_000,
@@ -154,6 +154,17 @@ section! {
         concurrent_requests: usize = 512,
         /// Fine-tuning jobs of one project that have not ended.
         unfinished_jobs: u64 = 100,
+        /// Fine-tuning jobs of one project that run at the same time; 0: as many as there are workers.
+        running_jobs: u64 = 0,
+        /// Files of one project, with the parts of uploads that are not over. Bytes.
+        stored_bytes: u64 = 2_500_000_000_000,
+    }
+}
+
+impl LimitsConfig {
+    /// `None`: as many as there are workers.
+    pub fn running_jobs(&self) -> Option<u64> {
+        (self.running_jobs > 0).then_some(self.running_jobs)
     }
 }
 

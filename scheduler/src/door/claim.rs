@@ -61,10 +61,9 @@ impl Scheduler {
     async fn take_next(&self, request: &ClaimRequest) -> Result<Option<Assignment>, DoorError> {
         let now = self.now().await?;
         let jobs = self.shared.store.jobs();
-        let queued = jobs
-            .queued_fair(now, Some(&request.base_models), CANDIDATES)
-            .await?;
-        for job in &queued {
+        let (bases, running_jobs) = (&request.base_models, self.shared.running_jobs);
+        let queued = jobs.queued_fair(now, Some(bases), running_jobs, CANDIDATES);
+        for job in &queued.await? {
             if let Some(assignment) = self.take(request, &job.id, None).await? {
                 return Ok(Some(assignment));
             }

@@ -73,6 +73,7 @@ impl Doctor {
             n_examples: found.report.n_examples,
             n_tokens: found.n_tokens,
             longest: found.longest,
+            longest_together: found.longest_together,
             n_bad_rows: found.report.n_errors,
             bad_rows,
             n_cut: found.n_cut,

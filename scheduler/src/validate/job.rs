@@ -1,5 +1,5 @@
-//! The verdict on a new job: its files are good and its hyperparameters are numbers, or it fails and every bad line is
-//! named.
+//! The verdict on a new job: its files are good, its hyperparameters are numbers and its project can pay for it, or it fails and
+//! every bad line is named.
 
 use domain::dry_run::Plan;
 use domain::error::JobError;
@@ -15,8 +15,11 @@ use crate::scheduler::Scheduler;
 impl Scheduler {
     /// Applies the verdict to the job.
     pub(super) async fn judge(&self, job: &FineTuningJob) -> Result<(), NoVerdict> {
-        let event = self.verdict(job).await?;
+        let verdict = self.verdict(job).await?;
+        // One at a time: of two that fit alone, and not together, the second one does not.
+        let _judging = self.shared.judging.lock().await;
         let now = self.now().await?;
+        let event = self.within_spend_limit(job, verdict, now).await?;
         let Some(next) = applied(self.shared.store.jobs().apply(&job.id, event, now).await)? else {
             tracing::info!(job = %job.id, "verdict came too late");
             return Ok(());
@@ -70,6 +73,7 @@ impl Scheduler {
         Ok(JobEvent::Validated {
             hyperparameters: plan.hyperparameters,
             total_steps: plan.total_steps,
+            planned_tokens: plan.trained_tokens,
             details: notices.collect(),
         })
     }

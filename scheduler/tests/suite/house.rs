@@ -18,7 +18,7 @@ use domain::object_key;
 use domain::page::{Order, PageRequest};
 use domain::project::Project;
 use domain::time::Timestamp;
-use platform::config::{Config, ObjectsConfig, Secret};
+use platform::config::{Config, ModelPrice, ObjectsConfig, Secret};
 use platform::objects::Objects;
 use platform::service_token::{self, ServiceKey};
 use scheduler::{Clock, Hints, Scheduler, SchedulerOptions, bind};
@@ -49,8 +49,20 @@ impl House {
     }
 
     pub async fn with_queue(queue: LossyQueue) -> Self {
+        Self::with(queue, |_config| {}).await
+    }
+
+    /// With these prices, spelled as in the configuration.
+    pub async fn with_prices(prices: &[&str]) -> Self {
+        let prices = prices.iter().map(|price| price.parse().unwrap());
+        let prices: Vec<ModelPrice> = prices.collect();
+        Self::with(LossyQueue::none(), |config| config.prices.models = prices).await
+    }
+
+    pub async fn with(queue: LossyQueue, change: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = config(dir.path());
+        let mut config = config(dir.path());
+        change(&mut config);
         let store = open(&config).await;
         store.migrate().await.unwrap();
         let objects = Objects::open(&config.objects).unwrap();

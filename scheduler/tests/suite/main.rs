@@ -12,6 +12,7 @@ mod lossy_queue;
 mod offers;
 mod running;
 mod scripted_worker;
+mod spend_limits;
 mod stops;
 mod sweep;
 mod two;

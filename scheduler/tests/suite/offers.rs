@@ -224,3 +224,34 @@ async fn a_cancel_is_broadcast_so_that_workers_need_not_wait_for_their_beat() {
     house.scheduler.relay_pass().await.unwrap();
     assert_eq!(house.queue.n_broadcast(), 1);
 }
+
+#[tokio::test]
+async fn jobs_beyond_what_a_project_may_run_are_not_handed_out() {
+    let house = House::with(LossyQueue::none(), |config| config.limits.running_jobs = 1).await;
+    let first = house.create_queued_job().await;
+    house.advance_s(1);
+    let second = house.create_queued_job().await;
+    let [a, b] = ["a", "b"].map(|name| house.worker(name));
+    let assignment = a.claim(None, 0).await.unwrap();
+    assert_eq!(assignment.job_id, first);
+    assert!(b.claim(None, 0).await.is_none());
+    assert_eq!(house.state(&second).await, JobState::Queued);
+    a.train(&assignment).await.unwrap();
+    assert_eq!(b.claim(None, 0).await.unwrap().job_id, second);
+}
+
+#[tokio::test]
+async fn jobs_beyond_what_a_project_may_run_are_not_offered() {
+    let house = House::with(LossyQueue::lossy(1), |config| {
+        config.limits.running_jobs = 2
+    })
+    .await;
+    for name in ["a", "b", "c"] {
+        house.worker(name).hello().await;
+    }
+    for _ in 0..4 {
+        house.create_queued_job().await;
+    }
+    assert_eq!(house.scheduler.dispatch_pass().await.unwrap(), 2);
+    assert_eq!(house.scheduler.dispatch_pass().await.unwrap(), 0);
+}

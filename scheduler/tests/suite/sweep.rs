@@ -10,7 +10,7 @@ use domain::object_key;
 use domain::time::Timestamp;
 use domain::upload::{LIFETIME_S, Upload, UploadPart, UploadState};
 use domain::usage::TokenUsage;
-use store::{AddedPart, IdempotencyEntry};
+use store::{AddedPart, IdempotencyEntry, PartLimits};
 
 use crate::house::House;
 
@@ -175,7 +175,11 @@ async fn upload_with_part(house: &House) -> (Upload, String) {
         object_key: key.clone(),
         created_at: house.now(),
     };
-    let added = uploads.add_part(&house.project.id, &part, 1).await;
+    let limits = PartLimits {
+        upload_bytes: 1,
+        stored_bytes: u64::MAX,
+    };
+    let added = uploads.add_part(&house.project.id, &part, limits).await;
     assert_eq!(added, Ok(AddedPart::Added));
     (upload, key)
 }

@@ -25,6 +25,7 @@ pub struct Model {
     pub lease_until: Option<i64>,
     pub not_before: Option<i64>,
     pub n_events: i64,
+    pub planned_tokens: Option<i64>,
     pub progress: String,
 }
 

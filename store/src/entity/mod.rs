@@ -19,6 +19,7 @@ pub mod invite;
 pub mod job;
 pub mod job_metadata;
 pub mod job_transition;
+pub mod kept_reply;
 pub mod leader;
 pub mod metric;
 pub mod model;

@@ -12,6 +12,10 @@ pub struct Model {
     pub created_at: i64,
     pub archived_at: Option<i64>,
     pub model_permissions: Option<String>,
+    pub spend_limit_cents: Option<i64>,
+    pub max_stored_bytes: Option<i64>,
+    pub max_unfinished_jobs: Option<i64>,
+    pub max_running_jobs: Option<i64>,
 }
 
 #[derive(Debug, Clone, Copy, EnumIter, DeriveRelation)]

@@ -106,6 +106,7 @@ async fn write(
         .col_expr(Column::LeaseUntil, new.lease_until.into())
         .col_expr(Column::NotBefore, new.not_before.into())
         .col_expr(Column::NEvents, new.n_events.into())
+        .col_expr(Column::PlannedTokens, new.planned_tokens.into())
         .col_expr(Column::Progress, new.progress.into())
         .filter(Column::Id.eq(new.id))
         .filter(Column::Version.eq(read.version))
@@ -191,6 +192,7 @@ mod tests {
         JobEvent::Validated {
             hyperparameters,
             total_steps: 6,
+            planned_tokens: 5_070,
             details: Vec::new(),
         }
     }

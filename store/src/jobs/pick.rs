@@ -23,16 +23,18 @@ impl Jobs<'_> {
 
     /// The next jobs to offer or to hand out: each project's turn comes after as many of its jobs as it has under
     /// way or before in the queue; among equals the oldest. `base_models`: only jobs on one of these.
+    /// `running_jobs`: how many a project may have under way that has no number of its own; those beyond it are not there.
     pub async fn queued_fair(
         self,
         now: Timestamp,
         base_models: Option<&[String]>,
+        running_jobs: Option<u64>,
         limit: u64,
     ) -> Result<Vec<FineTuningJob>, StoreError> {
         if base_models.is_some_and(<[String]>::is_empty) {
             return Ok(Vec::new());
         }
-        let statement = fair_statement(self.0.backend(), now, base_models, limit)?;
+        let statement = fair_statement(self.0.backend(), now, base_models, running_jobs, limit)?;
         let rows = self
             .0
             .bounded(async {
@@ -143,9 +145,10 @@ fn fair_statement(
     backend: sea_orm::DbBackend,
     now: Timestamp,
     base_models: Option<&[String]>,
+    running_jobs: Option<u64>,
     limit: u64,
 ) -> Result<Statement, StoreError> {
-    let mut values: Vec<Value> = vec![now.0.into(), int(limit)?.into()];
+    let mut values = turn_values(now, running_jobs, limit)?;
     let mut on_models = String::new();
     if let Some(names) = base_models {
         let places: Vec<String> = names
@@ -165,19 +168,32 @@ fn fair_statement(
     Ok(Statement::from_sql_and_values(backend, sql, values))
 }
 
-/// Which turn each queued job has that may be started at $1; `on_models`: only some of them, as `AND q.model …`.
+/// $1 to $3 of statements with [`turns`]: now, limit and how many jobs of a project may run.
+pub(super) fn turn_values(
+    now: Timestamp,
+    running_jobs: Option<u64>,
+    limit: u64,
+) -> Result<Vec<Value>, StoreError> {
+    let running_jobs = running_jobs.map_or(Ok(i64::MAX), int)?;
+    Ok(vec![now.0.into(), int(limit)?.into(), running_jobs.into()])
+}
+
+/// Which turn each queued job has that may be started at $1; `on_models`: only some of them, as `AND q.model …`. A job's turn is how many
+/// of its project are under way once it is: those beyond what the project may have ($3 where it does not say) have none.
 pub(super) fn turns(on_models: &str) -> String {
     let under_way: Vec<String> = leased()
         .chain([JobState::Dispatched.as_str()])
         .map(|state| format!("'{state}'"))
         .collect();
     format!(
-        "SELECT q.id AS id, q.model AS model, q.created_at AS created_at, COALESCE(busy.n, 0) \
-                + ROW_NUMBER() OVER (PARTITION BY q.project_id ORDER BY q.created_at, q.id) AS turn \
-         FROM jobs q LEFT JOIN (\
-           SELECT project_id, COUNT(*) AS n FROM jobs WHERE state IN ({under_way}) GROUP BY project_id\
-         ) busy ON busy.project_id = q.project_id \
-         WHERE q.state = 'queued' AND (q.not_before IS NULL OR q.not_before <= $1) {on_models}",
+        "SELECT t.id AS id, t.model AS model, t.created_at AS created_at, t.turn AS turn FROM (\
+           SELECT q.id AS id, q.model AS model, q.created_at AS created_at, q.project_id AS project_id, COALESCE(busy.n, 0) \
+                  + ROW_NUMBER() OVER (PARTITION BY q.project_id ORDER BY q.created_at, q.id) AS turn \
+           FROM jobs q LEFT JOIN (\
+             SELECT project_id, COUNT(*) AS n FROM jobs WHERE state IN ({under_way}) GROUP BY project_id\
+           ) busy ON busy.project_id = q.project_id \
+           WHERE q.state = 'queued' AND (q.not_before IS NULL OR q.not_before <= $1) {on_models}\
+         ) t JOIN projects p ON p.id = t.project_id WHERE t.turn <= COALESCE(p.max_running_jobs, $3)",
         under_way = under_way.join(", ")
     )
 }

@@ -3,18 +3,23 @@
 use domain::id::JobId;
 use domain::queue::Waiting;
 use domain::time::Timestamp;
-use sea_orm::{ConnectionTrait, QueryResult, Statement, Value};
+use sea_orm::{ConnectionTrait, QueryResult, Statement};
 
 use super::Jobs;
-use super::pick::turns;
-use crate::convert::{int, unsigned};
+use super::pick::{turn_values, turns};
+use crate::convert::unsigned;
 use crate::error::StoreError;
 
 impl Jobs<'_> {
     /// Every job that waits for a worker and may be started now, over all projects and base models, in the order of
     /// [`Jobs::queued_fair`]; behind those that are offered already.
-    pub async fn waiting(self, now: Timestamp, limit: u64) -> Result<Vec<Waiting>, StoreError> {
-        let values: Vec<Value> = vec![now.0.into(), int(limit)?.into()];
+    pub async fn waiting(
+        self,
+        now: Timestamp,
+        running_jobs: Option<u64>,
+        limit: u64,
+    ) -> Result<Vec<Waiting>, StoreError> {
+        let values = turn_values(now, running_jobs, limit)?;
         let statement = Statement::from_sql_and_values(self.0.backend(), waiting_sql(), values);
         let rows: Vec<QueryResult> = self
             .0

@@ -35,6 +35,7 @@ pub fn from_domain(job: &FineTuningJob, n_events: i64) -> Result<Model, StoreErr
         lease_until: optional(progress.lease_until),
         not_before: optional(progress.not_before),
         n_events,
+        planned_tokens: progress.planned_tokens.map(int).transpose()?,
         progress: json(progress),
     })
 }

@@ -6,13 +6,13 @@ use domain::checkpoint_permission::CheckpointPermission;
 use domain::id::{CheckpointPermissionId, InviteId, KeyId, ServiceAccountId};
 use domain::invite::{Invite, InvitedProject};
 use domain::page::{Order, PageRequest};
-use domain::project::Project;
+use domain::project::{Caps, Project};
 use domain::project_user::{ProjectRole, ProjectUser};
 use domain::service_account::{ServiceAccount, ServiceAccountRole};
 use domain::user::{OrganizationRole, User};
 use store::{
-    AccessFilter, AuditFilter, AuditPage, AuditPlace, AuditVerdict, KeyOwnerShown, Store,
-    StoreError, WhichProjects,
+    AccessFilter, AuditFilter, AuditPage, AuditPlace, AuditVerdict, KeyOwnerShown, ProjectChange,
+    Store, StoreError, WhichProjects,
 };
 
 use crate::harness::{Db, on_both};
@@ -28,6 +28,7 @@ on_both!(
     a_key_opens_while_its_user_is_a_member,
     a_service_account_s_keys_follow_its_role_and_go_with_it,
     projects_are_listed_renamed_and_archived,
+    caps_of_a_project_are_changed_apart,
     an_invitation_is_kept_until_it_is_deleted,
     a_permitted_model_is_used_and_not_owned,
 );
@@ -125,7 +126,7 @@ async fn entries_are_filtered_and_paged_both_ways(db: Db) {
     assert!(
         store
             .projects()
-            .rename(&project.id, "new name", &wanted)
+            .modify(&project.id, &renaming("new name"), &wanted)
             .await
             .unwrap()
     );
@@ -432,6 +433,82 @@ async fn a_service_account_s_keys_follow_its_role_and_go_with_it(db: Db) {
     assert_eq!(accounts.find(&project.id, &account.id).await, Ok(None));
 }
 
+fn renaming(name: &str) -> ProjectChange {
+    ProjectChange {
+        name: Some(name.to_owned()),
+        ..ProjectChange::default()
+    }
+}
+
+async fn caps_of_a_project_are_changed_apart(db: Db) {
+    let store = &db.store;
+    let (project, entry) = organization(store).await;
+    let projects = store.projects();
+    let key = sample::api_key(&project.id);
+    sample::insert_key(store, &project, &key).await;
+    let none = Caps::default();
+    assert_eq!(project.caps, none);
+    let change = async |change: ProjectChange| {
+        let updated = entry(AuditKind::ProjectUpdated);
+        let changed = projects.modify(&project.id, &change, &updated).await;
+        assert_eq!(changed, Ok(true));
+    };
+    let limit = async |cents| {
+        let updated = entry(AuditKind::ProjectUpdated);
+        let set = projects.set_spend_limit(&project.id, cents, &updated).await;
+        assert_eq!(set, Ok(true));
+    };
+    // A key that is looked up brings the caps that hold.
+    let caps = async || {
+        let found = store.api_keys().find_by_hmac(&key.hmac).await.unwrap();
+        let of_key = found.unwrap().project.caps;
+        let found = projects.find(&project.id).await.unwrap().unwrap();
+        assert_eq!(found.caps, of_key);
+        of_key
+    };
+    limit(Some(2_500)).await;
+    change(ProjectChange {
+        stored_bytes: Some(Some(1 << 40)),
+        running_jobs: Some(Some(1)),
+        ..ProjectChange::default()
+    })
+    .await;
+    let all = Caps {
+        spend_limit_cents: Some(2_500),
+        stored_bytes: Some(1 << 40),
+        unfinished_jobs: None,
+        running_jobs: Some(1),
+    };
+    assert_eq!(caps().await, all);
+    change(ProjectChange {
+        name: Some("capped".into()),
+        stored_bytes: Some(None),
+        unfinished_jobs: Some(Some(7)),
+        ..ProjectChange::default()
+    })
+    .await;
+    limit(None).await;
+    let left = Caps {
+        unfinished_jobs: Some(7),
+        running_jobs: Some(1),
+        ..none
+    };
+    assert_eq!(caps().await, left);
+    let too_many = ProjectChange {
+        running_jobs: Some(Some(u64::MAX)),
+        ..ProjectChange::default()
+    };
+    let updated = entry(AuditKind::ProjectUpdated);
+    let refused = projects.modify(&project.id, &too_many, &updated).await;
+    assert!(
+        matches!(refused, Err(StoreError::Invalid(_))),
+        "{refused:?}"
+    );
+    let filter = AuditFilter::default();
+    let log = listed(store, &project, &filter).await;
+    assert_eq!(log.len(), 5, "the key, and four changes");
+}
+
 async fn projects_are_listed_renamed_and_archived(db: Db) {
     let store = &db.store;
     let (project, entry) = organization(store).await;
@@ -445,7 +522,11 @@ async fn projects_are_listed_renamed_and_archived(db: Db) {
         "once"
     );
     let renamed = entry(AuditKind::ProjectUpdated);
-    assert_eq!(projects.rename(&project.id, "x", &renamed).await, Ok(false));
+    let late = projects.modify(&project.id, &renaming("x"), &renamed).await;
+    assert_eq!(late, Ok(false));
+    let limited = entry(AuditKind::ProjectUpdated);
+    let late = projects.set_spend_limit(&project.id, Some(1), &limited);
+    assert_eq!(late.await, Ok(false));
     let expected = Project {
         archived_at: Some(archived.effective_at),
         ..project.clone()

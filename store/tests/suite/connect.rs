@@ -63,7 +63,7 @@ async fn several_processes_write_at_once(db: Db) {
     assert_eq!(
         db.store
             .files()
-            .total_size_bytes(&project.id)
+            .stored_bytes(&project.id, at(0))
             .await
             .unwrap(),
         45 * 1_234

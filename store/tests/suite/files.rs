@@ -15,6 +15,7 @@ on_both!(
     a_file_whose_time_is_over_becomes_a_tombstone,
     a_file_whose_time_is_over_is_listed_no_more,
     sizes_are_summed_over_what_is_there,
+    a_file_is_stored_while_its_project_has_room,
     a_name_with_nul_is_refused,
     the_same_id_twice_is_a_conflict,
 );
@@ -167,7 +168,7 @@ async fn a_file_whose_time_is_over_becomes_a_tombstone(db: Db) {
 async fn sizes_are_summed_over_what_is_there(db: Db) {
     let files = db.store.files();
     let project = sample::project(&db.store).await;
-    assert_eq!(files.total_size_bytes(&project.id).await.unwrap(), 0);
+    assert_eq!(files.stored_bytes(&project.id, at(3)).await.unwrap(), 0);
     let (a, b) = (
         sample::file(&project.id, at(1)),
         sample::file(&project.id, at(1)),
@@ -176,14 +177,45 @@ async fn sizes_are_summed_over_what_is_there(db: Db) {
         files.insert(file, None).await.unwrap();
     }
     assert_eq!(
-        files.total_size_bytes(&project.id).await.unwrap(),
+        files.stored_bytes(&project.id, at(3)).await.unwrap(),
         a.size_bytes + b.size_bytes
     );
     files.delete(&project.id, &a.id, at(2)).await.unwrap();
     assert_eq!(
-        files.total_size_bytes(&project.id).await.unwrap(),
+        files.stored_bytes(&project.id, at(3)).await.unwrap(),
         b.size_bytes
     );
+}
+
+async fn a_file_is_stored_while_its_project_has_room(db: Db) {
+    let files = db.store.files();
+    let project = sample::project(&db.store).await;
+    let other = sample::file(&sample::project(&db.store).await.id, at(1));
+    files.insert(&other, None).await.unwrap();
+    let of = || sample::file(&project.id, at(1));
+    let [first, second, third] = [of(), of(), of()];
+    let limit = 2 * first.size_bytes;
+    files.insert_within(&first, None, limit).await.unwrap();
+    let refused = files.insert_within(&second, None, limit - 1).await;
+    let stored = first.size_bytes;
+    let too_much = StoreError::StorageLimit {
+        limit: limit - 1,
+        stored,
+    };
+    assert_eq!(refused, Err(too_much));
+    assert_eq!(files.find(&project.id, &second.id).await, Ok(None));
+    // Two at once, and room for one.
+    let (a, b) = tokio::join!(
+        files.insert_within(&second, None, limit),
+        files.insert_within(&third, None, limit)
+    );
+    let refused = if a.is_ok() { b } else { a };
+    let stored = limit;
+    assert_eq!(refused, Err(StoreError::StorageLimit { limit, stored }));
+    assert_eq!(files.stored_bytes(&project.id, at(2)).await, Ok(limit));
+    // What is deleted makes room at once, although its bytes go later.
+    files.delete(&project.id, &first.id, at(2)).await.unwrap();
+    files.insert_within(&of(), None, limit).await.unwrap();
 }
 
 async fn a_name_with_nul_is_refused(db: Db) {

@@ -13,6 +13,7 @@ mod dry_runs;
 mod files;
 mod idempotency;
 mod jobs;
+mod kept_replies;
 mod model_aliases;
 mod models;
 mod outbox;

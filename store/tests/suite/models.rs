@@ -3,7 +3,7 @@
 use domain::id::{FileId, KeyId, ProjectId};
 use domain::job::FineTuningJob;
 use domain::model::{AdapterRef, TunedModel};
-use domain::project::Project;
+use domain::project::{Caps, Project};
 use domain::x_training::FrozenWeights;
 use migrations::Migrator;
 use sea_orm::ConnectionTrait;
@@ -135,6 +135,7 @@ async fn models_outlive_the_migration(url: String) {
         created_at: at(0),
         archived_at: None,
         model_permissions: None,
+        caps: Caps::default(),
     };
     let file = FileId::mint(sample::entropy());
     let (job, _events) = sample::new_job(&project, sample::spec(&file), at(0));

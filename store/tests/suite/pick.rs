@@ -1,10 +1,11 @@
 //! What the scheduler is given to do.
 
+use domain::audit::AuditKind;
 use domain::id::JobId;
 use domain::job::{FineTuningJob, JobState};
 use domain::job_event::JobEvent;
 use domain::project::Project;
-use store::Store;
+use store::{ProjectChange, Store};
 
 use crate::harness::{Db, on_both};
 use crate::sample::{self, at};
@@ -14,6 +15,7 @@ on_both!(
     what_is_under_way_counts_against_a_project,
     who_waits_is_told_how_many_on_the_same_base_go_before,
     only_jobs_that_may_and_can_run_are_picked,
+    no_more_jobs_of_a_project_are_picked_than_may_run,
     offers_that_nobody_took_are_found,
     leases_that_ran_out_are_found,
     after_an_outage_no_lease_ends_at_once,
@@ -36,10 +38,18 @@ async fn no_project_waits_behind_another_s_crowd(db: Db) {
     let (a, b) = (sample::project(store).await, sample::project(store).await);
     let of_a = queue(store, &a, &[1, 2, 3]).await;
     let of_b = queue(store, &b, &[4, 5]).await;
-    let picked = store.jobs().queued_fair(at(10), None, 10).await.unwrap();
+    let picked = store
+        .jobs()
+        .queued_fair(at(10), None, None, 10)
+        .await
+        .unwrap();
     let fair = [&of_a[0], &of_b[0], &of_a[1], &of_b[1], &of_a[2]].map(Clone::clone);
     assert_eq!(ids(&picked), fair);
-    let picked = store.jobs().queued_fair(at(10), None, 2).await.unwrap();
+    let picked = store
+        .jobs()
+        .queued_fair(at(10), None, None, 2)
+        .await
+        .unwrap();
     assert_eq!(ids(&picked), fair[..2]);
 }
 
@@ -56,7 +66,11 @@ async fn what_is_under_way_counts_against_a_project(db: Db) {
     sample::succeeded_job(store, &b, at(0)).await;
     let of_a = queue(store, &a, &[1]).await;
     let of_b = queue(store, &b, &[2, 3, 4]).await;
-    let picked = store.jobs().queued_fair(at(10), None, 10).await.unwrap();
+    let picked = store
+        .jobs()
+        .queued_fair(at(10), None, None, 10)
+        .await
+        .unwrap();
     // a's job is its third at once, and older than b's third.
     let fair = [&of_b[0], &of_b[1], &of_a[0], &of_b[2]].map(Clone::clone);
     assert_eq!(ids(&picked), fair);
@@ -96,7 +110,7 @@ async fn who_waits_is_told_how_many_on_the_same_base_go_before(db: Db) {
         jobs.apply(id, event, at(9)).await.unwrap();
     }
     back_off(store, &backing_off).await;
-    let waiting = jobs.waiting(at(104), 10).await.unwrap();
+    let waiting = jobs.waiting(at(104), None, 10).await.unwrap();
     let told: Vec<_> = waiting
         .iter()
         .map(|w| (&w.id, w.base_model.as_str(), w.n_before))
@@ -110,10 +124,10 @@ async fn who_waits_is_told_how_many_on_the_same_base_go_before(db: Db) {
     ];
     assert_eq!(told, expected);
     // Behind what is offered it is the order in which jobs are picked.
-    let picked = jobs.queued_fair(at(104), None, 10).await.unwrap();
+    let picked = jobs.queued_fair(at(104), None, None, 10).await.unwrap();
     let queued: Vec<JobId> = waiting[1..].iter().map(|w| w.id.clone()).collect();
     assert_eq!(ids(&picked), queued);
-    let first = jobs.waiting(at(104), 2).await.unwrap();
+    let first = jobs.waiting(at(104), None, 2).await.unwrap();
     assert_eq!(first, waiting[..2]);
 }
 
@@ -133,7 +147,7 @@ async fn only_jobs_that_may_and_can_run_are_picked(db: Db) {
     let pick = |now: i64, bases: Option<Vec<String>>| async move {
         let picked = store
             .jobs()
-            .queued_fair(at(now), bases.as_deref(), 10)
+            .queued_fair(at(now), bases.as_deref(), None, 10)
             .await
             .unwrap();
         ids(&picked)
@@ -152,6 +166,62 @@ async fn only_jobs_that_may_and_can_run_are_picked(db: Db) {
     );
     assert_eq!(pick(105, Some(vec!["no'such".into()])).await, []);
     assert_eq!(pick(105, Some(vec![])).await, []);
+}
+
+async fn no_more_jobs_of_a_project_are_picked_than_may_run(db: Db) {
+    let store = &db.store;
+    let (a, b) = (sample::project(store).await, sample::project(store).await);
+    let running = sample::running_job(store, &a, at(0)).await;
+    let of_a = queue(store, &a, &[1, 2, 3]).await;
+    let of_b = queue(store, &b, &[4, 5]).await;
+    let of_all = |default| async move {
+        let picked = store.jobs().queued_fair(at(10), None, default, 10).await;
+        let waiting = store.jobs().waiting(at(10), default, 10).await.unwrap();
+        let picked = ids(&picked.unwrap());
+        // Who may not run is behind nobody.
+        let told: Vec<_> = waiting.into_iter().map(|w| w.id).collect();
+        assert_eq!(told, picked);
+        picked
+    };
+    let cap = async |jobs: Option<u64>| {
+        let change = ProjectChange {
+            running_jobs: Some(jobs),
+            ..ProjectChange::default()
+        };
+        let entry = sample::entry(&a.organization_id, AuditKind::ProjectUpdated, "a");
+        let changed = store.projects().modify(&a.id, &change, &entry).await;
+        assert_eq!(changed, Ok(true));
+    };
+    let only_b = of_b.clone();
+    assert_eq!(of_all(Some(1)).await, only_b[..1]);
+    // Its own number goes before the installation's, to either side.
+    cap(Some(3)).await;
+    let [a1, a2] = [&of_a[0], &of_a[1]].map(Clone::clone);
+    assert_eq!(
+        of_all(Some(1)).await,
+        [of_b[0].clone(), a1.clone(), a2.clone()]
+    );
+    cap(Some(1)).await;
+    assert_eq!(of_all(None).await, only_b);
+    let bases = [sample::BASE.to_owned()];
+    let picked = store.jobs();
+    let picked = picked.queued_fair(at(10), Some(&bases), None, 10).await;
+    assert_eq!(ids(&picked.unwrap()), only_b, "on these bases, too");
+    // An offer is as good as a job that runs; one that ended is none.
+    cap(Some(2)).await;
+    assert_eq!(
+        of_all(None).await,
+        [of_b[0].clone(), a1.clone(), of_b[1].clone()]
+    );
+    let jobs = store.jobs();
+    jobs.apply(&a1, sample::offered(), at(10)).await.unwrap();
+    let picked = jobs.queued_fair(at(10), None, None, 10).await.unwrap();
+    assert_eq!(ids(&picked), only_b);
+    for event in [JobEvent::CancelRequested, JobEvent::Stopped { attempt: 1 }] {
+        jobs.apply(&running.id, event, at(11)).await.unwrap();
+    }
+    let picked = jobs.queued_fair(at(12), None, None, 10).await.unwrap();
+    assert_eq!(ids(&picked), [of_b[0].clone(), a2, of_b[1].clone()]);
 }
 
 async fn offers_that_nobody_took_are_found(db: Db) {

@@ -7,16 +7,16 @@ use domain::api_key::ApiKey;
 use domain::audit::AuditKind;
 use domain::checkpoint_permission::CheckpointPermission;
 use domain::dry_run::DryRun;
-use domain::id::{CheckpointPermissionId, DryRunId, ProjectId};
+use domain::id::{CheckpointPermissionId, DryRunId, KeyId, ProjectId};
 use domain::job::JobSpec;
 use domain::project::Project;
 use domain::webhook::WebhookEventType;
 use sqlx::{Connection, Executor, PgConnection, Row};
-use store::{InsertLimits, Store};
+use store::{Claim, InsertLimits, KeptRequest, Store};
 
 use crate::harness::{Db, on_postgres_of, run_on_postgres};
 use crate::sample::{self, at};
-use crate::{chat_completions, rate_limits, responses, tenancy};
+use crate::{chat_completions, kept_replies, rate_limits, responses, tenancy};
 
 /// S48: tables whose rows are a project's, by a column of their own or by the row they belong to.
 const OF_PROJECTS: &str = "WITH direct AS (\
@@ -195,7 +195,8 @@ async fn a_program_with_a_role_of_its_own_sees_as_before() {
     .await;
 }
 
-/// What administrators change is written with the organisation's log, by the operator's role.
+/// What administrators change is written with the organisation's log, by the operator's role; what was spent is read from the
+/// ledger, which requests cannot read.
 const BY_ADMINISTRATORS: &[&str] = &[
     "api_keys::revoke",
     "checkpoint_permissions::list",
@@ -204,10 +205,12 @@ const BY_ADMINISTRATORS: &[&str] = &[
     "projects::archive",
     "projects::find",
     "projects::find_in",
-    "projects::rename",
+    "projects::modify",
     "projects::set_model_permissions",
+    "projects::set_spend_limit",
     "rate_limits::upsert",
     "service_accounts::delete",
+    "usage/spending::spending",
 ];
 
 #[test]
@@ -303,9 +306,18 @@ async fn fill(store: &Store, project: &Project) {
     let request = sample::request("POST /uploads", "u");
     store.uploads().insert(&upload, &request).await.unwrap();
     let part = sample::part(&upload, at(1));
-    store.uploads().add_part(id, &part, 100).await.unwrap();
+    let limits = sample::up_to(100);
+    store.uploads().add_part(id, &part, limits).await.unwrap();
     let alias = sample::alias(Some(project), "gpt-4o");
     store.model_aliases().insert(&alias).await.unwrap();
+    let asked = KeptRequest {
+        // Keys are of projects, so no two share one.
+        api_key_id: KeyId::mint(sample::entropy()),
+        ..kept_replies::request(Some(id), Some("k"))
+    };
+    let memory = kept_replies::memory(at(0));
+    let claimed = store.kept_replies().claim(&asked, &memory).await;
+    assert!(matches!(claimed, Ok(Claim::First { .. })));
     administer(store, project, &job.tuned_model_name()).await;
     rate_limits::draw_all(store, id, "tiny").await;
 }

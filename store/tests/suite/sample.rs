@@ -29,7 +29,7 @@ use domain::upload::{LIFETIME_S, Upload, UploadPart, UploadState};
 use domain::user::{OrganizationRole, User};
 use domain::webhook::{WebhookEndpoint, WebhookEventType};
 use domain::x_training::FrozenWeights;
-use store::{IdempotencyEntry, InsertLimits, SealedSecret, Store, WebhookChange};
+use store::{IdempotencyEntry, InsertLimits, PartLimits, SealedSecret, Store, WebhookChange};
 
 pub const BASE: &str = "tiny-base";
 
@@ -199,6 +199,14 @@ pub fn part(upload: &Upload, created_at: Timestamp) -> UploadPart {
     }
 }
 
+/// So many bytes in the parts of an upload.
+pub fn up_to(upload_bytes: u64) -> PartLimits {
+    PartLimits {
+        upload_bytes,
+        stored_bytes: u64::MAX,
+    }
+}
+
 /// A request that names itself by `key`.
 pub fn request(endpoint: &str, key: &str) -> IdempotencyEntry {
     IdempotencyEntry {
@@ -267,6 +275,7 @@ pub fn validated() -> JobEvent {
             learning_rate: 1.25e-3,
         },
         total_steps: 6,
+        planned_tokens: 5_070,
         details: Vec::new(),
     }
 }

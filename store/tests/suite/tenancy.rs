@@ -14,12 +14,13 @@ use domain::service_account::{ServiceAccount, ServiceAccountRole};
 use domain::user::OrganizationRole;
 use domain::webhook::WebhookEventType;
 use store::{
-    AccessFilter, AddedPart, ApplyError, BatchError, IdempotencyEntry, MetadataFilter, Store,
-    StoreError,
+    AccessFilter, AddedPart, ApplyError, BatchError, Claim, IdempotencyEntry, MetadataFilter,
+    ProjectChange, Store, StoreError,
 };
 
 use crate::chat_completions;
 use crate::harness::{Db, on_both};
+use crate::kept_replies;
 use crate::rate_limits;
 use crate::responses;
 use crate::sample::{self, at};
@@ -30,6 +31,7 @@ on_both!(
     a_foreign_project_sees_no_upload_and_no_dry_run,
     a_foreign_project_sees_no_limit,
     a_foreign_project_sees_no_webhook,
+    a_foreign_project_changes_no_reply_that_is_kept,
     a_foreign_project_sees_no_alias,
     a_foreign_project_sees_nothing_of_what_administrators_made,
 );
@@ -55,13 +57,15 @@ pub const WALKED: &[&str] = &[
     "files::delete",
     "files::find",
     "files::list",
-    "files::total_size_bytes",
+    "files::stored_bytes",
     "idempotency::find",
     "idempotency::find_retry",
     "jobs/apply::apply_in_project",
     "jobs::find",
     "jobs::list",
     "jobs::n_active",
+    "kept_replies::keep",
+    "kept_replies::release",
     "model_aliases::count",
     "model_aliases::delete",
     "model_aliases::find",
@@ -76,8 +80,9 @@ pub const WALKED: &[&str] = &[
     "projects::archive",
     "projects::find",
     "projects::find_in",
-    "projects::rename",
+    "projects::modify",
     "projects::set_model_permissions",
+    "projects::set_spend_limit",
     "rate_limits::draw",
     "rate_limits::list",
     "rate_limits::upsert",
@@ -91,6 +96,7 @@ pub const WALKED: &[&str] = &[
     "uploads::complete",
     "uploads::find",
     "uploads::parts",
+    "usage/spending::spending",
     "usage::total_trained_tokens",
     "usage::trained_tokens",
     "webhooks/secrets::rotate_secret",
@@ -153,7 +159,7 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
         has_more: false,
     };
     assert_eq!(store.files().list(me, None, &page, at(0)).await, Ok(none()));
-    assert_eq!(store.files().total_size_bytes(me).await, Ok(0));
+    assert_eq!(store.files().stored_bytes(me, at(0)).await, Ok(0));
     let idempotency = store.idempotency();
     assert_eq!(
         idempotency.find(me, "POST /files", "k", at(2)).await,
@@ -186,6 +192,9 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
     assert_eq!(store.models().find(me, &model).await, Ok(None));
     assert_eq!(store.models().list(me).await, Ok(Vec::new()));
     assert_eq!(store.usage().total_trained_tokens(me).await, Ok(0));
+    let month = at(0).month();
+    let spending = store.usage().spending(me, month).await;
+    assert_eq!(spending, Ok(domain::price::Spending::default()));
     assert_eq!(store.usage().trained_tokens(me, &job.id).await, Ok(None));
 
     // The owner has everything still.
@@ -231,6 +240,28 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
     );
 }
 
+async fn a_foreign_project_changes_no_reply_that_is_kept(db: Db) {
+    let (owner, stranger) = (
+        sample::project(&db.store).await,
+        sample::project(&db.store).await,
+    );
+    let replies = db.store.kept_replies();
+    let (asked, memory) = (
+        kept_replies::request(Some(&owner.id), Some("k")),
+        kept_replies::memory(at(0)),
+    );
+    let claimed = replies.claim(&asked, &memory).await.unwrap();
+    let Claim::First { row } = claimed else {
+        panic!("{claimed:?}")
+    };
+    for other in [Some(&stranger.id), None] {
+        replies.keep(other, row, "theirs").await.unwrap();
+        replies.release(other, row).await.unwrap();
+        let again = replies.claim(&asked, &memory).await.unwrap();
+        assert_eq!(again, Claim::UnderWay);
+    }
+}
+
 async fn a_foreign_project_sees_no_answer_that_is_kept(db: Db) {
     let store = &db.store;
     let (owner, stranger) = (sample::project(store).await, sample::project(store).await);
@@ -273,7 +304,8 @@ async fn a_foreign_project_sees_no_upload_and_no_dry_run(db: Db) {
         .await
         .unwrap();
     let part = sample::part(&upload, at(1));
-    let added = store.uploads().add_part(&owner.id, &part, 100).await;
+    let limits = sample::up_to(100);
+    let added = store.uploads().add_part(&owner.id, &part, limits).await;
     assert_eq!(added, Ok(AddedPart::Added));
     let file = sample::file(&owner.id, at(0));
     store.files().insert(&file, None).await.unwrap();
@@ -291,7 +323,7 @@ async fn a_foreign_project_sees_no_upload_and_no_dry_run(db: Db) {
     assert_eq!(store.uploads().parts(me, &upload.id).await, Ok(Vec::new()));
     let more = sample::part(&upload, at(1));
     assert_eq!(
-        store.uploads().add_part(me, &more, 100).await,
+        store.uploads().add_part(me, &more, limits).await,
         Ok(AddedPart::NotPending)
     );
     let stolen = sample::file(me, at(2));
@@ -455,7 +487,13 @@ impl Administered {
         let tried = sample::entry(&elsewhere, AuditKind::ProjectUpdated, "tried");
         // There is not even a log to write it into.
         let absent = Err(StoreError::NotFound);
-        assert_eq!(projects.rename(me, "x", &tried).await, absent);
+        let renamed = ProjectChange {
+            name: Some("x".into()),
+            ..ProjectChange::default()
+        };
+        assert_eq!(projects.modify(me, &renamed, &tried).await, absent);
+        let limited = projects.set_spend_limit(me, None, &tried).await;
+        assert_eq!(limited, absent);
         assert_eq!(projects.archive(me, &tried).await, absent);
         let opened = projects.set_model_permissions(me, None, &tried).await;
         assert_eq!(opened, absent);
@@ -474,7 +512,8 @@ impl Administered {
 fn the_walk_leaves_out_no_function_that_takes_a_project() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = BTreeSet::new();
-    for folder in [src.clone(), src.join("jobs"), src.join("webhooks")] {
+    let folders = ["jobs", "usage", "webhooks"].map(|folder| src.join(folder));
+    for folder in std::iter::once(src.clone()).chain(folders) {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|e| e == "rs") {

@@ -3,7 +3,7 @@
 use domain::api_key::{ApiKey, OwnerAccess};
 use domain::audit::AuditKind;
 use domain::base_model::{BaseModel, ManifestFile};
-use domain::project::{Organization, Project};
+use domain::project::{Caps, Organization, Project};
 use store::{AccessFilter, FoundKey, OwnedKey, StoreError};
 
 use crate::harness::{Db, on_both};
@@ -55,6 +55,7 @@ async fn projects_are_found_by_name_and_id(db: Db) {
         created_at: at(1),
         archived_at: None,
         model_permissions: None,
+        caps: Caps::default(),
     };
     projects.insert(&project).await.unwrap();
     let found = async |name| projects.find_by_name(&organization.id, name).await.unwrap();

@@ -3,7 +3,7 @@
 use domain::file::File;
 use domain::id::PartId;
 use domain::upload::{LIFETIME_S, Upload, UploadPart, UploadState};
-use store::{AddedPart, StoreError};
+use store::{AddedPart, PartLimits, StoreError};
 
 use crate::harness::{Db, on_both};
 use crate::sample::{self, at};
@@ -12,6 +12,7 @@ on_both!(
     an_upload_and_its_parts_read_back_whole,
     the_same_request_makes_one_upload,
     parts_are_taken_while_the_upload_is_pending_and_has_room,
+    parts_take_what_room_their_project_has_while_they_are_pending,
     of_two_that_complete_an_upload_one_makes_the_file,
     an_upload_that_is_over_cannot_be_cancelled,
     parts_are_left_over_once_their_upload_is,
@@ -28,7 +29,10 @@ async fn pending(db: &Db) -> Upload {
 async fn with_part(db: &Db) -> (Upload, UploadPart) {
     let upload = pending(db).await;
     let part = sample::part(&upload, at(1));
-    let added = db.store.uploads().add_part(&upload.project_id, &part, 12);
+    let added = db
+        .store
+        .uploads()
+        .add_part(&upload.project_id, &part, sample::up_to(12));
     assert_eq!(added.await, Ok(AddedPart::Added));
     (upload, part)
 }
@@ -54,7 +58,7 @@ async fn an_upload_and_its_parts_read_back_whole(db: Db) {
     assert_eq!(found, Ok(Some(upload.clone())));
     let mut parts = vec![sample::part(&upload, at(1)), sample::part(&upload, at(2))];
     for part in &parts {
-        let added = uploads.add_part(&project.id, part, 12).await;
+        let added = uploads.add_part(&project.id, part, sample::up_to(12)).await;
         assert_eq!(added, Ok(AddedPart::Added));
         assert_eq!(uploads.has_part(&part.id).await, Ok(true));
     }
@@ -85,7 +89,10 @@ async fn the_same_request_makes_one_upload(db: Db) {
 async fn parts_are_taken_while_the_upload_is_pending_and_has_room(db: Db) {
     let (upload, first) = with_part(&db).await;
     let (uploads, project) = (db.store.uploads(), &upload.project_id);
-    let add = async |part: &UploadPart, max| uploads.add_part(project, part, max).await.unwrap();
+    let add = async |part: &UploadPart, max| {
+        let added = uploads.add_part(project, part, sample::up_to(max)).await;
+        added.unwrap()
+    };
     let part = sample::part(&upload, at(1));
     assert_eq!(add(&part, 7).await, AddedPart::Full);
     let late = sample::part(&upload, at(LIFETIME_S));
@@ -93,6 +100,31 @@ async fn parts_are_taken_while_the_upload_is_pending_and_has_room(db: Db) {
     uploads.cancel(project, &upload.id).await.unwrap();
     assert_eq!(add(&part, 100).await, AddedPart::NotPending);
     assert_eq!(uploads.parts(project, &upload.id).await, Ok(vec![first]));
+}
+
+async fn parts_take_what_room_their_project_has_while_they_are_pending(db: Db) {
+    let (upload, _first) = with_part(&db).await;
+    let (uploads, files, project) = (db.store.uploads(), db.store.files(), &upload.project_id);
+    let stored = async |second| files.stored_bytes(project, at(second)).await.unwrap();
+    assert_eq!(stored(2).await, 4);
+    let limits = |stored_bytes| PartLimits {
+        upload_bytes: 100,
+        stored_bytes,
+    };
+    let part = sample::part(&upload, at(1));
+    let refused = uploads.add_part(project, &part, limits(7)).await;
+    let too_much = StoreError::StorageLimit {
+        limit: 7,
+        stored: 4,
+    };
+    assert_eq!(refused, Err(too_much));
+    let added = uploads.add_part(project, &part, limits(8)).await;
+    assert_eq!((added, stored(2).await), (Ok(AddedPart::Added), 8));
+    // They go with their upload's time, and become its file.
+    assert_eq!(stored(LIFETIME_S).await, 0);
+    let file = sample::file(project, at(2));
+    assert!(complete(&db, &upload, &file).await);
+    assert_eq!(stored(2).await, file.size_bytes);
 }
 
 async fn of_two_that_complete_an_upload_one_makes_the_file(db: Db) {

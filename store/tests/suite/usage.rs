@@ -1,6 +1,8 @@
 //! What answers and trainings took: added up by bucket, and by what is told apart.
 
 use domain::id::KeyId;
+use domain::job_event::JobEvent;
+use domain::price::{Spending, Trained};
 use domain::speed::{DeviceKind, TrainingSpeed};
 use domain::usage::{
     Dimension, Service, Tally, TokenUsage, TrainedSum, UsageKey, UsageQuery, UsageSum,
@@ -16,6 +18,7 @@ on_both!(
     another_organisations_usage_is_not_there,
     trained_tokens_stand_in_the_bucket_of_their_jobs_end,
     how_fast_a_job_went_is_kept_for_the_next_ones,
+    spending_is_all_that_costs_one_project_something,
 );
 
 const START: i64 = 1_790_000_000;
@@ -207,4 +210,57 @@ async fn how_fast_a_job_went_is_kept_for_the_next_ones(db: Db) {
     assert_eq!(latest(sample::BASE, "supervised", 1).await, [speed]);
     assert_eq!(latest(sample::BASE, "dpo", 9).await, []);
     assert_eq!(latest("other-base", "supervised", 9).await, []);
+}
+
+async fn spending_is_all_that_costs_one_project_something(db: Db) {
+    let store = &db.store;
+    let project = sample::project(store).await;
+    let other = sample::project(store).await;
+    let spending = async |project: &domain::project::Project| {
+        let seconds = START..START + 3_600;
+        let spending = store.usage().spending(&project.id, seconds).await;
+        spending.unwrap()
+    };
+    assert_eq!(spending(&project).await, Spending::default());
+    let of = |service, is_batch| UsageKey {
+        service,
+        is_batch,
+        ..key(&project, 59, "key_b", "m")
+    };
+    let counted = [
+        (key(&project, 0, "key_a", "m"), tally(1)),
+        (of(Service::Embeddings, false), tally(2)),
+        (of(Service::Completions, true), tally(4)),
+        (key(&project, 5, "key_a", "n"), tally(8)),
+        // These are not of it: free, before, behind, another project's.
+        (of(Service::Moderations, false), tally(16)),
+        (key(&project, -1, "key_a", "m"), tally(16)),
+        (key(&project, 60, "key_a", "m"), tally(16)),
+        (key(&other, 0, "key_a", "m"), tally(16)),
+    ];
+    store.usage().add_served(&counted).await.unwrap();
+    for second in [-1, 0, 3_599, 3_600] {
+        sample::succeeded_job(store, &project, at(second)).await;
+    }
+    // Reserved from its validation on, whenever that was, until its end.
+    sample::job(store, &project, at(0)).await;
+    sample::running_job(store, &project, at(-9_999)).await;
+    sample::queued_job(store, &project, at(1)).await;
+    let given_up = sample::queued_job(store, &project, at(1)).await;
+    let cancel = store.jobs();
+    let cancel = cancel.apply(&given_up.id, JobEvent::CancelRequested, at(2));
+    cancel.await.unwrap();
+    sample::queued_job(store, &other, at(1)).await;
+    let trained = |n_jobs: u64| Trained {
+        base_model: sample::BASE.into(),
+        n_tokens: n_jobs * 5_070,
+    };
+    let expected = Spending {
+        served: vec![("m".into(), tally(7).tokens), ("n".into(), tally(8).tokens)],
+        trained: vec![trained(2)],
+        reserved: vec![trained(2)],
+    };
+    assert_eq!(spending(&project).await, expected);
+    let of_other = spending(&other).await;
+    assert_eq!(of_other.reserved, [trained(1)]);
 }

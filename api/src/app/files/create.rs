@@ -10,8 +10,9 @@ use platform::objects::Stored;
 use serde_json::{Map, Value, json};
 use store::StoreError;
 
-use crate::app::form::{discard, missing, no_form, put, text, unknown};
+use crate::app::form::{Bound, FormHead, discard, missing, no_form, put, text, unknown};
 use crate::app::repeat::{Created, Repeat, Request, fingerprint};
+use crate::app::storage::{self, Storage};
 use crate::app::store_error;
 use crate::auth::Caller;
 use crate::body::too_large;
@@ -38,11 +39,12 @@ struct Uploaded {
 }
 
 /// Stores the form's file, or finds the one that the same request made before.
-/// Errors: 400 for what the form says, 413 for its size; nothing is kept then.
+/// Errors: 400 for what the form says and where the project has no room, which is told before the bytes are read if the client says
+/// how many they are; 413 for its size; nothing is kept then.
 pub async fn create<S>(
     state: &State,
     caller: &Caller,
-    content_type: Option<&str>,
+    head: FormHead<'_>,
     repeat: &Repeat,
     chunks: S,
 ) -> Result<Created<File>, ApiError>
@@ -50,9 +52,11 @@ where
     S: Stream<Item = std::io::Result<Bytes>> + Send + Unpin,
 {
     let project = &caller.project;
-    let mut multipart = Multipart::new(content_type, chunks).map_err(no_form)?;
+    let room = room(state, project, repeat).await?;
+    room.map_or(Ok(()), |room| room.check_form(head.content_length))?;
+    let mut multipart = Multipart::new(head.content_type, chunks).map_err(no_form)?;
     let mut form = Form::default();
-    let outcome = match read(state, project, &mut multipart, &mut form).await {
+    let outcome = match read(state, project, room, &mut multipart, &mut form).await {
         Ok(()) => insert(state, caller, &form, repeat).await,
         Err(error) => Err(error),
     };
@@ -67,9 +71,23 @@ where
     outcome
 }
 
+/// How the project's storage stands; `None` for what may be a repetition: it is read to be recognised, since a file that is there needs no
+/// room.
+async fn room(
+    state: &State,
+    project: &Project,
+    repeat: &Repeat,
+) -> Result<Option<Storage>, ApiError> {
+    if repeat.key.is_some() || repeat.retry_count > 0 {
+        return Ok(None);
+    }
+    storage::of_project(state, project).await.map(Some)
+}
+
 async fn read<S>(
     state: &State,
     project: &Project,
+    room: Option<Storage>,
     multipart: &mut Multipart<S>,
     form: &mut Form,
 ) -> Result<(), ApiError>
@@ -90,10 +108,14 @@ where
                 {
                     Err(error) => refused = Some(error),
                     Ok(purpose) => {
-                        let max_bytes = max_bytes(state, purpose);
+                        let bound = Bound::of_size(max_bytes(state, purpose));
+                        let bound = match room {
+                            Some(room) => bound.within(room),
+                            None => bound,
+                        };
                         let id = FileId::mint(state.entropy());
                         let key = object_key::file(&project.id, &id);
-                        let stored = put(state, &key, multipart, max_bytes).await?;
+                        let stored = put(state, &key, multipart, bound).await?;
                         form.file = Some(Uploaded {
                             id,
                             filename,
@@ -144,7 +166,8 @@ async fn insert(
         return Ok(created);
     }
     let entry = request.entry(file.created_at);
-    match state.store.files().insert(&file, Some(&entry)).await {
+    let (files, limit) = (state.store.files(), storage::limit(state, &caller.project));
+    match files.insert_within(&file, Some(&entry), limit).await {
         Ok(()) => Ok(Created::new(file)),
         // The same key came twice at once, and the other was faster.
         Err(error @ StoreError::Conflict(_)) => replayed(state, &request)

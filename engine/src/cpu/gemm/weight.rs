@@ -73,6 +73,15 @@ impl Weight {
         self.n_out() * self.n_in()
     }
 
+    /// The memory that it takes. Bytes.
+    pub fn n_bytes(&self) -> usize {
+        match self {
+            Weight::F32(panels) => size_of_val(panels.words()),
+            Weight::Bf16(panels) => size_of_val(panels.words()),
+            Weight::Quantized(parts) => parts.iter().map(Quantized::n_bytes).sum(),
+        }
+    }
+
     /// Copies row `n` of W, (K).
     pub fn copy_row(&self, n: usize, to: &mut [f32]) {
         match self {

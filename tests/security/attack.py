@@ -20,6 +20,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1] / "e2e"))
 import service  # noqa: E402
 import tiny_model  # noqa: E402, F401
+from internet import INTERNET, Hopeless  # noqa: E402
 from issuer import Issuer  # noqa: E402
 from service import MODEL, ROOT, Embedded, Production, examples, finish, wait_until  # noqa: E402, F401
 
@@ -33,6 +34,7 @@ SETTINGS = {
     **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"), PROXY.url),
     # The S3 client alone would: its server is the operator's choice, as the environment is.
     "NO_PROXY": "127.0.0.1",
+    **INTERNET.env,
 }
 MULTIPART = "multipart/form-data; boundary=XX"
 # What an error must never show: how the service is made, where it lies, what opens it.
@@ -94,10 +96,11 @@ class Reply:
 
 
 class Tenant:
-    """A project with a key, and what it owns."""
+    """A project with a key, what it owns, and who administers its organisation."""
 
-    def __init__(self, target, project, key):
+    def __init__(self, target, project, key, organization, administrator):
         self.target, self.project, self.key = target, project, key
+        self.organization, self.administrator = organization, administrator
         self.client = target.service.client(key, max_retries=0)
 
     def upload(self, content=None, name="train.jsonl"):
@@ -140,7 +143,8 @@ class Target:
         self.service, self.issuer = form(), ISSUER
         self.address = ("127.0.0.1", self.service.port)
         organization, project = self.rows("select organization_id, id from projects")[0]
-        self.a = Tenant(self, project, self.service.key)
+        self.admin_key = self.luthier("admin-key", "create")
+        self.a = Tenant(self, project, self.service.key, "luthier", self.admin_key)
         other = self.luthier("organization", "create", "other")
         self.organization, self.other_organization = organization, other
         self.b = self.tenant("b", "luthier")
@@ -148,6 +152,7 @@ class Target:
         for tenant in (self.b, self.c):
             tenant.job_id
         self.began = time.monotonic()
+        self.hopeless = Hopeless(self.tenant("hopeless", "luthier"))
         self.revoked_key = self.key("--project", "default", "--name", "revoked")
         assert self.send("GET", "/v1/models", key=self.revoked_key).status == 200
         self.execute("update api_keys set revoked_at = 1 where name = 'revoked'")
@@ -156,17 +161,14 @@ class Target:
     def tenant(self, name, organization):
         administrator = self.luthier("admin-key", "create", "--organization", organization)
         project = self.send("POST", "/v1/organization/projects", {"name": name}, key=administrator).json()["id"]
-        return Tenant(self, project, self.key("--project", name, "--organization", organization))
+        key = self.key("--project", name, "--organization", organization)
+        return Tenant(self, project, key, organization, administrator)
 
     def luthier(self, *order):
         return self.service.luthier(*order, *self.service.place)
 
     def key(self, *order):
         return self.luthier("key", "create", *order)
-
-    @functools.cached_property
-    def admin_key(self):
-        return self.luthier("admin-key", "create")
 
     @property
     def is_embedded(self):
@@ -191,6 +193,14 @@ class Target:
         rows = [tuple(map(str, row)) for row in database.execute(sql)]
         database.close()
         return rows
+
+    def stored(self):
+        """All that the database holds, as bytes."""
+        if self.is_embedded:
+            return b"".join(path.read_bytes() for path in self.service.data_dir.glob("luthier.db*"))
+        tables = self.rows("select table_name from information_schema.tables where table_schema = 'public'")
+        assert len(tables) > 10, tables
+        return "\n".join(self.service.psql(f'select * from "{name}"', self.service.database) for name, in tables).encode()
 
     def objects(self, of=""):
         """Every object of the bucket, with its size; or those of one project, as others may have jobs that write."""
@@ -396,9 +406,11 @@ def target(form):
 
 
 def in_both_forms(attacks):
-    """A class decorator: test classes of its module that attack each form."""
+    """A class decorator: test classes of its module that attack each form, or the one that $ATTACKED_FORM names."""
     module = sys.modules[attacks.__module__]
     for made in (BoundedEmbedded, BoundedProduction):
+        if os.environ.get("ATTACKED_FORM", made.form) != made.form:
+            continue
         name = attacks.__name__ + made.form.capitalize()
         setattr(module, name, type(name, (attacks, Attack, unittest.TestCase), {"made": made, "__module__": attacks.__module__}))
     return attacks

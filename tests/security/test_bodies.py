@@ -5,7 +5,7 @@ import json
 import time
 
 from attack import MODEL, MULTIPART, Wire, form, head, in_both_forms, quoted
-from test_tenants import KINDS, operations
+from worlds import World, all_operations, kind_in_path
 
 METACHARACTERS = ["'; drop table files; --", "\" or 1=1 --", "{\"$gt\": \"\"}", "*)(uid=*))(|(uid=*", "$(id) `id` ; id | id & id", "%s%n%x", "\\",
                   "../../etc/passwd", "<script>alert(1)</script>", "{{7*7}}{% raw %}", "\u202egnp.exe", "a\u0300\U0001f468\u200d\U0001f469",
@@ -119,6 +119,14 @@ class Bodies:
             body = {"model": MODEL, "training_file": self.a.file, "suffix": suffix}
             self.refused(self.send("POST", "/v1/fine_tuning/jobs", body), param="suffix")
 
+    def test_s89_a_job_that_tells_a_third_party(self):
+        """No job calls anybody, so there is no address to judge: what would make it call is refused."""
+        for integration in ({"type": "wandb", "wandb": {"project": "x", "base_url": "http://169.254.169.254"}}, {"type": "wandb", "wandb": {"project": "x"}},
+                            {"type": "other", "url": "https://127.0.0.1"}):
+            body = {"model": MODEL, "training_file": self.a.file, "integrations": [integration]}
+            reply = self.refused(self.send("POST", "/v1/fine_tuning/jobs", body))
+            self.assertTrue(reply.error["param"].startswith("integrations"), reply)
+
     def test_s95_parameters_beyond_all_bounds(self):
         for extra, param in (({"max_tokens": 10**12}, "max_tokens"), ({"n": 1000}, "n"), ({"stop": ["x"] * 10**6}, "stop"),
                              ({"stop": "x" * 10**6}, "stop"), ({"logit_bias": {str(i): 1 for i in range(500_000)}}, "logit_bias"),
@@ -132,7 +140,7 @@ class Bodies:
         completion = {"model": MODEL, "prompt": ["x"] * 10_000}
         self.refused(self.send("POST", "/v1/completions", completion), param="prompt")
         self.refused(self.send("POST", "/v1/completions", {"model": MODEL, "prompt": [1] * 200_000, "max_tokens": 1}))
-        self.refused(self.chat("x" * (4 << 20)), code="context_length_exceeded")
+        self.refused(self.chat("x" * (1 << 20)), code="context_length_exceeded")
 
     def test_s97_a_client_that_leaves_frees_its_place(self):
         def leave():
@@ -149,21 +157,24 @@ class Bodies:
         self.assertLess(time.monotonic() - begun, 10)
 
     def test_s98_limits_and_cursors_of_every_list(self):
-        n_lists = 0
-        for method, path, operation, ids in operations():
-            names = [p["name"] for p in operation.get("parameters", [])]
-            for kind in ids:
-                path = path.replace("{%s}" % kind, quoted(KINDS[kind][0](self.a)))
-            if "limit" in names:
-                n_lists += 1
-                for limit in ("-1", "0", "1000000001", "1e9", "abc", "1.5", "%00", "9" * 40):
-                    with self.subTest(path=path, limit=limit):
-                        self.refused(self.send(method, f"{path}?limit={limit}"), param="limit")
+        n_lists, own = 0, World(self.a)
+        for operation in all_operations():
+            names = [p["name"] for p in operation.parameters]
+            path, key = operation.path, self.target.admin_key if operation.is_administrators else None
+            if "limit" not in names:
+                continue
+            n_lists += 1
+            for name in operation.ids:
+                path = path.replace("{%s}" % name, quoted(own[kind_in_path(operation, name)]))
+            more = "&start_time=1" if "start_time" in names else ""
+            for limit in ("-1", "0", "1000000001", "1e9", "abc", "1.5", "%00", "9" * 40):
+                with self.subTest(path=path, limit=limit):
+                    self.refused(self.send(operation.method, f"{path}?limit={limit}{more}", key=key), param="limit")
             if "after" in names:
                 for after in ("x" * 4000, "%00", "%27", "%F0%9F%98%80"):
                     with self.subTest(path=path, after=after[:9]):
-                        self.refused(self.send(method, f"{path}?after={after}"), (400, 404), param="after")
-        self.assertGreaterEqual(n_lists, 4)
+                        self.refused(self.send(operation.method, f"{path}?after={after}", key=key), (400, 404), param="after")
+        self.assertGreaterEqual(n_lists, 20)
 
     def test_s101_schemas_that_would_take_for_ever(self):
         deep = {"type": "string"}

@@ -3,7 +3,7 @@
 import time
 
 from attack import MODEL, in_both_forms
-from test_tenants import operations
+from worlds import all_operations, operations
 
 
 def url(path):
@@ -11,12 +11,8 @@ def url(path):
     return path.replace("{", "").replace("}", "")
 
 
-def is_organizations(path):
-    return path.startswith(("/v1/organization", "/v1/fine_tuning/checkpoints"))
-
-
 def of_projects():
-    return [(method, url(path)) for method, path, _, _ in operations() if path.startswith("/v1/") and not is_organizations(path)]
+    return [(method, url(path)) for method, path, _, _ in operations() if path.startswith("/v1/")]
 
 
 @in_both_forms
@@ -29,8 +25,9 @@ class Keys:
         self.refused(self.send("GET", "/v1/models", key=other), 401, code="expired_api_key")
 
     def test_s08_a_projects_key_on_the_ground_of_organisations(self):
-        paths = {url(path) for _, path, _, _ in operations() if is_organizations(path)}
-        for path in paths | {"/v1/organization", "/v1/organization/projects", "/v1/organization/admin_api_keys", "/v1/organization/users"}:
+        paths = {url(operation.path) for operation in all_operations() if operation.is_administrators}
+        self.assertGreater(len(paths), 25)
+        for path in {*paths, "/v1/organization", "/v1/organization/no-such"}:
             for method in ("GET", "POST", "DELETE"):
                 self.refused(self.send(method, path), 403, code="insufficient_permissions")
 

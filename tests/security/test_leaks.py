@@ -12,7 +12,7 @@ import unittest
 import urllib.request
 from pathlib import Path
 
-from attack import MODEL, MULTIPART, ROOT, finish, form, in_both_forms, service, wait_until
+from attack import INSIDES, MODEL, MULTIPART, ROOT, finish, form, in_both_forms, service, wait_until
 
 
 @in_both_forms
@@ -51,18 +51,34 @@ class Leaks:
         keys = [tenant.key for tenant in (self.a, self.b, self.c)]
         pepper = self.secret("key_pepper")
         needles = [needle.encode() for needle in [*keys, *(key.removeprefix("sk-proj-")[:24] for key in keys), pepper]]
-        if self.target.is_embedded:
-            stored = b"".join(path.read_bytes() for path in self.target.service.data_dir.glob("luthier.db*"))
-        else:
-            tables = [name for name, in self.target.rows("select table_name from information_schema.tables where table_schema = 'public'")]
-            self.assertGreater(len(tables), 10)
-            stored = "\n".join(self.target.service.psql(f'select * from "{name}"', self.target.service.database) for name in tables).encode()
+        stored = self.target.stored()
         self.assertIn(self.a.project.encode(), stored)
         objects = b"".join(Path(path).read_bytes() for path in self.target.objects())
         for needle in needles:
             self.assertNotIn(needle, stored)
             self.assertNotIn(needle, objects)
             self.assertNotIn(needle.decode(), self.target.logs())
+
+    def test_s106_a_failure_of_the_service_tells_its_client_nothing(self):
+        """A row that the service cannot read, as after a fault of the disk or of a program."""
+        file, mark = self.a.upload(), secrets.token_hex(12)
+        for column, broken in (("purpose", mark), ("size_bytes", "-1")):
+            before, = self.target.rows(f"select {column} from files where id = '{file}'")[0]
+            self.target.execute(f"update files set {column} = '{broken}' where id = '{file}'")
+            for method, path in (("GET", f"/v1/files/{file}"), ("GET", "/v1/files")):
+                with self.subTest(f"{method} {path} {column}"):
+                    reply = self.target.send_unjudged(method, path)
+                    self.assertEqual((reply.status, reply.headers["content-type"].split(";")[0]), (500, "application/json"), reply)
+                    self.assertEqual(set(reply.error), {"message", "type", "param", "code"})
+                    self.assertEqual(reply.error["type"], "server_error")
+                    self.assertTrue(reply.error["message"].startswith("The server had an error while processing your request."), reply)
+                    self.assertIsNone(INSIDES.search(reply.body.decode()))
+                    for told in (mark, column, "files", file):
+                        self.assertNotIn(told, reply.body.decode())
+                    # The operator finds it by the id that the client has.
+                    self.assertIn(reply.headers["x-request-id"], self.target.logs())
+            self.target.execute(f"update files set {column} = '{before}' where id = '{file}'")
+        self.assertEqual(self.send("DELETE", f"/v1/files/{file}").status, 200)
 
     def secret(self, name):
         if self.target.is_embedded:
@@ -71,7 +87,7 @@ class Leaks:
             return path.read_text().strip()
         return re.search(rf'{name} = "(\w+)"', self.target.service.config.read_text())[1]
 
-    def test_s54_s105_the_operators_listener_shows_numbers_alone(self):
+    def test_s105_the_operators_listener_shows_numbers_alone(self):
         """Metrics name routes, never tenants, keys or names."""
         with urllib.request.urlopen(f"http://{self.target.service.operational}/metrics", timeout=20) as reply:
             text = reply.read().decode()
@@ -114,15 +130,18 @@ class FreshInstallation(unittest.TestCase):
             for address in re.findall(rf'^#?{name} = "([^"]+)"', example, re.M):
                 self.assertTrue(address.startswith("127.0.0.1:"), f"{name} = {address}")
 
-    def test_s108_s109_s112_a_fresh_installation_over_tls(self):
+    def over_tls(self):
+        """What asks an installation that speaks TLS: (status, headers, body) of a path."""
         pem = ROOT / "api/tests/fixtures/tls"
         port = service.free_port()
         self.up("--listen", f"127.0.0.1:{port}", env={
             "LUTHIER_API_TLS_CERTIFICATE": str(pem / "certificate.pem"), "LUTHIER_API_TLS_KEY": str(pem / "key.pem")})
 
-        def ask(path, key=None, **versions):
+        def ask(path, key=None, ciphers=None, **versions):
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            if ciphers:
+                context.set_ciphers(ciphers)
             for name, version in versions.items():
                 setattr(context, name, version)
             connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=context)
@@ -134,16 +153,34 @@ class FreshInstallation(unittest.TestCase):
                 connection.close()
 
         wait_until("it is ready", lambda: ask("/readyz")[0] == 200, 30)
-        status, headers, _ = ask("/v1/models")
-        self.assertEqual((status, headers["strict-transport-security"]), (401, "max-age=31536000"))
-        self.assertIsNone(headers["server"])
-        for key in ("sk-proj-default", "admin", "luthier", "sk-admin", "changeme", "default"):
+        return ask
+
+    def test_s108_headers_over_tls(self):
+        ask = self.over_tls()
+        for path in ("/v1/models", "/healthz", "/no-such"):
+            _, headers, _ = ask(path)
+            self.assertEqual(headers["strict-transport-security"], "max-age=31536000")
+            self.assertEqual(headers["x-content-type-options"], "nosniff")
+            self.assertIsNone(headers["server"])
+
+    def test_s109_old_versions_and_weak_ciphers(self):
+        ask = self.over_tls()
+        tls_1_2 = {"minimum_version": ssl.TLSVersion.TLSv1_2, "maximum_version": ssl.TLSVersion.TLSv1_2}
+        for attack in ({"minimum_version": ssl.TLSVersion.TLSv1, "maximum_version": ssl.TLSVersion.TLSv1_1, "ciphers": "ALL:@SECLEVEL=0"},
+                       {**tls_1_2, "ciphers": "AES128-SHA:AES256-SHA256:@SECLEVEL=0"}, {**tls_1_2, "ciphers": "ECDHE-ECDSA-AES128-SHA:@SECLEVEL=0"},
+                       {**tls_1_2, "ciphers": "aNULL:@SECLEVEL=0"}, {**tls_1_2, "ciphers": "PSK:@SECLEVEL=0"}):
+            with self.subTest(attack), self.assertRaises((ssl.SSLError, ConnectionResetError)):
+                ask("/healthz", **attack)
+        self.assertEqual(ask("/healthz", **tls_1_2)[0], 200)
+        self.assertEqual(ask("/healthz", minimum_version=ssl.TLSVersion.TLSv1_3)[0], 200)
+
+    def test_s112_a_fresh_installation_has_no_key_that_anybody_knows(self):
+        ask = self.over_tls()
+        for key in (None, "sk-proj-default", "admin", "luthier", "sk-admin", "changeme", "default"):
             self.assertEqual(ask("/v1/models", key)[0], 401)
-        with self.assertRaises((ssl.SSLError, ConnectionResetError)):
-            ask("/v1/models", minimum_version=ssl.TLSVersion.TLSv1, maximum_version=ssl.TLSVersion.TLSv1_1)
-        self.assertEqual(ask("/healthz", minimum_version=ssl.TLSVersion.TLSv1_2, maximum_version=ssl.TLSVersion.TLSv1_2)[0], 200)
         database = sqlite3.connect(self.data_dir / "luthier.db")
-        self.assertEqual(database.execute("select count(*) from api_keys").fetchone(), (0,))
+        for table in ("api_keys", "admin_api_keys", "users"):
+            self.assertEqual(database.execute(f"select count(*) from {table}").fetchone(), (0,))
         database.close()
-        for path in (self.data_dir / "secrets").iterdir():
+        for path in (self.data_dir, *(self.data_dir / "secrets").iterdir()):
             self.assertEqual(path.stat().st_mode & 0o077, 0, f"others may read {path}")

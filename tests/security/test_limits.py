@@ -113,3 +113,30 @@ class Limits:
             self.send("POST", f"/v1/fine_tuning/jobs/{id}/cancel", key=tenant.key)
         self.assertEqual(len(made), MAX_UNFINISHED_JOBS)
         self.assertEqual(self.send("POST", "/v1/fine_tuning/jobs", body, key=tenant.key).status, 200, "the room is not given back")
+
+    def test_s100_jobs_that_are_made_and_cancelled_leave_the_room_as_it_was(self):
+        """More than there is room for; tests/soak does it for half an hour."""
+        tenant = self.target.tenant(f"fickle {time.time()}", "luthier")
+        body = {"model": MODEL, "training_file": tenant.upload(), "hyperparameters": {"n_epochs": 50}}
+
+        def create():
+            return self.send("POST", "/v1/fine_tuning/jobs", body, key=tenant.key)
+
+        def cancel(made):
+            """And what cancels it again changes nothing: no room is given back twice."""
+            id = made.json()["id"]
+            for _ in range(2):
+                self.send("POST", f"/v1/fine_tuning/jobs/{id}/cancel", key=tenant.key)
+            wait_until("it is over", lambda: self.send("GET", f"/v1/fine_tuning/jobs/{id}", key=tenant.key).json()["status"] == "cancelled")
+
+        for _ in range(MAX_UNFINISHED_JOBS + 5):
+            made = create()
+            self.assertEqual(made.status, 200, made)
+            cancel(made)
+        made = [create() for _ in range(MAX_UNFINISHED_JOBS)]
+        self.assertEqual([reply.status for reply in made], [200] * MAX_UNFINISHED_JOBS)
+        self.refused(create(), 429, code="rate_limit_exceeded")
+        for reply in made:
+            cancel(reply)
+        unfinished = f"select count(*) from jobs where project_id = '{tenant.project}' and state <> 'cancelled'"
+        self.assertEqual(self.target.rows(unfinished), [("0",)])

@@ -1,12 +1,12 @@
-"""What takes its time: keys that were revoked (API2), clients that say next to nothing (API4). It begins when the service starts, and is
+"""What takes its time: keys that were revoked (API2), clients and receivers that say next to nothing (API4, API10). It begins when the service starts, and is
 judged at the end of the run."""
 
 import time
 
 from attack import in_both_forms, wait_until
 
-# What the service waits for a body that brings less than 1 KiB, and for a head.
-BODY_S, HEAD_S = 30, 60
+# What the service waits for a receiver; for a body that brings less than 1 KiB, and for a head.
+RECEIVER_S, BODY_S, HEAD_S = 10, 30, 60
 
 
 @in_both_forms
@@ -28,3 +28,15 @@ class Slow:
             for wire in wires:
                 reply = wire.reply()
                 self.assertTrue(reply is None or reply.status == 408, reply)
+
+    def test_s87_receivers_that_do_not_end_or_are_others(self):
+        outcomes = self.target.hopeless.ended()
+        self.assertEqual(len(outcomes), 9)
+        for what, status, reply, took_s, n_bytes in outcomes:
+            with self.subTest(what):
+                self.assertEqual(reply.status, status, reply)
+                if status == 400:
+                    self.refused(reply, 400, code="webhook_endpoint_unreachable")
+                self.assertLess(took_s, RECEIVER_S + 5)
+                # What the buffers of both sides hold; nobody reads on behind the head.
+                self.assertLess(n_bytes, 16 << 20)

@@ -1,195 +1,272 @@
-"""What others own is as absent as what never was (API1). The matrix is made of our own OpenAPI document: a new route with an id in its
-path is attacked without a word here, and one whose id is of a new kind fails until `Kind` knows it."""
+"""What others own is as absent as what never was (API1). The matrix is made of our own OpenAPI document: every id of every operation, in the
+path, the query, a header or the body × {another project's, another organisation's, deleted, never there}, as a project or, where the operation
+is theirs, as an administrator. `worlds` says what stands where, and refuses a document with an id that it does not know."""
 
 import json
-import random
-import string
 import time
 
-from attack import MODEL, MULTIPART, ROOT, Wire, examples, form, head, in_both_forms, quickest, quoted
+from attack import MODEL, MULTIPART, Wire, examples, form, head, in_both_forms, quickest, quoted, wait_until
+from worlds import BODIES, World, all_operations, drawn, kind_in_path, operations, places, random_like
 
-DOCUMENT = json.loads((ROOT / "openapi/openapi.json").read_text())
-ALPHABET = string.ascii_letters + string.digits
-
-
-def operations():
-    """(method, path, operation, names of the ids in the path) of every route of a project; those of an organisation open to admin keys
-    alone (S08), and api/tests/administration asks them for what is another organisation's."""
-    for path, methods in DOCUMENT["paths"].items():
-        for method, operation in methods.items():
-            if {"AdminApiKey": []} in operation.get("security", []):
-                continue
-            ids = [p["name"] for p in operation.get("parameters", []) if p["in"] == "path"]
-            yield method.upper(), path, operation, ids
-
-
-def random_like(id):
-    """An id of the same form that nobody has."""
-    stem = next(i for i in range(len(id) - 1, -1, -1) if not id[i].isalnum()) + 1
-    return id[:stem] + "".join(random.choices(ALPHABET, k=len(id) - stem))
+# Kinds that an administrator may name whosever project of the organisation they are of.
+OF_ORGANIZATIONS = {
+    "project_id", "user_id", "key_id", "invite_id", "audit_log", "email", "actor", "actor_email", "resource", "model", "checkpoint_model", "spender"}
+# What A's are where they are not made.
+OWN = {"rate_limit_id": f"rl-{MODEL}"}
+CURSORS = {"after", "before", "Last-Event-ID"}
+# Nothing is asked of these, so their answers to one's own id and to none are the same; a policy takes any name.
+SAME_FOR_ALL = {"usage-moderations", "update-project-model-permissions"}
+VOLATILE = {"last_used_at"}
+# What was deleted still has its place in its owner's list: who deletes files page by page comes to the next one.
+STILL_A_PLACE = {"listFiles"}
 
 
-def made(path, body):
-    """Makes an object, and gives its id."""
-    def make(tenant):
-        reply = tenant.target.send("POST", path, body(tenant) if callable(body) else body, key=tenant.key)
-        assert reply.status == 200, reply
-        return reply.json()["id"]
-
-    return make
-
-
-def batch(tenant):
-    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {**QUESTION, "max_tokens": 1}}
-    file = tenant.client.files.create(file=("batch.jsonl", json.dumps(line).encode()), purpose="batch")
-    return {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+def case(place):
+    """The number of the case that the place is judged by."""
+    operation, kind = place.operation, place.kind
+    if place.name in CURSORS:
+        return 40
+    if operation.is_administrators or kind == "webhook_endpoint_id":
+        return 43
+    if operation.id in ("createFineTuningJob", "validateFile") and place.where == "body":
+        return 35 if kind == "file_id" else 36
+    if kind == "model":
+        return 38 if place.where == "path" else 37
+    return {"upload_id": 39, "part_id": 39, "fine_tuning_job_id": 34}.get(kind, 33)
 
 
-def dry_run(tenant):
-    return made(f"/v1/x/files/{tenant.file}/validate", {"model": MODEL})(tenant)
+def put(body, path, value):
+    """Sets a field of a body, of parts or JSON."""
+    if isinstance(body, list):
+        return [(name, filename, value if name == path else content) for name, filename, content in body]
+    *above, last = path.split(".")
+    at = body
+    for name, below in zip(above, [*above[1:], last]):
+        empty = [None] if below == "[]" else {}
+        if name == "[]":
+            at[0] = at[0] or empty
+            at = at[0]
+        else:
+            at = at.setdefault(name, empty)
+    at[0 if last == "[]" else last] = value
+    return body
 
 
-def alias(_tenant):
-    return {"id": "old-" + "".join(random.choices(ALPHABET, k=20)), "model": MODEL}
-
-
-QUESTION = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
-# By the name of the parameter: how a tenant comes by one of its own, and whether it can be deleted.
-KINDS = {
-    "file_id": (lambda tenant: tenant.upload(), True),
-    "fine_tuning_job_id": (lambda tenant: tenant.job.id, False),
-    "model": (lambda tenant: tenant.model, False),
-    "upload_id": (made("/v1/uploads", {"bytes": 3, "filename": "a.jsonl", "mime_type": "text/jsonl", "purpose": "fine-tune"}), False),
-    "completion_id": (made("/v1/chat/completions", {**QUESTION, "max_tokens": 1, "store": True}), True),
-    "batch_id": (made("/v1/batches", batch), False),
-    "webhook_endpoint_id": (made("/v1/webhook_endpoints", {
-        "name": "hook", "url": "https://hook.example/x", "event_types": ["fine_tuning.job.succeeded"]}), True),
-    "dry_run_id": (dry_run, False),
-    "alias": (made("/v1/x/model_aliases", alias), True),
-    "response_id": (made("/v1/responses", {"model": MODEL, "input": "Hi", "max_output_tokens": 16}), True),
-}
-# What a route wants in its body, so that it gets as far as the id.
-BODIES = {
-    "addUploadPart": (form([("data", "part", b"{}\n")]), {"Content-Type": MULTIPART}),
-    "validateFile": ({"model": MODEL}, {}),
-    "completeUpload": ({"part_ids": ["part_none"]}, {}),
-    "updateChatCompletion": ({"metadata": {"stolen": "yes"}}, {}),
-    "updateWebhookEndpoint": ({"name": "stolen"}, {}),
-    "rotateWebhookSecret": ({}, {}),
-    "testWebhookEndpoint": ({"event_type": "fine_tuning.job.succeeded"}, {}),
-}
-
-
-def masked(reply, id):
-    """What a reply says, without the id that was asked for."""
+def masked(reply, *ids):
+    """What a reply says, without the ids that were asked for."""
     text = reply.body.decode()
-    for spelled in (json.dumps(id)[1:-1], quoted(id)):
-        text = text.replace(spelled, "ID").replace(spelled[:64] + "…", "ID")
+    for id in ids:
+        for spelled in (json.dumps(id)[1:-1], quoted(id)):
+            text = text.replace(spelled, "ID").replace(spelled[:64] + "…", "ID")
     headers = {name.lower() for name in reply.headers}
     return reply.status, text, headers
 
 
+class Matrix:
+    """A's attacks on what is not its own."""
+
+    def __init__(self, target):
+        self.target = target
+        self.a, self.b, self.c = World(target.a), World(target.b), World(target.c)
+        self.gone = {}
+        self.deletions = {kind_in_path(o, o.ids[-1]): o for o in all_operations() if o.method == "DELETE" and o.ids and o.path.endswith("}")}
+        self.deletions["batch_file"] = self.deletions["file_id"]
+        # So that there is something to hide from usage and the log.
+        for world in (self.c, self.b, self.a):
+            for kind in ("spender", "service_account_id"):
+                world[kind]
+
+    def own(self, kind):
+        return OWN.get(kind) or self.a[kind]
+
+    def deleted(self, kind):
+        """One that A had, taken away through the route that deletes it; nothing where there is none."""
+        if kind in self.deletions and kind not in self.gone:
+            operation, id = self.deletions[kind], self.a.new(kind)
+            reply = self.send(operation, self.url(operation, {operation.ids[-1]: id}))
+            assert reply.status == 200, reply
+            self.gone[kind] = id
+        return {"deleted": self.gone[kind]} if kind in self.gone else {}
+
+    def strangers(self, place):
+        """By whose it is: the id, and who else may own what stands below it in the path."""
+        kind, is_administrators = place.kind, place.operation.is_administrators
+        found = {"another organisation's": (self.c[kind], self.c)}
+        if not (is_administrators and kind in OF_ORGANIZATIONS):
+            found["another project's"] = self.b[kind], self.b
+        if kind == "model":
+            found["another organisation's checkpoint"] = self.c["checkpoint_model"], self.c
+        if kind == "model" and not is_administrators:
+            found["another project's checkpoint"] = self.b["checkpoint_model"], self.b
+            found["another project's alias"] = self.b["alias"], self.b
+        if place.name in CURSORS and place.operation.id in STILL_A_PLACE:
+            return found
+        return found | {whose: (id, self.a) for whose, id in self.deleted(kind).items()}
+
+    def url(self, operation, given, below=None):
+        """The path with A's own ids, but for those that are given; `below` owns what stands behind the first of those."""
+        path, is_below = operation.path, False
+        for name in operation.ids:
+            kind = kind_in_path(operation, name)
+            id = given[name] if name in given else below[kind] if below and is_below else self.own(kind)
+            is_below |= name in given
+            path = path.replace("{%s}" % name, quoted(id))
+        return path
+
+    def send(self, operation, url, body=None, headers=()):
+        if isinstance(body, list):
+            headers, body = {**dict(headers), "Content-Type": MULTIPART}, form(body)
+        key = self.a.tenant.administrator if operation.is_administrators else None
+        return self.target.send(operation.method, url, body, headers=headers, key=key)
+
+    def ask(self, place, id, below):
+        """The operation as A asks it, with this id in this place."""
+        operation, headers = place.operation, {}
+        url = self.url(operation, {place.name: id} if place.where == "path" else {}, below)
+        body = BODIES[operation.id](self.a) if operation.id in BODIES else None
+        query = {"start_time": int(time.time()) // 86_400 * 86_400} if operation.id.startswith("usage-") else {}
+        if place.where == "query":
+            query[place.name] = id
+        elif place.where == "header":
+            headers = {place.name: id}
+        elif place.where == "body":
+            body = put(body, place.name, id)
+            if place.kind == "email":
+                del body["user_id"]
+        if query:
+            url += "?" + "&".join(f"{quoted(name)}={quoted(str(value))}" for name, value in query.items())
+        return self.send(operation, url, body, headers)
+
+    def is_looked_at(self, place, absent, never):
+        """Whether the answer to an id that never was is about the id."""
+        status, text, _ = absent
+        if place.where == "path":
+            return status == 404
+        if status != 200:
+            param = json.loads(text)["error"]["param"] or ""
+            return status in (400, 404) and ("ID" in text or place.name.rsplit(".")[-1] in param)
+
+        def differs():
+            own = self.own(place.kind)
+            return masked(self.ask(place, own, self.a), own)[1] != text
+
+        return place.operation.id in SAME_FOR_ALL or wait_until(f"{place} shows what A has", differs, 20)
+
+    def attack(self, test, place):
+        """How many ids were tried."""
+        known, n_attacks = {}, 0
+        for whose, (id, below) in self.strangers(place).items():
+            never = random_like(id)
+            form = never[:len(never) - 8], len(never)
+            with test.subTest(f"{place}, {whose}"):
+                if form not in known:
+                    absent = known[form] = masked(self.ask(place, never, below), never)
+                    test.assertTrue(self.is_looked_at(place, absent, never), absent)
+                test.assertEqual(masked(self.ask(place, id, below), id), known[form])
+                n_attacks += 1
+        return n_attacks
+
+    def whole(self):
+        """All that B and C have, as they see it."""
+        seen = {}
+        for operation in all_operations():
+            if operation.method == "GET" and operation.ids and operation.path.endswith("}"):
+                for name, world in (("b", self.b), ("c", self.c)):
+                    kind = kind_in_path(operation, operation.ids[-1])
+                    if kind in world.ids:
+                        path = operation.path.removeprefix("/v1/")
+                        for id in operation.ids:
+                            path = path.replace("{%s}" % id, quoted(world[kind_in_path(operation, id)]))
+                        ask = world.administer if operation.is_administrators else world.send
+                        seen[name, path] = {key: value for key, value in ask("GET", path).items() if key not in VOLATILE}
+        return seen
+
+
+MATRICES = {}
+
+
 @in_both_forms
 class Tenants:
-    def test_s33_s34_s38_s39_s43_every_route_with_an_id_for_every_stranger(self):
-        owned, gone = {}, {}
-        for _, _, _, ids in operations():
-            for name in ids:
-                make, is_deletable = KINDS[name]
-                if name not in owned:
-                    owned[name] = {"another project's": make(self.b), "another organisation's": make(self.c)}
-                    gone[name] = self.deleted(name, make) if is_deletable else {}
-        n_attacks = 0
-        for method, path, operation, ids in operations():
-            for name in ids[:1]:
-                strangers = {**owned[name], **gone[name]}
-                never = random_like(owned[name]["another project's"])
-                absent = self.ask(method, path, operation, name, never)
-                self.assertEqual(absent.status, 404, f"{method} {path}: {absent}")
-                for whose, id in strangers.items():
-                    with self.subTest(f"{method} {path}, {whose}"):
-                        self.assertEqual(masked(self.ask(method, path, operation, name, id), id), masked(absent, never))
-                        n_attacks += 1
-        self.assertGreater(n_attacks, 20)
-        # What the attacks were aimed at is as it was.
-        for (whose, tenant) in (("another project's", self.b), ("another organisation's", self.c)):
-            for name, ids in owned.items():
-                read = next((path for method, path, _, params in operations() if method == "GET" and params == [name]), None)
-                if read and name != "model":
-                    reply = self.send("GET", read.replace("{%s}" % name, quoted(ids[whose])), key=tenant.key)
-                    self.assertEqual(reply.status, 200, f"{whose} {name}: {reply}")
-                    self.assertNotIn("stolen", reply.body.decode())
+    def matrix(self):
+        """One for all tests of a form."""
+        if self.target not in MATRICES:
+            MATRICES[self.target] = Matrix(self.target)
+        return MATRICES[self.target]
+
+    def attack(self, number, at_least):
+        """Every place of the case, with the ids of every stranger; what they own is as it was."""
+        matrix = self.matrix()
+        chosen = [place for place in places() if case(place) == number]
+        for place in chosen:
+            matrix.strangers(place)
+        before = matrix.whole()
+        n_attacks = sum(matrix.attack(self, place) for place in chosen)
+        self.assertGreaterEqual(n_attacks, at_least)
+        after = matrix.whole()
+        self.assertEqual({what: after.get(what) for what in before}, before, "an attack changed what is not the attacker's")
+        self.assertNotIn("stolen", json.dumps(list(before.values())))
+
+    def test_s33_files_and_all_else_that_a_project_keeps(self):
+        self.attack(33, 40)
+        for tenant in (self.b, self.c):
             self.assertEqual(tenant.client.files.content(tenant.file).read(), examples(12))
+
+    def test_s33_every_id_of_the_document_is_attacked(self):
+        judged = {case(place) for place in places()}
+        named = {number for number in range(1, 121) if any(name.startswith(f"test_s{number:02}_") for name in dir(self))}
+        self.assertEqual(judged - named, set())
+
+    def test_s33_names_that_others_have_are_free(self):
+        """A name that is refused because another has it would tell that it is there."""
+        matrix = self.matrix()
+        projects = "/v1/organization/projects"
+        name = f"taken {drawn()}"
+        for administrator in (self.c.administrator, self.a.administrator):
+            self.assertEqual(self.send("POST", projects, {"name": name}, key=administrator).status, 200)
+        for world in (matrix.b, matrix.c):
+            alias = {"id": world["alias"], "model": MODEL}
+            self.assertEqual(self.send("POST", "/v1/x/model_aliases", alias).status, 200)
+            self.assertEqual(self.send("DELETE", f"/v1/x/model_aliases/{world['alias']}").status, 200)
+            self.assertIn(world["alias"], json.dumps(world.send("GET", "x/model_aliases")), "it was another's that went")
+        taken = {"email": matrix.c["email"], "role": "reader"}
+        invite = self.send("POST", "/v1/organization/invites", taken, key=self.a.administrator)
+        self.assertEqual(invite.status, 200, invite)
+        self.send("DELETE", f"/v1/organization/invites/{invite.json()['id']}", key=self.a.administrator)
+
+    def test_s34_jobs(self):
+        self.attack(34, 14)
+        for tenant in (self.b, self.c):
             self.assertEqual(tenant.client.fine_tuning.jobs.retrieve(tenant.job.id).status, "succeeded")
-            self.assertEqual(tenant.client.models.retrieve(tenant.model).id, tenant.model)
-
-    def deleted(self, name, make):
-        """One that A had, through the route that deletes it."""
-        path = next(path for method, path, _, ids in operations() if method == "DELETE" and ids == [name])
-        id = make(self.a)
-        reply = self.send("DELETE", path.replace("{%s}" % name, quoted(id)))
-        self.assertEqual(reply.status, 200, reply)
-        return {"deleted": id}
-
-    def ask(self, method, path, operation, name, id):
-        body, headers = BODIES.get(operation["operationId"], (None, {}))
-        return self.send(method, path.replace("{%s}" % name, quoted(id)), body, headers=headers)
 
     def test_s35_a_job_on_the_file_of_another(self):
-        for param in ("training_file", "validation_file"):
-            def ask(id):
-                return self.send("POST", "/v1/fine_tuning/jobs", {"model": MODEL, "training_file": self.a.file, param: id})
-
-            never = random_like(self.b.file)
-            absent = self.refused(ask(never), param=param)
-            for tenant in (self.b, self.c):
-                self.assertEqual(masked(ask(tenant.file), tenant.file), masked(absent, never))
+        self.attack(35, 9)
 
     def test_s36_a_job_that_goes_on_from_the_model_of_another(self):
-        def ask(name, **more):
-            return self.send("POST", "/v1/fine_tuning/jobs", {"model": name, "training_file": self.a.file, **more})
-
-        def go_on(name):
-            return ask(MODEL, x_training={"adapter": {"continue_from": name}})
-
-        never = random_like(self.b.model)
-        for way in (ask, go_on):
-            absent = self.refused(way(never), (400, 404))
-            for tenant in (self.b, self.c):
-                self.assertEqual(masked(way(tenant.model), tenant.model), masked(absent, never))
+        self.attack(36, 20)
 
     def test_s37_an_answer_of_the_model_or_checkpoint_of_another(self):
-        names = [tenant.model for tenant in (self.b, self.c)]
-        names += [checkpoint.fine_tuned_model_checkpoint for checkpoint in self.b.checkpoints]
-        self.assertGreater(len(names), 2)
-        never = random_like(self.b.model)
-        for path, question in (("chat/completions", {"messages": [{"role": "user", "content": "Hi"}]}), ("completions", {"prompt": "Hi"})):
-            def ask(name):
-                return self.send("POST", f"/v1/{path}", {"model": name, **question})
+        self.attack(37, 40)
 
-            absent = self.refused(ask(never), 404, code="model_not_found")
-            for name in names:
-                self.assertEqual(masked(ask(name), name), masked(absent, never))
+    def test_s38_models(self):
+        self.attack(38, 15)
+        for tenant in (self.b, self.c):
+            self.assertEqual(tenant.client.models.retrieve(tenant.model).id, tenant.model)
+
+    def test_s39_uploads(self):
+        self.attack(39, 8)
+        for world in (self.matrix().b, self.matrix().c):
+            part, id = world["part_id"], world["upload_id"]
+            self.assertEqual(world.send("POST", f"uploads/{id}/complete", {"part_ids": [part]})["status"], "completed")
+            del world.ids["part_id"], world.ids["upload_id"]
 
     def test_s40_a_cursor_of_another(self):
-        cursors = {"file": self.b.file, "job": self.b.job.id, "checkpoint": self.b.checkpoints[0].id,
-                   "event": self.b.client.fine_tuning.jobs.list_events(self.b.job.id).data[0].id}
-        own = self.a.job.id
-        n_lists = 0
-        for method, path, operation, ids in operations():
-            if "after" not in [p["name"] for p in operation.get("parameters", [])]:
-                continue
-            if ids and ids != ["fine_tuning_job_id"]:
-                continue
-            path = path.replace("{fine_tuning_job_id}", own)
-            n_lists += 1
-            for kind, cursor in cursors.items():
-                with self.subTest(f"{path} after {kind}"):
-                    never = random_like(cursor)
-                    absent = self.send(method, f"{path}?after={quoted(never)}")
-                    self.assertEqual(absent.status, 404)
-                    self.assertEqual(masked(self.send(method, f"{path}?after={quoted(cursor)}"), cursor), masked(absent, never))
-        self.assertGreaterEqual(n_lists, 4)
+        self.attack(40, 45)
+
+    def test_s43_webhooks_and_all_that_administrators_see(self):
+        self.attack(43, 110)
+        matrix = self.matrix()
+        policy = f"organization/projects/{self.a.project}/model_permissions"
+        self.assertTrue(matrix.a.administer("DELETE", policy)["deleted"])
 
     def test_s41_lists_filtered_as_another_would(self):
         # What the attacker has is in its lists, so an empty list is no answer.
@@ -214,7 +291,7 @@ class Tenants:
             body = {"model": MODEL, "training_file": tenant.file}
             return self.send("POST", "/v1/fine_tuning/jobs", body, key=tenant.key, headers={"Idempotency-Key": key})
 
-        key = "".join(random.choices(ALPHABET, k=20))
+        key = drawn()
         theirs, mine = create(self.b, key), create(self.a, key)
         self.assertEqual((theirs.status, mine.status), (200, 200))
         self.assertNotEqual(theirs.json()["id"], mine.json()["id"])
@@ -248,10 +325,19 @@ class Tenants:
         self.assertLess(abs(of_foreign - of_never), 0.2 * of_never)
 
     def test_s120_nothing_is_there_after_its_deletion(self):
-        id = self.a.upload()
-        self.assertEqual(self.send("DELETE", f"/v1/files/{id}").status, 200)
-        for method, path in (("GET", id), ("GET", f"{id}/content"), ("DELETE", id)):
-            self.refused(self.send(method, f"/v1/files/{path}"), 404)
-        self.refused(self.send("POST", "/v1/fine_tuning/jobs", {"model": MODEL, "training_file": id}), param="training_file")
-        listed = self.send("GET", "/v1/files").json()["data"]
-        self.assertNotIn(id, [file["id"] for file in listed])
+        """Every kind that can be deleted: it is not listed, and every route answers as if it had never been."""
+        matrix = self.matrix()
+        lists = {o.path: o for o in all_operations() if o.method == "GET"}
+        for kind, deletion in matrix.deletions.items():
+            with self.subTest(kind):
+                id = matrix.deleted(kind)["deleted"]
+                listing = lists.get(deletion.path.rsplit("/", 1)[0])
+                if listing:
+                    reply = matrix.send(listing, matrix.url(listing, {}))
+                    self.assertEqual(reply.status, 200, reply)
+                    self.assertNotIn(json.dumps(id), reply.body.decode())
+                at = {deletion.ids[-1]: id}
+                for operation in all_operations():
+                    if operation.ids[-1:] == deletion.ids[-1:] and kind_in_path(operation, operation.ids[-1]) == kind:
+                        body = BODIES[operation.id](matrix.a) if operation.id in BODIES else None
+                        self.refused(matrix.send(operation, matrix.url(operation, at), body), 404)

@@ -119,8 +119,8 @@ NO_ID_IN_QUERY = {
     "limit", "order", "purpose", "metadata", "stream", "include_archived", "owner_project_access", "start_time", "end_time", "bucket_width", "group_by",
     "page", "batch", "x_dry_run", "format", "type", "event_types[]", "effective_at[gt]", "effective_at[gte]", "effective_at[lt]", "effective_at[lte]"}
 NO_ID_IN_BODY = {
-    "completion_window", "data", "encoding_format", "endpoint", "event_type", "event_types", "expires_after", "file", "filename", "hyperparameters",
-    "include", "input", "instructions", "integrations", "logit_bias", "md5", "messages", "metadata", "method", "mime_type", "modalities", "mode", "name",
+    "completion_window", "currency", "data", "encoding_format", "endpoint", "event_type", "event_types", "expires_after", "file", "filename", "hyperparameters",
+    "include", "input", "instructions", "integrations", "interval", "logit_bias", "md5", "messages", "metadata", "method", "mime_type", "modalities", "mode", "name",
     "output_expires_after", "projects.[].role", "prompt", "purpose", "response_format", "role", "scopes", "stop", "stream_options", "suffix", "text",
     "tool_choice", "tools", "truncation", "url", "user", "x_training.data", "x_training.memory", "x_training.precision",
     *(f"x_training.adapter.{name}" for name in ("alpha_pattern", "bias", "init", "modules_to_save", "rank_pattern", "target_modules", "type"))}

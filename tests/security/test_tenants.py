@@ -16,7 +16,17 @@ OWN = {"rate_limit_id": f"rl-{MODEL}"}
 CURSORS = {"after", "before", "Last-Event-ID"}
 # Nothing is asked of these, so their answers to one's own id and to none are the same; a policy takes any name.
 SAME_FOR_ALL = {"usage-moderations", "update-project-model-permissions"}
-VOLATILE = {"last_used_at"}
+VOLATILE = {"last_used_at", "available_bytes"}
+
+
+def steady(value):
+    """What does not change by itself."""
+    if isinstance(value, list):
+        return [steady(item) for item in value]
+    if isinstance(value, dict):
+        return {key: steady(item) for key, item in value.items() if key not in VOLATILE}
+    return value
+
 # What was deleted still has its place in its owner's list: who deletes files page by page comes to the next one.
 STILL_A_PLACE = {"listFiles"}
 
@@ -178,7 +188,7 @@ class Matrix:
                         for id in operation.ids:
                             path = path.replace("{%s}" % id, quoted(world[kind_in_path(operation, id)]))
                         ask = world.administer if operation.is_administrators else world.send
-                        seen[name, path] = {key: value for key, value in ask("GET", path).items() if key not in VOLATILE}
+                        seen[name, path] = steady(ask("GET", path))
         return seen
 
 

@@ -19,7 +19,9 @@ class Queue(OneService):
             listed = {job.id: job for job in jobs.list(limit=len(ids)).data}
             mine = [listed[i] for i in ids]
             running = [job for job in mine if job.status == "running" and job.estimated_finish]
+            # Those whose files were judged first are first; several are judged at once.
             waiting = [job for job in mine if job.status == "queued" and job.x_queue_position is not None]
+            waiting.sort(key=lambda job: job.x_queue_position)
             starts = [job for job in waiting if job.x_estimated_start]
             ready = len(running) == len(starts) == self.n_workers and len(waiting) == 3
             return (running, waiting) if ready else None

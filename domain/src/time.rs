@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use chrono::{DateTime, Datelike, Months, NaiveDate, NaiveTime};
 use serde::{Deserialize, Serialize};
 
 /// Microseconds since the Unix epoch, UTC. Databases keep this integer, so no precision is lost on the way.
@@ -30,51 +31,24 @@ impl Timestamp {
 
     /// The calendar month, in UTC. Unix seconds: where it begins, and where the next one does.
     pub fn month(self) -> Range<i64> {
-        let (year, month) = civil(self.unix_s().div_euclid(DAY_S));
-        let (next_year, next) = if month == 12 {
-            (year + 1, 1)
-        } else {
-            (year, month + 1)
-        };
-        first_day(year, month) * DAY_S..first_day(next_year, next) * DAY_S
+        let first = self
+            .date()
+            .with_day(1)
+            .expect("every month has a first day");
+        let next = first.checked_add_months(Months::new(1));
+        let starts_at = |day: NaiveDate| day.and_time(NaiveTime::MIN).and_utc().timestamp();
+        starts_at(first)..next.map_or(i64::MAX, starts_at)
     }
 
     /// The day in UTC, as `2026-12-01`.
     pub fn day(self) -> String {
-        let days = self.unix_s().div_euclid(DAY_S);
-        let (year, month) = civil(days);
-        format!(
-            "{year:04}-{month:02}-{:02}",
-            days - first_day(year, month) + 1
-        )
+        self.date().to_string()
     }
-}
 
-const DAY_S: i64 = 86_400;
-
-/// Year, and month from 1, of a day. Days since the Unix epoch, in the Gregorian calendar.
-fn civil(days: i64) -> (i64, i64) {
-    // 400 years have 146,097 days: the guess is off by one year at most.
-    let guess = 1970 + (days * 400).div_euclid(146_097);
-    let year = (guess - 1..=guess + 1)
-        .rev()
-        .find(|year| first_day(*year, 1) <= days)
-        .expect("a year that began before — a bug in the guess");
-    let month = (1..=12)
-        .rev()
-        .find(|month| first_day(year, *month) <= days)
-        .expect("the year has begun");
-    (year, month)
-}
-
-/// The first day of a month, as days since the Unix epoch.
-fn first_day(year: i64, month: i64) -> i64 {
-    const BEFORE: [i64; 12] = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334];
-    // Leap days before the year; the epoch's year has 477 of them before it.
-    let leaps = |years: i64| years.div_euclid(4) - years.div_euclid(100) + years.div_euclid(400);
-    let is_leap = leaps(year) > leaps(year - 1);
-    let of_month = BEFORE[(month - 1) as usize] + i64::from(is_leap && month > 2);
-    (year - 1970) * 365 + leaps(year - 1) - 477 + of_month
+    fn date(self) -> NaiveDate {
+        let at = DateTime::from_timestamp_micros(self.0);
+        at.expect("a clock is not 260,000 years off").date_naive()
+    }
 }
 
 #[cfg(test)]
@@ -103,7 +77,7 @@ mod tests {
         let mut at = Timestamp::from_unix_s(-5_000_000_000);
         for _ in 0..6_000 {
             let month = at.month();
-            let days = (month.end - month.start) / DAY_S;
+            let days = (month.end - month.start) / 86_400;
             assert!((28..=31).contains(&days), "{month:?}");
             let next = Timestamp::from_unix_s(month.end);
             assert_eq!(next.month().start, month.end);

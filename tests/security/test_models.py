@@ -10,8 +10,6 @@ from pathlib import Path
 from attack import MODEL, in_both_forms, service, tiny_model
 
 MAX_RESIDENT_MIB, MAX_S = 256, 30
-# What sums of texts may take is bound by a template's steps alone, 64 bytes each: no more than twice as much as all of them.
-MAX_RESIDENT_MIB_OF = {"a text that doubles": 700}
 # What a template begins with that would be a good one, but for what follows.
 GREETING = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 EXPRESSIONS = {
@@ -73,23 +71,30 @@ class Models:
         """All of them in one form, and a few in the other: both have one judge, and differ in what it has judged for."""
         return templates if self.target.is_embedded else dict(list(templates.items())[::5])
 
-    def refuse(self, templates):
-        kept = self.target.objects()
+    def try_each(self, templates, name, judge):
+        """Adds a model with each template, within the bounds of memory and time; `judge` sees how it ended and what it said."""
         with tempfile.TemporaryDirectory(prefix="luthier-security-") as folder:
             good = tiny_model.write(Path(folder) / "model")
             path = good / "tokenizer_config.json"
             config = json.loads(path.read_text())
-            for name, template in self.chosen(templates).items():
-                with self.subTest(name):
+            for what, template in self.chosen(templates).items():
+                with self.subTest(what):
                     path.write_text(json.dumps({**config, "chat_template": template}))
-                    status, said, peak, took_s = self.add("evil", good)
-                    self.assertEqual(status, 1, said)  # a refusal: no signal, no panic
-                    self.assertIn("cannot be used as a model", said)
-                    self.assertIn("template", said)
-                    self.assertNotIn("panicked", said)
-                    self.assertLess(len(said), 2_000)
-                    self.assertLess(peak, MAX_RESIDENT_MIB_OF.get(name, MAX_RESIDENT_MIB))
+                    status, said, peak, took_s = self.add(name, good)
+                    judge(status, said)
+                    self.assertLess(peak, MAX_RESIDENT_MIB)
                     self.assertLess(took_s, MAX_S)
+
+    def refuse(self, templates):
+        def is_refused(status, said):
+            self.assertEqual(status, 1, said)  # a refusal: no signal, no panic
+            self.assertIn("cannot be used as a model", said)
+            self.assertIn("template", said)
+            self.assertNotIn("panicked", said)
+            self.assertLess(len(said), 2_000)
+
+        kept = self.target.objects()
+        self.try_each(templates, "evil", is_refused)
         listed = self.target.luthier("model", "list")
         self.assertIn(MODEL, listed)
         self.assertNotIn("evil", listed)
@@ -103,17 +108,7 @@ class Models:
         self.take({name: GREETING + "{{ " + expression + " }}" for name, expression in HARMLESS.items()})
 
     def take(self, templates):
-        with tempfile.TemporaryDirectory(prefix="luthier-security-") as folder:
-            good = tiny_model.write(Path(folder) / "model")
-            path = good / "tokenizer_config.json"
-            config = json.loads(path.read_text())
-            for name, template in self.chosen(templates).items():
-                with self.subTest(name):
-                    path.write_text(json.dumps({**config, "chat_template": template}))
-                    status, said, peak, took_s = self.add("harmless", good)
-                    self.assertEqual(status, 0, said)
-                    self.assertLess(peak, MAX_RESIDENT_MIB)
-                    self.assertLess(took_s, MAX_S)
+        self.try_each(templates, "harmless", lambda status, said: self.assertEqual(status, 0, said))
         self.assertIn("harmless", self.target.luthier("model", "list"))
 
     def test_s77_templates_that_reach_beyond_themselves(self):

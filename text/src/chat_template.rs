@@ -18,8 +18,9 @@ const MAX_SOURCE_BYTES: usize = 64 << 10;
 /// The parser recurses once per operator: 64 KiB of minus signs overflow a usual stack, which would end the process.
 const COMPILE_STACK_BYTES: usize = 128 << 20;
 
-/// Instructions per rendering; a conversation of 2,048 messages takes about a tenth.
-const FUEL: u64 = 5_000_000;
+/// Instructions per rendering; a conversation of 2,048 messages takes about a quarter. A text that is put together costs one for 64
+/// bytes, so this also bounds what a template may fill.
+const FUEL: u64 = 2_000_000;
 
 /// How deep macros may call each other, in minijinja's measure: a macro counts four, a loop one. Each macro takes
 /// several KiB of a thread's stack, which may be 2 MiB; Kimi K3 writes nested JSON with about ten.

@@ -11,6 +11,8 @@ import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PEERS = os.path.join(ROOT, "bench", "peers")
+# Always the same: what is asked for decides the features of shared dependencies, and others would compile them anew.
+EVERYTHING = ("--workspace", "--bins", "--examples")
 
 
 def run(command, **kw):
@@ -19,12 +21,12 @@ def run(command, **kw):
 
 def build_example(name):
     """The engine's example in release mode."""
-    return built(name, "--workspace", "--example", name)
+    return built(name, *EVERYTHING)
 
 
 def build_binary():
     """`luthier` in release mode."""
-    return built("luthier", "--workspace", "--bin", "luthier")
+    return built("luthier", *EVERYTHING)
 
 
 @functools.cache

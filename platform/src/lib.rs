@@ -2,6 +2,7 @@
 //! calls to where tenants say, telemetry and shutdown. It knows no job, no row and no HTTP route.
 
 pub mod archive;
+mod beside;
 pub mod config;
 pub mod data_dir;
 mod listen;

@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt};
 use sha2::{Digest, Sha256};
 
+use crate::beside::Beside;
 use crate::config::ObjectsConfig;
 use crate::objects_dir::DirObjects;
 use crate::objects_s3::S3Objects;
@@ -108,19 +109,28 @@ impl Objects {
         body: impl Stream<Item = io::Result<Bytes>> + Send,
     ) -> Result<Stored, ObjectsError> {
         check_key(key)?;
-        let mut hashing = Hashing::default();
+        let hashing = Beside::start(|chunks| {
+            let mut hashing = Hashing::default();
+            chunks.for_each(|chunk| hashing.update(&chunk));
+            hashing.finish()
+        });
         {
-            let body = std::pin::pin!(body.inspect(|chunk| {
-                if let Ok(chunk) = chunk {
-                    hashing.update(chunk);
+            let body = std::pin::pin!(body.then(async |chunk| {
+                if let Ok(chunk) = &chunk {
+                    hashing.take(chunk.clone()).await;
                 }
+                chunk
             }));
             match &self.backend {
                 Backend::S3(s3) => s3.put(key, body).await?,
                 Backend::Dir(dir) => dir.put(key, body).await?,
             }
         }
-        Ok(hashing.finish())
+        let hashed = hashing.finish().await;
+        hashed.map_err(|error| ObjectsError::Unavailable {
+            operation: "put",
+            reason: error.to_string(),
+        })
     }
 
     /// As [`Objects::put`], for content that is in memory already.

@@ -10,18 +10,14 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use tokio::fs;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use tokio_util::io::ReaderStream;
 
+use crate::beside::Beside;
 use crate::objects::fetch::{self, Temporary, sync_dir};
 use crate::objects::{ByteStream, Hashing, ObjectMeta, ObjectsError};
 
 /// One hop to the blocking pool moves this much. Bytes.
 const BUFFER_BYTES: usize = 256 * 1024;
-
-/// Chunks on their way to the writer; the server's are of up to 64 KiB.
-const CHUNKS: usize = 16;
 
 /// A directory that holds objects.
 #[derive(Clone, Debug)]
@@ -29,52 +25,16 @@ pub(crate) struct DirObjects {
     root: PathBuf,
 }
 
-/// Writes a file beside whoever brings its bytes, from where they lie.
-struct Writer {
-    chunks: mpsc::Sender<Order>,
-    written: JoinHandle<io::Result<()>>,
-}
-
-enum Order {
-    Write(Bytes),
-    /// Nothing follows: the file is whole.
-    Sync,
-}
-
-impl Writer {
-    fn start(file: std::fs::File) -> Self {
-        let (chunks, orders) = mpsc::channel(CHUNKS);
-        let written = tokio::task::spawn_blocking(move || write(file, orders));
-        Self { chunks, written }
-    }
-
-    /// Whether the writer goes on.
-    async fn write(&self, chunk: Bytes) -> bool {
-        self.chunks.send(Order::Write(chunk)).await.is_ok()
-    }
-
-    async fn finish(self) -> io::Result<()> {
-        // A writer that is gone has failed.
-        let _ = self.chunks.send(Order::Sync).await;
-        drop(self.chunks);
-        self.written.await.map_err(io::Error::other)?
-    }
-}
-
 /// Small chunks are gathered, large ones are written as they came.
-fn write(file: std::fs::File, mut orders: mpsc::Receiver<Order>) -> io::Result<()> {
+fn write(
+    file: std::fs::File,
+    chunks: &mut dyn Iterator<Item = Bytes>,
+) -> io::Result<std::fs::File> {
     let mut writer = io::BufWriter::with_capacity(BUFFER_BYTES / 16, file);
-    while let Some(order) = orders.blocking_recv() {
-        match order {
-            Order::Write(chunk) => writer.write_all(&chunk)?,
-            Order::Sync => {
-                writer.flush()?;
-                return writer.get_ref().sync_all();
-            }
-        }
+    for chunk in chunks {
+        writer.write_all(&chunk)?;
     }
-    // Whoever brought the bytes has left: nobody will see this file.
-    Ok(())
+    Ok(writer.into_inner()?)
 }
 
 impl DirObjects {
@@ -116,15 +76,21 @@ impl DirObjects {
         let write_error = |error: io::Error| failed("put", &error);
         let temporary = Temporary(self.temporary_dir().join(Temporary::name()));
         let file = fs::File::create(&temporary.0).await.map_err(write_error)?;
-        let writer = Writer::start(file.into_std().await);
+        let file = file.into_std().await;
+        let writing = Beside::start(move |chunks| write(file, chunks));
         while let Some(chunk) = body.next().await {
             let chunk = chunk.map_err(ObjectsError::Body)?;
-            if !writer.write(chunk).await {
+            if !writing.take(chunk).await {
                 // It failed, and says how.
                 break;
             }
         }
-        writer.finish().await.map_err(write_error)?;
+        let written = writing.finish().await.map_err(io::Error::other);
+        let file = written.flatten().map_err(write_error)?;
+        fs::File::from_std(file)
+            .sync_all()
+            .await
+            .map_err(write_error)?;
         let path = self.path(key);
         self.make_parents(key).await?;
         temporary

@@ -240,6 +240,10 @@ impl Follower {
         loop {
             if let Some(event) = self.unread.events.pop_front() {
                 self.seq = event.seq;
+                if self.unread.events.is_empty() {
+                    // The room that a job's whole past took: this follower may wait for hours.
+                    self.unread.events = VecDeque::new();
+                }
                 return Ok(Some(News::Event(event)));
             }
             if let Some(job) = self.unread.ended.take() {

@@ -184,6 +184,16 @@ async fn completions_are_answered_too_and_streams_are_not() {
     let failed = lines(&app, &batch, "error_file_id").await;
     assert_eq!(failed["a"]["response"]["body"]["error"]["param"], "prompt");
     assert_eq!(batch["output_file_id"], Value::Null);
+    let scored =
+        json!({"model": BASE_MODEL, "prompt": "x", "echo": true, "logprobs": 1, "max_tokens": 0});
+    let mut completion = completion;
+    completion["body"] = scored;
+    let fields = json!({"endpoint": "/v1/completions"});
+    let made = create(&app, &completion.to_string(), fields).await.json();
+    let batch = over(&app, made["id"].as_str().unwrap()).await;
+    let answered = lines(&app, &batch, "output_file_id").await;
+    let choice = &answered["a"]["response"]["body"]["choices"][0];
+    assert_eq!(choice["logprobs"]["token_logprobs"], json!([null, -0.5]));
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ mod auth;
 mod batches;
 mod chat;
 mod chat_completions;
+mod completions;
 mod dry_runs;
 mod embeddings;
 mod export;

@@ -169,6 +169,17 @@ pub struct TokenLogprob {
     pub top: Vec<TopLogprob>,
 }
 
+/// A token of a prompt that an answer begins with.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EchoedToken {
+    pub token: String,
+    /// Where it begins in the prompt's text. Characters.
+    pub offset: u64,
+    /// Natural logarithm; none of the first token.
+    pub logprob: Option<f32>,
+    pub top: Vec<TopLogprob>,
+}
+
 /// One of the likeliest tokens at a place.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TopLogprob {

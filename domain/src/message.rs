@@ -7,7 +7,8 @@ use crate::base_model::BaseModel;
 use crate::checkpoint::StateRef;
 use crate::error::{FailureClass, JobError};
 use crate::generation::{
-    ChatMessage, FinishReason, Priority, ResponseFormat, SamplingParams, TokenLogprob, ToolChoice,
+    ChatMessage, EchoedToken, FinishReason, Priority, ResponseFormat, SamplingParams, TokenLogprob,
+    ToolChoice,
 };
 use crate::hyperparameters::ResolvedHyperparameters;
 use crate::id::{DispatchId, JobId, WorkerId};
@@ -185,7 +186,7 @@ pub struct GenerateRequest {
     pub response_format: ResponseFormat,
     /// 1–128.
     pub n: u32,
-    /// `None`: until the context is full.
+    /// `None`: until the context is full; 0: nothing is generated.
     pub max_tokens: Option<u32>,
     /// At most 4; none of them appears in the answer.
     pub stop: Vec<String>,
@@ -201,6 +202,9 @@ pub struct GenerateRequest {
     /// Whether each answer begins with the text of `prompt`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub echo: bool,
+    /// Whether the echoed tokens have log-probabilities, too, as `top_logprobs` says: they come as [`GenerateEvent::Echo`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub echo_logprobs: bool,
     #[serde(default, skip_serializing_if = "Priority::is_live")]
     pub priority: Priority,
 }
@@ -237,6 +241,7 @@ impl GenerateRequest {
             top_logprobs: None,
             prompt: None,
             echo: false,
+            echo_logprobs: false,
             priority: Priority::Live,
         }
     }
@@ -256,6 +261,13 @@ pub enum GenerateEvent {
         text: String,
         #[serde(default)]
         logprobs: Vec<TokenLogprob>,
+    },
+    /// Answer `index` begins with its prompt, of whose tokens log-probabilities were asked for: first all of its text, then perhaps more of its
+    /// tokens.
+    Echo {
+        index: u32,
+        text: String,
+        tokens: Vec<EchoedToken>,
     },
     /// Answer `index` calls a function: its `call`th, from 0.
     ToolCall {

@@ -9,8 +9,8 @@ use domain::base_model::{BaseModel, ManifestFile};
 use domain::dry_run::MemoryPlan;
 use domain::error::FailureClass;
 use domain::generation::{
-    ChatMessage, FinishReason, Priority, ResponseFormat, Role, SamplingParams, TokenLogprob,
-    ToolCall, ToolChoice, TopLogprob,
+    ChatMessage, EchoedToken, FinishReason, Priority, ResponseFormat, Role, SamplingParams,
+    TokenLogprob, ToolCall, ToolChoice, TopLogprob,
 };
 use domain::hyperparameters::ResolvedHyperparameters;
 use domain::id::WorkerId;
@@ -292,6 +292,7 @@ fn a_request_for_an_answer() {
         top_logprobs: Some(1),
         prompt: None,
         echo: false,
+        echo_logprobs: false,
         priority: Priority::Live,
     };
     check("generate_request", &request);
@@ -306,6 +307,15 @@ fn a_request_for_an_answer() {
         };
         check(name, &request);
     }
+    let request = GenerateRequest {
+        prompt: Some(Prompt::Text("Once".into())),
+        echo: true,
+        echo_logprobs: true,
+        max_tokens: Some(0),
+        top_logprobs: Some(1),
+        ..GenerateRequest::new(request.model, "proj_1".into(), Vec::new())
+    };
+    check("generate_request_echo_logprobs", &request);
     let request = GenerateRequest {
         priority: Priority::Spare,
         ..GenerateRequest::new(request.model, "proj_1".into(), Vec::new())
@@ -358,6 +368,28 @@ fn the_lines_of_an_answer() {
         logprobs: vec![logprob],
     };
     check("event_delta", &delta);
+    let first = EchoedToken {
+        token: "Once".into(),
+        offset: 0,
+        logprob: None,
+        top: Vec::new(),
+    };
+    let second = EchoedToken {
+        token: " upon".into(),
+        offset: 4,
+        logprob: Some(-0.5),
+        top: vec![TopLogprob {
+            token: " a".into(),
+            bytes: b" a".to_vec(),
+            logprob: -0.25,
+        }],
+    };
+    let echo = GenerateEvent::Echo {
+        index: 1,
+        text: "Once upon".into(),
+        tokens: vec![first, second],
+    };
+    check("event_echo", &echo);
     let call = GenerateEvent::ToolCall {
         index: 1,
         call: 0,

@@ -82,7 +82,7 @@ impl Sampling {
     }
 }
 
-/// A chosen token. Log probabilities are those of the model itself: before bias, penalties, temperature and top_p.
+/// A token that was chosen, or was known. Log probabilities are those of the model itself: before bias, penalties, temperature and top_p.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Choice {
     pub token: u32,
@@ -110,14 +110,7 @@ pub(crate) fn choose(
     index: u64,
     n_top: usize,
 ) -> Result<Choice, Nothing> {
-    let lse = log_sum_exp(logits);
-    if !lse.is_finite() {
-        return Err(Nothing::NotFinite);
-    }
-    let top = likeliest(logits, n_top)
-        .into_iter()
-        .map(|(token, x)| (token, x - lse))
-        .collect();
+    let (lse, top) = normalized(logits, n_top)?;
     let changed: Vec<(usize, f32)> = adjustments(sampling, generated, logits.len());
     let raw: Vec<f32> = changed.iter().map(|&(token, _)| logits[token]).collect();
     for &(token, change) in &changed {
@@ -141,6 +134,26 @@ pub(crate) fn choose(
         logprob: own - lse,
         top,
     })
+}
+
+/// What the model says of `token`, which is known, out of `logits`.
+pub(crate) fn score(logits: &[f32], token: u32, n_top: usize) -> Result<Choice, Nothing> {
+    let (lse, top) = normalized(logits, n_top)?;
+    Ok(Choice {
+        token,
+        logprob: logits[token as usize] - lse,
+        top,
+    })
+}
+
+/// log Σ e^logit, and the `n_top` likeliest tokens with their log p, best first. Errors: `NotFinite`.
+fn normalized(logits: &[f32], n_top: usize) -> Result<(f32, Vec<(u32, f32)>), Nothing> {
+    let lse = log_sum_exp(logits);
+    if !lse.is_finite() {
+        return Err(Nothing::NotFinite);
+    }
+    let top = likeliest(logits, n_top).into_iter();
+    Ok((lse, top.map(|(token, x)| (token, x - lse)).collect()))
 }
 
 /// What is not allowed gets no probability at all. Errors: `Allowed` if nothing is left.

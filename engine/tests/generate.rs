@@ -266,6 +266,73 @@ fn what_is_generated_has_the_logprobs_that_scoring_gives() {
 }
 
 #[test]
+fn a_scored_prompt_says_what_was_generated_said_in_any_batch_and_after_any_beginning() {
+    for precision in PRECISIONS {
+        let pool = Pool::new(2);
+        let base = LLAMA.load(&pool);
+        let adapters = adapters(&base);
+        let mut batcher = batcher_in(precision, base, pool, LIMITS);
+        let mut cases = Vec::new();
+        // Together they are read in several steps.
+        for (i, len) in [300, 2, 65, 330, 128].into_iter().enumerate() {
+            let plain = request(len, i as u64, adapters[i % 3].clone());
+            let id = batcher.admit(plain.clone()).unwrap();
+            let generated = told(&drain(&mut batcher)[&id]);
+            let mut scored = plain.clone();
+            scored.prompt.extend(generated.iter().map(|told| told.0));
+            scored.max_new_tokens = 0;
+            cases.push((plain, generated, scored));
+        }
+        // All of their pages are known by now.
+        let admitted: Vec<_> = cases
+            .iter()
+            .map(|(plain, _, scored)| {
+                let scored = batcher.admit(scored.clone()).unwrap();
+                (scored, batcher.admit(plain.clone()).unwrap())
+            })
+            .collect();
+        let together = drain(&mut batcher);
+        for ((scored_id, plain_id), (plain, generated, scored)) in admitted.iter().zip(&cases) {
+            assert_eq!(&told(&together[plain_id]), generated);
+            let scores = &together[scored_id];
+            let adapter = scored.adapter.as_deref();
+            assert_eq!(
+                scores.iter().map(|o| o.logprob).collect::<Vec<_>>(),
+                batcher.score(&scored.prompt, adapter).unwrap()
+            );
+            let tokens: Vec<u32> = scores.iter().map(|o| o.token).collect();
+            assert_eq!(tokens, scored.prompt[1..]);
+            assert_eq!(told(&scores[plain.prompt.len() - 1..]), *generated);
+            let ends = scores.iter().filter(|o| o.finished.is_some());
+            assert_eq!((ends.count(), scores[0].n_reused), (1, 0));
+        }
+        assert_eq!(batcher.n_free_tokens(), LIMITS.max_cached_tokens);
+    }
+}
+
+#[test]
+fn a_scored_prompt_leaves_its_pages_to_others_and_may_fill_the_context() {
+    let pool = Pool::new(2);
+    let base = LLAMA.load(&pool);
+    let mut batcher = Batcher::new(base, pool, LIMITS);
+    let scored = GenerateRequest {
+        max_new_tokens: 0,
+        ..request(512, 1, None)
+    };
+    let id = batcher.admit(scored.clone()).unwrap();
+    assert_eq!(drain(&mut batcher)[&id].len(), 511);
+    let mut next = scored.clone();
+    next.prompt.truncate(200);
+    next.max_new_tokens = 1;
+    let id = batcher.admit(next).unwrap();
+    assert_eq!(drain(&mut batcher)[&id][0].n_reused, 192);
+    let mut longer = scored;
+    longer.prompt.push(5);
+    let refused = batcher.admit(longer).unwrap_err();
+    assert!(matches!(refused, AdmitError::TooLong { .. }), "{refused}");
+}
+
+#[test]
 fn a_prompt_longer_than_a_step_takes_in_changes_nothing() {
     for precision in PRECISIONS {
         let pool = Pool::new(2);
@@ -389,6 +456,42 @@ fn where_pages_run_short_the_youngest_wait_and_every_answer_is_as_alone() {
 }
 
 #[test]
+fn a_prompt_that_makes_way_while_it_is_scored_goes_on_where_it_was() {
+    let pool = Pool::new(2);
+    let base = LLAMA.load(&pool);
+    let limits = Limits {
+        max_sequences: 8,
+        // The prompts have room, and the answers come to need one page more than there is.
+        max_cached_tokens: 23 * 64,
+    };
+    let mut batcher = Batcher::new(base, pool, limits);
+    for (seed, len) in [127, 127, 127, 127, 400].into_iter().enumerate() {
+        let plain = GenerateRequest {
+            max_new_tokens: 120,
+            ..request(len, seed as u64, None)
+        };
+        batcher.admit(plain).unwrap();
+    }
+    let scored = GenerateRequest {
+        max_new_tokens: 0,
+        ..request(510, 9, None)
+    };
+    let id = batcher.admit(scored.clone()).unwrap();
+    let (mut at, mut logprobs) = (Vec::new(), Vec::new());
+    for n_steps in 0.. {
+        if batcher.is_idle() {
+            break;
+        }
+        for output in step(&mut batcher).iter().filter(|o| o.id == id) {
+            at.push(n_steps);
+            logprobs.push(output.logprob);
+        }
+    }
+    assert!(at[0] < 2 && at[508] > 100, "{at:?}");
+    assert_eq!(logprobs, batcher.score(&scored.prompt, None).unwrap());
+}
+
+#[test]
 fn sequences_end_at_a_stop_token_at_their_length_and_at_the_context() {
     let base = LLAMA.load(&Pool::new(1));
     let mut batcher = Batcher::new(base, Pool::new(1), LIMITS);
@@ -446,10 +549,11 @@ fn what_cannot_be_run_is_not_admitted() {
         ),
         (
             GenerateRequest {
+                prompt: vec![7],
                 max_new_tokens: 0,
                 ..good.clone()
             },
-            AdmitError::NothingToGenerate,
+            AdmitError::NothingToScore,
         ),
         (
             GenerateRequest {

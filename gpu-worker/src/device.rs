@@ -89,19 +89,32 @@ pub(crate) struct Ask {
     pub n: u32,
 }
 
+impl Ask {
+    /// What the model says of the prompt itself.
+    pub(crate) fn scoring(&self) -> Self {
+        let mut scoring = self.clone();
+        scoring.request.max_new_tokens = 0;
+        scoring.n = 1;
+        scoring
+    }
+}
+
 /// What an answer's reader gets.
 pub(crate) enum Output {
-    Token {
-        index: u32,
-        token: u32,
-        logprob: f32,
-        top: Vec<(u32, f32)>,
-        /// Tokens of the prompt that had been run before.
-        n_reused: usize,
-        finished: Option<FinishReason>,
-    },
+    Token(Token),
     /// No more will come.
     Failed(DeviceError),
+}
+
+/// The next token of answer `index`, or of a prompt that is scored.
+pub(crate) struct Token {
+    pub index: u32,
+    pub token: u32,
+    pub logprob: f32,
+    pub top: Vec<(u32, f32)>,
+    /// Tokens of the prompt that had been run before.
+    pub n_reused: usize,
+    pub finished: Option<FinishReason>,
 }
 
 impl Output {
@@ -114,14 +127,14 @@ impl Output {
             finished,
             ..
         } = step;
-        Output::Token {
+        Output::Token(Token {
             index,
             token,
             logprob,
             top,
             n_reused,
             finished,
-        }
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 //! device computes.
 
 mod answer;
+mod echo;
 mod embed;
 mod grammar;
 mod places;
@@ -28,12 +29,13 @@ use text::chat_model::RenderError;
 use tokio::sync::{SemaphorePermit, mpsc};
 
 use self::answer::{Answer, CallPiece, Piece};
+use self::echo::Echo;
 pub(crate) use self::grammar::Grammars;
 pub(crate) use self::places::Places;
 use self::places::{Admission, Place, Waiting};
 use crate::adapters::AdapterError;
 use crate::base_models::{Base, BaseError};
-use crate::device::{Ask, DeviceError, Generation, Output};
+use crate::device::{Ask, DeviceError, Generation, Output, Token};
 use crate::request::asked;
 use crate::worker::Worker;
 
@@ -98,6 +100,7 @@ pub(crate) fn status_of(error: &GenerateError) -> StatusCode {
 async fn begin(worker: Arc<Worker>, asked: GenerateRequest) -> Result<Body, GenerateError> {
     let base = base_of(&worker, &asked.model.base_model).await?;
     let (prompt, max_new_tokens) = prompt(&worker, &base, &asked)?;
+    let echo = Echo::of(&base, &asked, prompt.len())?;
     let asked = Arc::new(asked);
     let grammar = worker.grammars.get(&base, &asked).await?;
     let (lines, reader) = mpsc::channel(LINES);
@@ -106,6 +109,7 @@ async fn begin(worker: Arc<Worker>, asked: GenerateRequest) -> Result<Body, Gene
         base,
         asked,
         prompt,
+        echo,
         max_new_tokens,
         grammar,
         lines,
@@ -142,7 +146,7 @@ fn spelled<T: Serialize + Send + 'static>(reader: mpsc::Receiver<T>) -> Body {
     }))
 }
 
-/// The conversation in tokens, and how many more there is room for (at least one).
+/// The conversation in tokens, and how many more there is room for, if more are asked for.
 fn prompt(
     worker: &Worker,
     base: &Base,
@@ -155,8 +159,8 @@ fn prompt(
         Some(Prompt::Tokens(ids)) => Ok(known(base, ids, "prompt")?.to_vec()),
     };
     let prompt = prompt.map_err(unrenderable)?;
-    let room = check_length(worker, base, prompt.len(), 1)?;
-    let wanted = asked.max_tokens.map_or(usize::MAX, |n| n.max(1) as usize);
+    let wanted = asked.max_tokens.map_or(usize::MAX, |n| n as usize);
+    let room = check_length(worker, base, prompt.len(), wanted.min(1))?;
     Ok((prompt, room.min(wanted)))
 }
 
@@ -271,6 +275,7 @@ struct Conversation {
     base: Arc<Base>,
     asked: Arc<GenerateRequest>,
     prompt: Vec<u32>,
+    echo: Option<Echo>,
     max_new_tokens: usize,
     grammar: Option<Arc<dyn Grammar>>,
     lines: mpsc::Sender<GenerateEvent>,
@@ -332,49 +337,69 @@ impl Conversation {
             },
             n,
         };
-        let generation = worker.device.generate(ask).await.map_err(refusal)?;
-        metrics::counter!("luthier_worker_generate_requests_total").increment(1);
-        metrics::counter!("luthier_worker_prompt_tokens_total").increment(prompt_tokens);
-        Ok(Stream {
+        let is_scored = self.echo.as_ref().is_some_and(|echo| echo.n_scores() > 0);
+        let scoring = is_scored.then(|| ask.scoring());
+        let answers = (self.max_new_tokens > 0).then_some(ask);
+        let asks: Vec<Ask> = scoring.into_iter().chain(answers).collect();
+        let mut stream = Stream {
+            worker,
             base,
             asked,
             n,
             prompt_tokens,
-            generation,
+            echo: self.echo,
+            asks: asks.into_iter(),
+            generation: None,
             lines: self.lines,
             _place: place,
-        })
+        };
+        stream.ask_next().await?;
+        metrics::counter!("luthier_worker_generate_requests_total").increment(1);
+        metrics::counter!("luthier_worker_prompt_tokens_total").increment(prompt_tokens);
+        Ok(stream)
     }
 }
 
 /// A conversation being answered. When the client leaves, `lines` closes; dropping `generation` frees the slots.
 struct Stream {
+    worker: Arc<Worker>,
     base: Arc<Base>,
     asked: Arc<GenerateRequest>,
     n: u32,
     prompt_tokens: u64,
-    generation: Generation,
+    echo: Option<Echo>,
+    /// What is still to be asked of the device, one after the other: scores of the prompt, answers.
+    asks: std::vec::IntoIter<Ask>,
+    /// What was asked last; `None`: that was all.
+    generation: Option<Generation>,
     lines: mpsc::Sender<GenerateEvent>,
     _place: Place,
 }
 
-/// What each answer begins with, if that was asked for.
-fn echoed(base: &Base, asked: &GenerateRequest) -> Option<String> {
-    let prompt = asked.prompt.as_ref().filter(|_| asked.echo)?;
-    Some(match prompt {
-        Prompt::Text(text) => text.clone(),
-        Prompt::Tokens(ids) => base.chat.tokenizer().decode(ids),
-    })
+/// Why a stream ends early.
+enum Ended {
+    /// The client is gone.
+    Gone,
+    Failed(GenerateError),
 }
 
-/// The client is gone.
-struct Gone;
+impl From<GenerateError> for Ended {
+    fn from(error: GenerateError) -> Self {
+        Ended::Failed(error)
+    }
+}
 
 impl Stream {
     async fn run(mut self) {
         let lines = self.lines.clone();
         let left = tokio::select! {
-            sent = self.answer() => sent.is_err(),
+            answered = self.answer() => match answered {
+                Ok(()) => false,
+                Err(Ended::Gone) => true,
+                Err(Ended::Failed(error)) => {
+                    lines.send(GenerateEvent::Failed { error }).await.is_err()
+                }
+            },
             () = lines.closed() => true,
         };
         if left {
@@ -382,7 +407,7 @@ impl Stream {
         }
     }
 
-    async fn answer(&mut self) -> Result<(), Gone> {
+    async fn answer(&mut self) -> Result<(), Ended> {
         let (base, asked) = (Arc::clone(&self.base), Arc::clone(&self.asked));
         let mut answers: Vec<Answer<'_>> = (0..self.n)
             .map(|_| Answer::new(&base.chat, &asked))
@@ -391,50 +416,32 @@ impl Stream {
             prompt_tokens: self.prompt_tokens,
         })
         .await?;
-        if let Some(text) = echoed(&base, &asked) {
-            for index in 0..self.n {
-                let delta = GenerateEvent::Delta {
-                    index,
-                    text: text.clone(),
-                    logprobs: Vec::new(),
-                };
-                self.send(delta).await?;
+        let mut is_scored = false;
+        if let Some(echo) = self.echo.take() {
+            let scores = self.scores(echo.n_scores()).await?;
+            is_scored = !scores.is_empty();
+            for event in echo.events(&base.chat, self.n, &scores) {
+                self.send(event).await?;
+            }
+        }
+        if is_scored {
+            self.ask_next().await?;
+        }
+        if self.generation.is_none() {
+            for (index, answer) in (0..).zip(&mut answers) {
+                self.end(answer, index, FinishReason::Length).await?;
             }
         }
         let mut cached_tokens = 0;
         while answers.iter().any(|answer| !answer.ended) {
-            match self.generation.next().await {
-                Some(Output::Token {
-                    index,
-                    token,
-                    logprob,
-                    top,
-                    n_reused,
-                    finished,
-                }) => {
-                    // The others find what the first has just read.
-                    if index == 0 {
-                        cached_tokens = n_reused as u64;
-                    }
-                    let answer = &mut answers[index as usize];
-                    if !answer.ended {
-                        self.add(answer, index, token, logprob, &top, finished)
-                            .await?;
-                    }
-                }
-                Some(Output::Failed(DeviceError::Grammar(reason))) => {
-                    let error = GenerateError::Unanswerable {
-                        param: grammar::param(&asked).to_owned(),
-                        reason,
-                    };
-                    return self.fail(error).await;
-                }
-                Some(Output::Failed(error)) => return self.fail(internal(&error)).await,
-                None => {
-                    return self
-                        .fail(internal(&DeviceError::Broken("it fell silent".to_owned())))
-                        .await;
-                }
+            let token = self.next().await?;
+            // The others find what the first has just read, or its scores have.
+            if token.index == 0 && !is_scored {
+                cached_tokens = token.n_reused as u64;
+            }
+            let answer = &mut answers[token.index as usize];
+            if !answer.ended {
+                self.add(answer, &token).await?;
             }
         }
         let completion_tokens = answers.iter().map(|answer| answer.n_tokens).sum();
@@ -447,16 +454,45 @@ impl Stream {
         self.send(GenerateEvent::Done { usage }).await
     }
 
-    async fn add(
-        &self,
-        answer: &mut Answer<'_>,
-        index: u32,
-        token: u32,
-        logprob: f32,
-        top: &[(u32, f32)],
-        finished: Option<engine::generate::FinishReason>,
-    ) -> Result<(), Gone> {
+    /// Begins what is to be asked next, if there is something.
+    async fn ask_next(&mut self) -> Result<(), GenerateError> {
+        self.generation = match self.asks.next() {
+            Some(ask) => Some(self.worker.device.generate(ask).await.map_err(refusal)?),
+            None => None,
+        };
+        Ok(())
+    }
+
+    /// The next token of what was asked last.
+    async fn next(&mut self) -> Result<Token, Ended> {
+        let next = match &mut self.generation {
+            Some(generation) => generation.next().await,
+            None => None,
+        };
+        let error = match next {
+            Some(Output::Token(token)) => return Ok(token),
+            Some(Output::Failed(DeviceError::Grammar(reason))) => GenerateError::Unanswerable {
+                param: grammar::param(&self.asked).to_owned(),
+                reason,
+            },
+            Some(Output::Failed(error)) => internal(&error),
+            None => internal(&DeviceError::Broken("it fell silent".to_owned())),
+        };
+        Err(error.into())
+    }
+
+    /// What the model says of the `n` tokens of the prompt after the first.
+    async fn scores(&mut self, n: usize) -> Result<Vec<Token>, Ended> {
+        let mut scores = Vec::with_capacity(n);
+        while scores.len() < n {
+            scores.push(self.next().await?);
+        }
+        Ok(scores)
+    }
+
+    async fn add(&self, answer: &mut Answer<'_>, token: &Token) -> Result<(), Ended> {
         use engine::generate::FinishReason as Engine;
+        let (index, finished) = (token.index, token.finished);
         let mut finish_reason = finished.map(|reason| match reason {
             Engine::Stop | Engine::Complete => FinishReason::Stop,
             Engine::Length => FinishReason::Length,
@@ -464,27 +500,40 @@ impl Stream {
         let mut stopped = false;
         // The token that ends the turn is no part of the answer.
         if finished != Some(Engine::Stop) {
-            let piece = answer.push(token, logprob, top);
+            let piece = answer.push(token);
             stopped = piece.stopped;
             self.show(index, piece).await?;
         }
         if finished.is_some() && !stopped {
-            let rest = answer.finish();
+            let mut rest = answer.finish();
+            // Whoever scores texts counts on an entry for every token that was drawn.
+            if finished == Some(Engine::Stop) && self.asked.echo_logprobs && !rest.stopped {
+                rest.logprobs.push(answer.describe(token));
+            }
             stopped = rest.stopped;
             self.show(index, rest).await?;
         }
         if stopped {
             finish_reason = Some(FinishReason::Stop);
-            self.generation.stop(index);
+            self.generation.iter().for_each(|asked| asked.stop(index));
         }
         // A client that names a function knows that it is called; OpenAI says `stop` then.
         let is_named = matches!(self.asked.tool_choice, ToolChoice::Named(_));
         if finish_reason == Some(FinishReason::Stop) && answer.n_calls() > 0 && !is_named {
             finish_reason = Some(FinishReason::ToolCalls);
         }
-        let Some(finish_reason) = finish_reason else {
-            return Ok(());
-        };
+        match finish_reason {
+            Some(finish_reason) => self.end(answer, index, finish_reason).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn end(
+        &self,
+        answer: &mut Answer<'_>,
+        index: u32,
+        finish_reason: FinishReason,
+    ) -> Result<(), Ended> {
         answer.ended = true;
         self.send(GenerateEvent::Finished {
             index,
@@ -493,7 +542,7 @@ impl Stream {
         .await
     }
 
-    async fn show(&self, index: u32, piece: Piece) -> Result<(), Gone> {
+    async fn show(&self, index: u32, piece: Piece) -> Result<(), Ended> {
         let Piece {
             text,
             logprobs,
@@ -527,11 +576,7 @@ impl Stream {
         Ok(())
     }
 
-    async fn fail(&self, error: GenerateError) -> Result<(), Gone> {
-        self.send(GenerateEvent::Failed { error }).await
-    }
-
-    async fn send(&self, event: GenerateEvent) -> Result<(), Gone> {
-        self.lines.send(event).await.map_err(|_| Gone)
+    async fn send(&self, event: GenerateEvent) -> Result<(), Ended> {
+        self.lines.send(event).await.map_err(|_| Ended::Gone)
     }
 }

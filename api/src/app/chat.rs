@@ -73,6 +73,7 @@ pub async fn begin(state: &State, project: &Project, order: ChatOrder) -> Result
         top_logprobs: order.top_logprobs,
         prompt: None,
         echo: false,
+        echo_logprobs: false,
         priority: order.priority,
     };
     let events = workers::generate(state, &model, &request).await?;

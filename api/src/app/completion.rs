@@ -151,6 +151,7 @@ impl Asking {
             top_logprobs: top_logprobs.or(is_chosen.then_some(0)),
             prompt: Some(prompt),
             echo: *echo,
+            echo_logprobs: *echo && top_logprobs.is_some(),
             priority: *priority,
             ..GenerateRequest::new(self.served.clone(), self.scope.clone(), Vec::new())
         };
@@ -178,6 +179,7 @@ fn numbered(OfPrompt { events, n }: OfPrompt, i: usize) -> BoxStream<'static, Ev
     let events = events.map(move |mut event| {
         match &mut event {
             GenerateEvent::Delta { index, .. }
+            | GenerateEvent::Echo { index, .. }
             | GenerateEvent::ToolCall { index, .. }
             | GenerateEvent::ToolArguments { index, .. }
             | GenerateEvent::Finished { index, .. } => *index += first,
@@ -193,15 +195,18 @@ fn numbered(OfPrompt { events, n }: OfPrompt, i: usize) -> BoxStream<'static, Ev
 struct Drawn {
     text: String,
     logprobs: CompletionLogprobs,
+    /// Tokens of the prompt among those.
+    n_echoed: usize,
     offset: u64,
     finish_reason: &'static str,
 }
 
 impl Drawn {
-    /// Natural, of a token.
+    /// Natural, of a token that was drawn.
     fn mean_logprob(&self) -> f64 {
-        let logprobs = &self.logprobs.token_logprobs;
-        logprobs.iter().sum::<f64>() / logprobs.len().max(1) as f64
+        let logprobs = &self.logprobs.token_logprobs[self.n_echoed..];
+        let sum: f64 = logprobs.iter().filter_map(|logprob| logprob.0).sum();
+        sum / logprobs.len().max(1) as f64
     }
 }
 
@@ -212,6 +217,7 @@ pub async fn whole(mut answers: Answers) -> Result<Completion, ApiError> {
         .map(|_| Drawn {
             text: String::new(),
             logprobs: CompletionLogprobs::none(),
+            n_echoed: 0,
             offset: 0,
             finish_reason: "stop",
         })
@@ -228,6 +234,19 @@ pub async fn whole(mut answers: Answers) -> Result<Completion, ApiError> {
                 answer.text += &text;
                 for token in logprobs {
                     answer.offset = answer.logprobs.push(token, answer.offset);
+                }
+            }
+            GenerateEvent::Echo {
+                index,
+                text,
+                tokens,
+            } => {
+                let answer = of(&mut drawn, index)?;
+                answer.text += &text;
+                answer.offset += text.chars().count() as u64;
+                answer.n_echoed += tokens.len();
+                for token in tokens {
+                    answer.logprobs.push_echoed(token);
                 }
             }
             GenerateEvent::Finished {
@@ -277,4 +296,61 @@ fn of(drawn: &mut [Drawn], index: u32) -> Result<&mut Drawn, ApiError> {
     let n = drawn.len();
     let found = drawn.get_mut(index as usize);
     found.ok_or_else(|| ApiError::internal(format!("the worker named answer {index} of {n}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::generation::{EchoedToken, TokenLogprob};
+
+    use super::*;
+
+    /// What an answer to "ab" is told as: each of its tokens is an "x" with `logprob`.
+    fn answered(index: u32, n_tokens: usize, logprob: f32) -> Vec<GenerateEvent> {
+        let echoed = |token: &str, offset, logprob| EchoedToken {
+            token: token.to_owned(),
+            offset,
+            logprob,
+            top: Vec::new(),
+        };
+        let drawn = TokenLogprob {
+            token: "x".to_owned(),
+            bytes: b"x".to_vec(),
+            logprob,
+            top: Vec::new(),
+        };
+        vec![
+            GenerateEvent::Echo {
+                index,
+                text: "ab".to_owned(),
+                tokens: vec![echoed("a", 0, None), echoed("b", 1, Some(-8.0))],
+            },
+            GenerateEvent::Delta {
+                index,
+                text: "x".repeat(n_tokens),
+                logprobs: vec![drawn; n_tokens],
+            },
+        ]
+    }
+
+    #[tokio::test]
+    async fn the_best_are_chosen_by_what_was_drawn_alone() {
+        let usage = TokenUsage::default();
+        let events = [answered(0, 3, -1.25), answered(1, 1, -1.0)].concat();
+        let events = events.into_iter().chain([GenerateEvent::Done { usage }]);
+        let answers = Answers {
+            id: CompletionId::mint([0; 24]),
+            created: 7,
+            model: "m".to_owned(),
+            n_prompts: 1,
+            best_of: 2,
+            n: 1,
+            has_logprobs: true,
+            rate: None,
+            events: stream::iter(events.map(Ok)).boxed(),
+        };
+        let choices = whole(answers).await.unwrap().choices;
+        assert_eq!((choices.len(), choices[0].text.as_str()), (1, "abx"));
+        let shown = choices[0].logprobs.0.as_ref().unwrap();
+        assert_eq!(shown.text_offset, [0, 1, 2]);
+    }
 }

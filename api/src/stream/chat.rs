@@ -48,7 +48,8 @@ impl Frame {
         }
         let mut out = Vec::new();
         match event {
-            GenerateEvent::Queued => {}
+            // Only completions of texts begin with their prompt.
+            GenerateEvent::Queued | GenerateEvent::Echo { .. } => {}
             GenerateEvent::Started { .. } => {
                 for index in 0..self.n {
                     self.choice(&mut out, index, Delta::role(), None, None);

@@ -68,6 +68,20 @@ impl Frame {
                 let shown = self.has_logprobs.then_some(shown);
                 self.choice(&mut out, index, text, shown, None);
             }
+            Ok(GenerateEvent::Echo {
+                index,
+                text,
+                tokens,
+            }) => {
+                if let Some(offset) = self.offsets.get_mut(index as usize) {
+                    *offset += text.chars().count() as u64;
+                }
+                let mut shown = CompletionLogprobs::none();
+                for token in tokens {
+                    shown.push_echoed(token);
+                }
+                self.choice(&mut out, index, text, Some(shown), None);
+            }
             Ok(GenerateEvent::Finished {
                 index,
                 finish_reason: reason,

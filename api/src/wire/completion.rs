@@ -27,7 +27,7 @@ pub struct CreateCompletionRequest {
     pub model: String,
     /// A text or an array of up to 128, each of which may be an array of token ids. No text becomes a control token, whatever it spells.
     pub prompt: Option<Value>,
-    /// At least 1, default 16.
+    /// Default 16. 0 generates nothing: with `echo` and `logprobs` it scores the prompt.
     pub max_tokens: Option<u32>,
     /// 0–2, default 1; 0 always takes the likeliest token.
     pub temperature: Option<f64>,
@@ -41,7 +41,7 @@ pub struct CreateCompletionRequest {
     pub n: Option<u32>,
     /// Draws so many (at most 20), and shows the `n` with the highest mean log-probability of a token.
     pub best_of: Option<u32>,
-    /// Begins each answer with its prompt; not with `logprobs`.
+    /// Begins each answer with its prompt, and its `logprobs` with those of the prompt's tokens.
     pub echo: Option<bool>,
     /// 0–5: log-probabilities of the tokens, with so many of the likeliest at each place.
     pub logprobs: Option<u32>,
@@ -113,7 +113,7 @@ impl Decode for CompletionOrder {
                 None => vec![Prompt::Text(String::new())],
             },
             max_tokens: max_tokens
-                .map_or(Ok(DEFAULT_MAX_TOKENS), |at| small(at, 1, i32::MAX as u32))?,
+                .map_or(Ok(DEFAULT_MAX_TOKENS), |at| small(at, 0, i32::MAX as u32))?,
             n,
             best_of: best_of.transpose()?.unwrap_or(n),
             echo: body.take("echo").map_or(Ok(false), At::boolean)?,
@@ -149,11 +149,6 @@ impl CompletionOrder {
         if self.best_of > self.n && self.reply != ReplyForm::Whole {
             let message = "Answers that are chosen from 'best_of' cannot be streamed.";
             return conflict("best_of", message);
-        }
-        if self.echo && self.top_logprobs.is_some() {
-            let message =
-                "Log-probabilities of a prompt are not told: ask for 'echo' or for 'logprobs'.";
-            return conflict("logprobs", message);
         }
         Ok(())
     }
@@ -210,6 +205,13 @@ mod tests {
     }
 
     #[test]
+    fn a_prompt_may_be_scored_without_an_answer() {
+        let order = decode(json!({"echo": true, "logprobs": 1, "max_tokens": 0})).unwrap();
+        assert_eq!((order.echo, order.top_logprobs), (true, Some(1)));
+        assert_eq!((order.max_tokens, order.reckoned_tokens()), (0, 1));
+    }
+
+    #[test]
     fn a_prompt_is_text_or_tokens_one_or_many() {
         let text = |text: &str| Prompt::Text(text.to_owned());
         for (prompt, expected) in [
@@ -232,9 +234,8 @@ mod tests {
             (json!({"n": 2, "best_of": 1}), "best_of"),
             (json!({"best_of": 2, "stream": true}), "best_of"),
             (json!({"best_of": 21}), "best_of"),
-            (json!({"echo": true, "logprobs": 1}), "logprobs"),
             (json!({"logprobs": 6}), "logprobs"),
-            (json!({"max_tokens": 0}), "max_tokens"),
+            (json!({"max_tokens": -1}), "max_tokens"),
             (json!({"suffix": "x"}), "suffix"),
             (json!({"prompt": []}), "prompt"),
             (json!({"prompt": [[]]}), "prompt[0]"),

@@ -1,6 +1,6 @@
 //! Answers to texts: `text_completion`, whole and in pieces.
 
-use domain::generation::TokenLogprob;
+use domain::generation::{EchoedToken, TokenLogprob, TopLogprob};
 
 use super::chat_reply::Usage;
 use super::nullable::Nullable;
@@ -29,11 +29,12 @@ reply! {
         finish_reason: &'static str,
     }
 
-    /// Log-probabilities of an answer's tokens, natural.
+    /// Log-probabilities of an answer's tokens, natural; with `echo` of the prompt's, too, and of the token that ended the answer.
     CompletionLogprobs as "CompletionLogprobs" {
         tokens: Vec<String>,
-        token_logprobs: Vec<f64>,
-        /// For each place, the likeliest tokens with theirs.
+        /// `null` of a prompt's first token.
+        token_logprobs: Vec<Nullable<f64>>,
+        /// For each place, the likeliest tokens with theirs; `null` in that of a prompt's first token.
         top_logprobs: Vec<serde_json::Value>,
         /// Where each token begins in the text. Characters.
         text_offset: Vec<u64>,
@@ -73,15 +74,51 @@ impl CompletionLogprobs {
 
     /// Adds a token that begins at `offset`; returns where it ends.
     pub fn push(&mut self, token: TokenLogprob, offset: u64) -> u64 {
-        let top = token.top.into_iter();
-        let top: serde_json::Map<_, _> = top
-            .map(|top| (top.token, f64::from(top.logprob).into()))
-            .collect();
         let end = offset + token.token.chars().count() as u64;
         self.tokens.push(token.token);
-        self.token_logprobs.push(f64::from(token.logprob));
-        self.top_logprobs.push(top.into());
+        self.token_logprobs
+            .push(Nullable(Some(f64::from(token.logprob))));
+        self.top_logprobs.push(by_token(token.top));
         self.text_offset.push(offset);
         end
+    }
+
+    /// Adds a token of the prompt.
+    pub fn push_echoed(&mut self, token: EchoedToken) {
+        let top = token.logprob.map(|_| by_token(token.top));
+        self.tokens.push(token.token);
+        self.token_logprobs
+            .push(Nullable(token.logprob.map(f64::from)));
+        self.top_logprobs.push(top.unwrap_or_default());
+        self.text_offset.push(token.offset);
+    }
+}
+
+/// Of tokens that are spelled alike the likeliest counts.
+fn by_token(top: Vec<TopLogprob>) -> serde_json::Value {
+    let mut by_token = serde_json::Map::new();
+    for TopLogprob { token, logprob, .. } in top {
+        by_token
+            .entry(token)
+            .or_insert_with(|| f64::from(logprob).into());
+    }
+    by_token.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn of_likeliest_tokens_that_are_spelled_alike_the_first_counts() {
+        let top = |token: &str, logprob| TopLogprob {
+            token: token.to_owned(),
+            bytes: Vec::new(),
+            logprob,
+        };
+        let likeliest = vec![top("\u{fffd}", -0.5), top("a", -1.0), top("\u{fffd}", -2.0)];
+        assert_eq!(by_token(likeliest), json!({"\u{fffd}": -0.5, "a": -1.0}));
     }
 }

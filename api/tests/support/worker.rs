@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use domain::dry_run::MemoryPlan;
-use domain::generation::{FinishReason, TokenLogprob, ToolChoice, TopLogprob};
+use domain::generation::{EchoedToken, FinishReason, TokenLogprob, ToolChoice, TopLogprob};
 use domain::id::WorkerId;
 use domain::message::{
     EmbedEvent, EmbedRequest, Embedded, ExportError, ExportFormat, ExportRequest, GenerateError,
@@ -335,14 +335,22 @@ fn lines(events: Vec<GenerateEvent>) -> Response {
         .body(bytes)
 }
 
-/// "Hello", then " wörld" of each answer, cut off where there is "no room"; where calls are required, two calls instead.
+/// "Hello", then " wörld" of each answer, cut off where there is "no room"; where calls are required, two calls instead. What is echoed
+/// with log-probabilities is "Once" and " é"; no tokens are no answer.
 fn answer(asked: &GenerateRequest) -> Vec<GenerateEvent> {
     if asked.tool_choice == ToolChoice::Required {
         return calls();
     }
     let mut events = vec![GenerateEvent::Started { prompt_tokens: 7 }];
+    let is_scored = asked.max_tokens == Some(0);
     for index in 0..asked.n {
+        if asked.echo_logprobs {
+            events.extend(echoed(index, asked.top_logprobs.unwrap()));
+        }
         for text in ["Hello", " wörld"] {
+            if is_scored {
+                break;
+            }
             events.push(GenerateEvent::Delta {
                 index,
                 text: text.to_owned(),
@@ -353,7 +361,7 @@ fn answer(asked: &GenerateRequest) -> Vec<GenerateEvent> {
                     .collect(),
             });
         }
-        let is_cut = said(asked) == "no room";
+        let is_cut = said(asked) == "no room" || is_scored;
         events.push(GenerateEvent::Finished {
             index,
             finish_reason: match is_cut {
@@ -365,7 +373,7 @@ fn answer(asked: &GenerateRequest) -> Vec<GenerateEvent> {
     let usage = TokenUsage {
         prompt_tokens: 7,
         cached_tokens: 4,
-        completion_tokens: 3 * u64::from(asked.n),
+        completion_tokens: u64::from(!is_scored) * 3 * u64::from(asked.n),
     };
     events.push(GenerateEvent::Done { usage });
     events
@@ -400,6 +408,26 @@ fn calls() -> Vec<GenerateEvent> {
     };
     events.push(GenerateEvent::Done { usage });
     events
+}
+
+/// The text, and tokens in two lines.
+fn echoed(index: u32, top: u8) -> [GenerateEvent; 2] {
+    let line = |text: &str, token: &str, offset: u64| {
+        let told = logprob(token, top);
+        let is_first = offset == 0;
+        let token = EchoedToken {
+            token: told.token,
+            offset,
+            logprob: (!is_first).then_some(told.logprob),
+            top: if is_first { Vec::new() } else { told.top },
+        };
+        GenerateEvent::Echo {
+            index,
+            text: text.to_owned(),
+            tokens: vec![token],
+        }
+    };
+    [line("Once é", "Once", 0), line("", " é", 4)]
 }
 
 fn logprob(text: &str, top: u8) -> TokenLogprob {

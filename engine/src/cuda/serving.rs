@@ -663,6 +663,10 @@ impl crate::generate::Model for Generator {
         !PackedLora::<f32>::new(adapter.layout()).needs_base()
     }
 
+    fn scores_prompts(&self) -> bool {
+        false
+    }
+
     fn step(
         &mut self,
         pool: &Pool,
@@ -701,7 +705,11 @@ impl crate::generate::Model for Generator {
             drawn[i] = Some(token);
         }
         let logits = self.logits(n_logits)?;
-        Ok(Stepped { logits, drawn })
+        Ok(Stepped {
+            logits,
+            drawn,
+            scores: Vec::new(),
+        })
     }
 
     fn score(

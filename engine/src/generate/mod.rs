@@ -25,7 +25,7 @@ pub use embed::Embedding;
 pub(crate) use grammar::is_allowed;
 pub use grammar::{Grammar, Walk};
 use model::OnCpu;
-pub(crate) use model::{Drawn, Last, Model, Step, Stepped};
+pub(crate) use model::{Drawn, Known, Last, Model, Step, Stepped};
 use sequence::{Sequence, check_request, check_tokens};
 
 /// Tokens that one step runs at most, unless there are more sequences than that: a long prompt must not hold up those beside it.
@@ -52,6 +52,7 @@ pub struct GenerateRequest {
     /// others have asked.
     pub scope: Arc<str>,
     pub sampling: Sampling,
+    /// 0: the prompt is scored. Its tokens after the first are reported, each as if it had been drawn after those before.
     pub max_new_tokens: usize,
     /// Tokens that end the sequence.
     pub stop_token_ids: Vec<u32>,
@@ -76,7 +77,7 @@ pub enum FinishReason {
     Length,
 }
 
-/// One new token of one sequence.
+/// One new token of one sequence, or the next one of a prompt that is scored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepOutput {
     pub id: SequenceId,
@@ -101,14 +102,16 @@ pub enum AdmitError {
     EmptyPrompt,
     #[error("token {token} is not in the vocabulary of {vocab_size}")]
     UnknownToken { token: u32, vocab_size: usize },
-    #[error("max_new_tokens is 0")]
-    NothingToGenerate,
+    #[error("max_new_tokens is 0, and the prompt has no token after the first")]
+    NothingToScore,
     #[error("the adapter was made for a model of another shape")]
     WrongAdapter,
     #[error(
         "the adapter replaces parts of the base (DoRA, trained biases or modules), which a GPU cannot serve yet; the CPU can"
     )]
     NotOnGpu,
+    #[error("a GPU cannot score a prompt yet; the CPU can")]
+    PromptNotOnGpu,
 }
 
 /// Why a sequence ended without its next token. It has left; the others go on.
@@ -221,6 +224,9 @@ impl Batcher {
         {
             return Err(AdmitError::NotOnGpu);
         }
+        if request.max_new_tokens == 0 && !self.model.scores_prompts() {
+            return Err(AdmitError::PromptNotOnGpu);
+        }
         if self.live.len() >= self.limits.max_sequences {
             return Err(AdmitError::Full);
         }
@@ -243,9 +249,9 @@ impl Batcher {
         Ok(id)
     }
 
-    /// One forward for all live sequences: a new token for each whose prompt is through, or why it has none. Finished and failed ones
-    /// leave. A training that shares the pool goes on when the step is done; the step waits for no more than the tasks of it that are
-    /// being computed.
+    /// One forward for all live sequences: a new token for each whose prompt is through, those of a prompt that are scored, or why it has
+    /// none. Finished and failed ones leave. A training that shares the pool goes on when the step is done; the step waits for no more than
+    /// the tasks of it that are being computed.
     /// Errors: `OutOfMemory`, `Gpu`; no sequence is changed.
     pub fn step(&mut self) -> Result<Vec<Result<StepOutput, Failed>>, GenerateError> {
         let pool = self.pool.clone();
@@ -284,7 +290,7 @@ impl Batcher {
                 .map_or(0, |a| Arc::as_ptr(a) as usize)
         });
         let plan = self.with_pages(plan(&self.live))?;
-        let chosen = {
+        let (scores, chosen) = {
             let adapters: Vec<_> = self
                 .live
                 .iter()
@@ -298,7 +304,9 @@ impl Batcher {
                 tokens: &tokens,
                 spans: Vec::new(),
                 adapters: Vec::new(),
+                known: Vec::new(),
             };
+            let mut scored = Vec::new();
             let vocab = self.model.config().vocab_size;
             let mut last_rows = Vec::new();
             let mut row = 0;
@@ -308,7 +316,9 @@ impl Batcher {
                 else {
                     continue;
                 };
-                if is_whole {
+                step.known.extend(sequence.known(row, n));
+                scored.resize(step.known.len(), i);
+                if is_whole && !sequence.is_scored() {
                     let row = row + n - 1;
                     let draw = sequence.draw(vocab);
                     last_rows.push((i, Last { row, draw }));
@@ -321,17 +331,33 @@ impl Batcher {
                 row += n;
             }
             let last: Vec<Last> = last_rows.iter().map(|(_, last)| *last).collect();
-            let Stepped { logits, drawn } = self.model.step(pool, &mut step, &last)?;
+            let Stepped {
+                logits,
+                drawn,
+                scores,
+            } = self.model.step(pool, &mut step, &last)?;
             let which = last_rows.iter().map(|&(i, _)| i).zip(drawn);
-            choose_all(pool, &mut self.live, which, logits, vocab)
+            let scores: Vec<_> = scored.into_iter().zip(scores).collect();
+            let chosen = choose_all(pool, &mut self.live, which, logits, vocab);
+            (scores, chosen)
         };
         for &(i, n, _) in &plan {
             self.live[i].advance(n, &mut self.pages);
         }
-        let outputs: Vec<_> = chosen
-            .into_iter()
-            .map(|(i, choice)| choice.map(|choice| self.live[i].push(choice)))
-            .collect();
+        let mut outputs = Vec::with_capacity(scores.len() + chosen.len());
+        // Scores of one sequence stand together, and nothing follows the first that there is not.
+        let mut failed = None;
+        for (i, score) in scores {
+            if failed == Some(i) {
+                continue;
+            }
+            let sequence = &mut self.live[i];
+            let score = score.map_err(|nothing| sequence.failed(nothing));
+            failed = score.is_err().then_some(i);
+            outputs.push(score.map(|score| sequence.score(score)));
+        }
+        let chosen = chosen.into_iter();
+        outputs.extend(chosen.map(|(i, choice)| choice.map(|choice| self.live[i].push(choice))));
         for output in &outputs {
             match output {
                 Ok(StepOutput { finished: None, .. }) => {}

@@ -11,8 +11,9 @@ use crate::kv::{KvCache, PageShape, Pages, Span, attend};
 use crate::lora::{Adapter, Generated};
 use crate::model::{Changed, Decoder, Keep, Loras};
 use crate::nn::attention::Heads;
+use crate::nn::cross_entropy::chunk_rows;
 use crate::nn::rope::Position;
-use crate::sampling::Draw;
+use crate::sampling::{Choice, Draw, Nothing, score};
 use crate::weights::BaseModel;
 
 /// A base model where its weights lie: in memory, or on a GPU.
@@ -33,6 +34,9 @@ pub(crate) trait Model: Send {
 
     /// Whether this model can be changed by an adapter.
     fn takes(&self, adapter: &Adapter) -> bool;
+
+    /// Whether its steps take known tokens.
+    fn scores_prompts(&self) -> bool;
 
     /// Runs new rows of sequences through every block; their caches take the keys and values, but do not count them yet. Then what comes
     /// of `last`, rows of those.
@@ -60,6 +64,16 @@ pub(crate) struct Step<'a> {
     pub spans: Vec<Span<'a>>,
     /// Of each span.
     pub adapters: Vec<Option<&'a Adapter>>,
+    pub known: Vec<Known>,
+}
+
+/// A row whose next token stands in the prompt, and is to be scored.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Known {
+    pub row: usize,
+    pub token: u32,
+    /// How many of the likeliest tokens to report.
+    pub n_top: usize,
 }
 
 /// A row after which its sequence goes on.
@@ -76,6 +90,8 @@ pub(crate) struct Stepped<'a> {
     pub logits: &'a mut [f32],
     /// Of each row.
     pub drawn: Vec<Option<Drawn>>,
+    /// What the model says of each known token.
+    pub scores: Vec<Result<Choice, Nothing>>,
 }
 
 /// A token that the model drew by itself.
@@ -129,6 +145,10 @@ impl<E: Generated> Model for OnCpu<E> {
         true
     }
 
+    fn scores_prompts(&self) -> bool {
+        true
+    }
+
     fn step(
         &mut self,
         pool: &Pool,
@@ -145,10 +165,12 @@ impl<E: Generated> Model for OnCpu<E> {
             step.tokens,
             &mut step.spans,
         )?;
+        let scores = scores(&mut self.decoder, pool, base, &loras, &step.known)?;
         let rows: Vec<usize> = last.iter().map(|last| last.row).collect();
         Ok(Stepped {
             logits: self.decoder.logits_mut(pool, base, &loras, &rows)?,
             drawn: vec![None; last.len()],
+            scores,
         })
     }
 
@@ -220,6 +242,37 @@ impl Document {
         self.cache.n_cached += tokens.len();
         Ok(())
     }
+}
+
+/// What the model says of known tokens, by rows that were just run; their logits exist a chunk at a time.
+/// Errors: `OutOfMemory`.
+fn scores<E: Element>(
+    decoder: &mut Decoder<E>,
+    pool: &Pool,
+    base: &BaseModel,
+    loras: &Loras<'_, E>,
+    known: &[Known],
+) -> Result<Vec<Result<Choice, Nothing>>, OutOfMemory> {
+    let vocab = base.config().vocab_size;
+    let mut scores = Vec::with_capacity(known.len());
+    for known in known.chunks(chunk_rows(vocab)) {
+        let rows: Vec<usize> = known.iter().map(|known| known.row).collect();
+        let logits = decoder.logits_mut(pool, base, loras, &rows)?;
+        let mut of_chunk = vec![Err(Nothing::NotFinite); known.len()];
+        pool.for_rows_of_two(
+            known.len(),
+            (logits, vocab),
+            (&mut of_chunk, 1),
+            |rows, logits, scores| {
+                let rows = known[rows].iter().zip(logits.chunks_exact(vocab));
+                for ((known, logits), of_row) in rows.zip(scores) {
+                    *of_row = score(logits, known.token, known.n_top);
+                }
+            },
+        );
+        scores.extend(of_chunk);
+    }
+    Ok(scores)
 }
 
 /// Rows side by side under one adapter are one range.

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use super::{
-    AdmitError, Drawn, FailReason, Failed, FinishReason, GenerateRequest, Limits, SequenceId,
-    StepOutput, Walk,
+    AdmitError, Drawn, FailReason, Failed, FinishReason, GenerateRequest, Known, Limits,
+    SequenceId, StepOutput, Walk,
 };
 use crate::config::ModelConfig;
 use crate::kv::{Beginning, KvCache, PAGE, Pages};
@@ -19,6 +19,8 @@ pub(super) struct Sequence {
     /// Where the sequence ends, at the latest.
     pub max_tokens: usize,
     pub cache: KvCache,
+    /// Tokens of a prompt that is scored, up to the last one that was: the first has no score.
+    n_scored: usize,
     /// The tokens of the full pages, and what it was before the first.
     beginning: Beginning,
     nothing: Beginning,
@@ -36,9 +38,12 @@ impl Sequence {
         cache: KvCache,
         beginning: Beginning,
     ) -> Self {
+        // Nothing is asked of what follows the last token of a prompt that is scored.
+        let n_run = request.prompt.len() - usize::from(request.max_new_tokens == 0);
         Self {
             id,
-            tokens: request.prompt.clone(),
+            tokens: request.prompt[..n_run].to_vec(),
+            n_scored: 1,
             walk: request.grammar.as_ref().map(|grammar| grammar.begin()),
             request,
             max_tokens,
@@ -60,9 +65,14 @@ impl Sequence {
         self.cache.n_missing(next - self.cache.n_cached)
     }
 
-    /// Begins with the pages of what was run before; the last token is always run, for its logits.
+    /// Begins with the pages of what was run before; rows whose logits are wanted are always run: the last one, or those before tokens
+    /// that are yet to be scored.
     pub fn reuse(&mut self, pages: &mut Pages) {
-        let whole = self.tokens[..self.tokens.len() - 1].chunks_exact(PAGE);
+        let n_unwanted = match self.is_scored() {
+            true => self.n_scored - 1,
+            false => self.tokens.len() - 1,
+        };
+        let whole = self.tokens[..n_unwanted].chunks_exact(PAGE);
         for tokens in whole {
             let Some((longer, page)) = pages.find(&self.beginning, tokens) else {
                 break;
@@ -93,6 +103,26 @@ impl Sequence {
         self.beginning = self.nothing.clone();
     }
 
+    /// Whether its prompt is scored, and no token is drawn.
+    pub fn is_scored(&self) -> bool {
+        self.request.max_new_tokens == 0
+    }
+
+    /// Of the next `n` rows, the first of which is `first` in the step, those before tokens that are yet to be scored.
+    pub fn known(&self, first: usize, n: usize) -> impl Iterator<Item = Known> {
+        let start = self.cache.n_cached;
+        let n_top = self.request.top_logprobs.unwrap_or(0);
+        let next = match self.is_scored() {
+            true => self.n_scored..start + n + 1,
+            false => 0..0,
+        };
+        next.map(move |at| Known {
+            row: first + at - 1 - start,
+            token: self.request.prompt[at],
+            n_top,
+        })
+    }
+
     /// All that its next token needs, if that is a draw from the softmax as it is.
     pub fn draw(&self, vocab: usize) -> Option<Draw> {
         let request = &self.request;
@@ -110,10 +140,7 @@ impl Sequence {
                 logprob,
                 top: Vec::new(),
             }),
-            Drawn::NotFinite => Err(Failed {
-                id: self.id,
-                reason: FailReason::NotFinite,
-            }),
+            Drawn::NotFinite => Err(self.failed(Nothing::NotFinite)),
         }
     }
 
@@ -121,11 +148,11 @@ impl Sequence {
     pub fn choose(&mut self, logits: &mut [f32]) -> Result<Choice, Failed> {
         let n_generated = (self.tokens.len() - self.request.prompt.len()) as u64;
         let id = self.id;
-        let failed = |reason| Failed { id, reason };
         let allowed = match &mut self.walk {
-            Some(walk) => walk
-                .allowed()
-                .map_err(|reason| failed(FailReason::Grammar(reason)))?,
+            Some(walk) => walk.allowed().map_err(|reason| Failed {
+                id,
+                reason: FailReason::Grammar(reason),
+            })?,
             None => None,
         };
         let n_top = self.request.top_logprobs.unwrap_or(0);
@@ -138,14 +165,28 @@ impl Sequence {
             n_generated,
             n_top,
         )
-        .map_err(|nothing| {
-            failed(match nothing {
-                Nothing::NotFinite => FailReason::NotFinite,
-                Nothing::Allowed => {
-                    FailReason::Grammar("it allows no token of the vocabulary".to_owned())
-                }
-            })
-        })
+        .map_err(|nothing| self.failed(nothing))
+    }
+
+    /// Why it ends without a token.
+    pub fn failed(&self, nothing: Nothing) -> Failed {
+        let reason = match nothing {
+            Nothing::NotFinite => FailReason::NotFinite,
+            Nothing::Allowed => {
+                FailReason::Grammar("it allows no token of the vocabulary".to_owned())
+            }
+        };
+        Failed {
+            id: self.id,
+            reason,
+        }
+    }
+
+    /// The next token of the prompt has its score.
+    pub fn score(&mut self, score: Choice) -> StepOutput {
+        self.n_scored += 1;
+        let is_last = self.n_scored == self.request.prompt.len();
+        self.output(score, is_last.then_some(FinishReason::Length))
     }
 
     pub fn push(&mut self, choice: Choice) -> StepOutput {
@@ -162,6 +203,10 @@ impl Sequence {
         } else {
             None
         };
+        self.output(choice, finished)
+    }
+
+    fn output(&self, choice: Choice, finished: Option<FinishReason>) -> StepOutput {
         StepOutput {
             id: self.id,
             token: choice.token,
@@ -183,14 +228,14 @@ pub(super) fn check_request(
     if n_tokens == 0 {
         return Err(AdmitError::EmptyPrompt);
     }
-    if request.max_new_tokens == 0 {
-        return Err(AdmitError::NothingToGenerate);
+    if request.max_new_tokens == 0 && n_tokens == 1 {
+        return Err(AdmitError::NothingToScore);
     }
     let max_tokens = n_tokens
         .saturating_add(request.max_new_tokens)
         .min(config.max_position_embeddings);
     let limit = config.max_position_embeddings.min(limits.max_cached_tokens);
-    if n_tokens >= limit || max_tokens > limits.max_cached_tokens {
+    if n_tokens + request.max_new_tokens.min(1) > limit || max_tokens > limits.max_cached_tokens {
         return Err(AdmitError::TooLong { n_tokens, limit });
     }
     check_tokens(config, &request.prompt)?;

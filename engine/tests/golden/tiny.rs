@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use engine::generate::{Batcher, Limits};
+use engine::generate::{Batcher, GenerateRequest, Limits, Sampling};
 use engine::lora::{Adapter, LoraConfig};
 use engine::pool::Pool;
 use engine::train::TrainConfig;
@@ -195,6 +195,61 @@ fn the_serving_path_scores_tokens_as_the_training_path_does() {
                 max_abs(&expected),
                 &format!("{name} document {i}"),
             );
+        }
+    });
+}
+
+#[test]
+fn a_prompt_is_scored_with_its_likeliest_tokens_by_base_and_adapter_in_one_batch() {
+    each_model(|name, tiny| {
+        let tensors = tiny.tensors();
+        let limits = Limits {
+            max_sequences: 8,
+            max_cached_tokens: 1024,
+        };
+        let mut batcher = Batcher::new(tiny.model.base.clone(), tiny.model.pool.clone(), limits);
+        let adapter = Arc::new(tiny.model.adapter.clone());
+        let documents = &tiny.golden.documents;
+        let of_adapter = (0..documents.len()).map(|i| (i, format!("logits.{i}"), Some(&adapter)));
+        let of_base = (1, "base_logits.1".to_owned(), None);
+        let scored = of_adapter.chain([of_base]).map(|(i, key, adapter)| {
+            let request = GenerateRequest {
+                prompt: documents[i].tokens.clone(),
+                adapter: adapter.cloned(),
+                scope: "".into(),
+                sampling: Sampling::default(),
+                max_new_tokens: 0,
+                stop_token_ids: vec![],
+                top_logprobs: Some(5),
+                grammar: None,
+            };
+            (batcher.admit(request).unwrap(), i, key)
+        });
+        let scored: Vec<_> = scored.collect();
+        let mut outputs = vec![];
+        while !batcher.is_idle() {
+            outputs.extend(batcher.step().unwrap().into_iter().map(Result::unwrap));
+        }
+        for (id, i, key) in scored {
+            let (logits, next) = (&tensors[&key], &documents[i].tokens[1..]);
+            let rows = logits.chunks(logits.len() / documents[i].tokens.len());
+            let got: Vec<_> = outputs.iter().filter(|o| o.id == id).collect();
+            assert_eq!(got.len(), next.len(), "{name} {key}");
+            for ((row, &token), got) in rows.zip(next).zip(got) {
+                let mut likeliest: Vec<f32> =
+                    (0..row.len()).map(|t| logprob(row, t as u32)).collect();
+                likeliest.sort_by(|a, b| b.total_cmp(a));
+                let expected = [&[logprob(row, token)], &likeliest[..5]].concat();
+                let top = got.top.iter().map(|top| top.1);
+                let told: Vec<f32> = [got.logprob].into_iter().chain(top).collect();
+                let largest = max_abs(&expected);
+                check_logits(&told, &expected, largest, &format!("{name} {key}"));
+                assert_eq!(got.token, token, "{name} {key}");
+                for &(token, told) in &got.top {
+                    let expected = logprob(row, token);
+                    check_logits(&[told], &[expected], largest, &format!("{name} {key}"));
+                }
+            }
         }
     });
 }

@@ -389,7 +389,11 @@ impl LoadedBase {
                 outputs: waiting.outputs.clone(),
             };
             let request = waiting.ask.request(index);
-            let place = self.place(request.adapter.as_deref());
+            let place = match request.max_new_tokens {
+                // A GPU scores no prompts.
+                0 => Place::Cpu,
+                _ => self.place(request.adapter.as_deref()),
+            };
             if place == Place::Gpu && self.leaves_gpu {
                 return;
             }

@@ -11,6 +11,7 @@ use text::tools::{CallReader, Heard};
 
 use super::grammar::wanted;
 use super::stop::{Shown, StopGuard};
+use crate::device::Token;
 
 /// What one more token adds to an answer.
 #[derive(Debug, PartialEq)]
@@ -70,17 +71,17 @@ impl<'a> Answer<'a> {
         self.reader.as_ref().map_or(0, CallReader::n_whole)
     }
 
-    pub(super) fn push(&mut self, token: u32, logprob: f32, top: &[(u32, f32)]) -> Piece {
+    pub(super) fn push(&mut self, token: &Token) -> Piece {
         self.n_tokens += 1;
         let is_calling = |reader: &CallReader| reader.is_calling();
         if self.reader.as_ref().is_some_and(is_calling) {
-            let heard = self.hear(token);
+            let heard = self.hear(token.token);
             return self.tell(heard);
         }
         let began = self.decoded;
-        let heard = self.hear(token);
+        let heard = self.hear(token.token);
         if self.with_logprobs && !self.reader.as_ref().is_some_and(is_calling) {
-            let entry = self.describe(token, logprob, top);
+            let entry = self.describe(token);
             self.pending.push((began, self.decoded, entry));
         }
         self.tell(heard)
@@ -214,27 +215,33 @@ impl<'a> Answer<'a> {
         }
     }
 
-    fn describe(&self, token: u32, logprob: f32, top: &[(u32, f32)]) -> TokenLogprob {
-        let (text, bytes) = self.chat.token_text(token);
-        let top = top.iter().map(|(token, logprob)| {
-            let (token, bytes) = self.chat.token_text(*token);
-            TopLogprob {
-                token,
-                bytes,
-                logprob: finite(*logprob),
-            }
-        });
+    /// What is said of a token, though it may not be part of the answer.
+    pub(super) fn describe(&self, token: &Token) -> TokenLogprob {
+        let (text, bytes) = self.chat.token_text(token.token);
         TokenLogprob {
             token: text,
             bytes,
-            logprob: finite(logprob),
-            top: top.collect(),
+            logprob: finite(token.logprob),
+            top: likeliest(self.chat, token),
         }
     }
 }
 
+/// The likeliest tokens in the place of `token`.
+pub(super) fn likeliest(chat: &ChatModel, token: &Token) -> Vec<TopLogprob> {
+    let top = token.top.iter().map(|&(token, logprob)| {
+        let (token, bytes) = chat.token_text(token);
+        TopLogprob {
+            token,
+            bytes,
+            logprob: finite(logprob),
+        }
+    });
+    top.collect()
+}
+
 /// JSON has no infinity; OpenAI writes −9999 for a token that cannot come.
-fn finite(logprob: f32) -> f32 {
+pub(super) fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() {
         logprob
     } else {

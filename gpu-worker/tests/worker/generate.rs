@@ -3,9 +3,10 @@
 use std::collections::HashSet;
 use std::time::Instant;
 
-use domain::generation::{FinishReason, SamplingParams};
+use domain::generation::{EchoedToken, FinishReason, SamplingParams, TokenLogprob};
 use domain::message::{Assignment, GenerateError, GenerateEvent, GenerateRequest, Prompt};
 use domain::model::AdapterRef;
+use domain::usage::TokenUsage;
 use domain::x_training::FrozenWeights;
 use futures::StreamExt;
 use platform::config::WorkerConfig;
@@ -137,18 +138,8 @@ async fn logprobs_come_with_the_text_they_belong_to() {
         ..hot("Hi", 20, 5)
     };
     let events = house.generate(&worker, &request).await;
-    let logprobs: Vec<_> = events
-        .iter()
-        .filter_map(|event| match event {
-            GenerateEvent::Delta { logprobs, .. } => Some(logprobs.clone()),
-            _ => None,
-        })
-        .flatten()
-        .collect();
-    let Some(GenerateEvent::Done { usage }) = events.last() else {
-        panic!("{events:?}")
-    };
-    assert_eq!(logprobs.len() as u64, usage.completion_tokens);
+    let logprobs = logprobs_of(&events);
+    assert_eq!(logprobs.len() as u64, usage_of(&events).completion_tokens);
     for entry in &logprobs {
         assert!(entry.logprob <= 0.0 && entry.top.len() == 3, "{entry:?}");
         assert!(
@@ -283,6 +274,192 @@ async fn a_text_is_gone_on_with_as_it_stands() {
             panic!("{error}")
         };
         assert_eq!(param, "prompt");
+    }
+    worker.stop().await.unwrap();
+}
+
+/// What answer `index` begins with, and what is said of its tokens.
+fn echo_of(events: &[GenerateEvent], index: u32) -> (String, Vec<EchoedToken>) {
+    let (mut begins, mut all) = (String::new(), Vec::new());
+    for event in events {
+        if let GenerateEvent::Echo {
+            index: i,
+            text,
+            tokens,
+        } = event
+            && *i == index
+        {
+            begins += text;
+            all.extend(tokens.iter().cloned());
+        }
+    }
+    (begins, all)
+}
+
+/// The log-probabilities of a prompt and of what follows.
+fn scored(prompt: Prompt, max_tokens: u32) -> GenerateRequest {
+    GenerateRequest {
+        echo_logprobs: true,
+        top_logprobs: Some(2),
+        max_tokens: Some(max_tokens),
+        ..after(prompt)
+    }
+}
+
+fn logprobs_of(events: &[GenerateEvent]) -> Vec<TokenLogprob> {
+    let all = events.iter().filter_map(|event| match event {
+        GenerateEvent::Delta { logprobs, .. } => Some(logprobs.clone()),
+        _ => None,
+    });
+    all.flatten().collect()
+}
+
+fn usage_of(events: &[GenerateEvent]) -> TokenUsage {
+    match events.last() {
+        Some(GenerateEvent::Done { usage }) => *usage,
+        _ => panic!("{events:?}"),
+    }
+}
+
+#[tokio::test]
+async fn an_echoed_prompt_has_the_log_probabilities_that_it_had_as_an_answer() {
+    let house = House::new().await;
+    let worker = house.worker("a", |_| {}).await;
+    let text = "é is a letter, and this is longer than a page of sixty-four tokens.";
+    let mut plain = after(Prompt::Text(text.to_owned()));
+    plain.top_logprobs = Some(2);
+    plain.sampling.logit_bias = (256..259).map(|id| (id, -100.0)).collect();
+    let answered = logprobs_of(&house.generate(&worker, &plain).await);
+    assert_eq!(answered.len(), 6);
+    // One token a byte.
+    let whole = answered.iter().flat_map(|token| token.bytes.clone());
+    let ids: Vec<u32> = text.bytes().chain(whole).map(u32::from).collect();
+    let events = house
+        .generate(&worker, &scored(Prompt::Tokens(ids.clone()), 0))
+        .await;
+    let (_, tokens) = echo_of(&events, 0);
+    assert_eq!(tokens.len(), ids.len());
+    for (token, answered) in tokens[text.len()..].iter().zip(&answered) {
+        assert_eq!(token.logprob, Some(answered.logprob));
+        assert_eq!((&token.token, &token.top), (&answered.token, &answered.top));
+    }
+    assert_eq!((tokens[0].logprob, tokens[0].top.len()), (None, 0));
+    // A character of two tokens begins where it begins.
+    let offsets: Vec<u64> = tokens[..4].iter().map(|token| token.offset).collect();
+    assert_eq!(offsets, [0, 0, 1, 2]);
+    assert_eq!(finish_reasons(&events), [FinishReason::Length]);
+    let usage = TokenUsage {
+        prompt_tokens: ids.len() as u64,
+        cached_tokens: 0,
+        completion_tokens: 0,
+    };
+    assert_eq!(usage_of(&events), usage);
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn every_answer_begins_with_the_scored_prompt_and_tells_the_token_that_ended_it() {
+    let house = House::new().await;
+    let worker = house.worker("a", |_| {}).await;
+    let text = "long ".repeat(14);
+    let mut request = scored(Prompt::Text(text.clone()), 3);
+    request.n = 2;
+    let events = house.generate(&worker, &request).await;
+    let alone = house
+        .generate(&worker, &scored(Prompt::Text(text.clone()), 0))
+        .await;
+    let echo = echo_of(&alone, 0);
+    assert_eq!((echo.0.as_str(), echo.1.len()), (text.as_str(), 70));
+    assert_eq!(
+        (echo_of(&events, 0), echo_of(&events, 1)),
+        (echo.clone(), echo)
+    );
+    let begins = events
+        .iter()
+        .position(|event| matches!(event, GenerateEvent::Delta { .. }));
+    let echoes = events
+        .iter()
+        .rposition(|event| matches!(event, GenerateEvent::Echo { .. }));
+    assert!(begins > echoes, "{events:?}");
+    let answer = GenerateRequest {
+        echo: false,
+        echo_logprobs: false,
+        ..request.clone()
+    };
+    let answer = house.generate(&worker, &answer).await;
+    assert_eq!(text_of(&events, 1), text_of(&answer, 1));
+    // Only what others have read before counts as such.
+    assert_eq!(
+        (
+            usage_of(&events).cached_tokens,
+            usage_of(&answer).cached_tokens
+        ),
+        (0, 64)
+    );
+    request.n = 1;
+    request.sampling.logit_bias = vec![(257, 100.0)];
+    let ended = house.generate(&worker, &request).await;
+    assert_eq!(finish_reasons(&ended), [FinishReason::Stop]);
+    let [last] = &logprobs_of(&ended)[..] else {
+        panic!("{ended:?}")
+    };
+    assert_eq!(
+        (last.token.as_str(), text_of(&ended, 0)),
+        ("<|im_end|>", String::new())
+    );
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_stands_before_a_text_is_not_echoed_and_the_first_token_has_no_score() {
+    let house = House::with_beginning().await;
+    let worker = house.worker("a", |_| {}).await;
+    let text = "An apple";
+    let events = house
+        .generate(&worker, &scored(Prompt::Text(text.into()), 0))
+        .await;
+    assert_eq!(events[0], GenerateEvent::Started { prompt_tokens: 9 });
+    let of_text = echo_of(&events, 0);
+    assert_eq!((of_text.0.as_str(), of_text.1.len()), (text, 8));
+    assert_eq!(of_text.1[0].logprob, None);
+    let ids = [256]
+        .into_iter()
+        .chain(text.bytes().map(u32::from))
+        .collect();
+    let events = house
+        .generate(&worker, &scored(Prompt::Tokens(ids), 0))
+        .await;
+    let (same_text, of_ids) = echo_of(&events, 0);
+    assert_eq!((same_text.as_str(), of_ids.len()), (text, 9));
+    assert!(of_ids[1].logprob.is_some());
+    assert_eq!(of_ids[2..], of_text.1[1..]);
+    // Nothing to score, and nothing to say.
+    for (prompt, n_tokens) in [
+        (Prompt::Text(String::new()), 0),
+        (Prompt::Tokens(vec![65]), 1),
+    ] {
+        let events = house.generate(&worker, &scored(prompt, 0)).await;
+        let (_, tokens) = echo_of(&events, 0);
+        assert_eq!(
+            (tokens.len(), finish_reasons(&events)),
+            (n_tokens, vec![FinishReason::Length])
+        );
+    }
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_prompt_that_fills_the_context_is_scored_and_one_token_more_is_not() {
+    let house = House::with_context(4096).await;
+    let worker = house.worker("a", |_| {}).await;
+    let long = |n: usize| scored(Prompt::Tokens(vec![65; n]), 0);
+    let events = house.generate(&worker, &long(4096)).await;
+    assert_eq!(echo_of(&events, 0).1.len(), 4096);
+    assert!(finish_reasons(&events) == [FinishReason::Length]);
+    let mut many = long(2500);
+    many.n = 128;
+    for (request, status) in [(long(4097), 400), (many, 400)] {
+        assert_eq!(house.post(&worker, &request).await.status(), status);
     }
     worker.stop().await.unwrap();
 }

@@ -2,7 +2,7 @@
 
 use domain::error::FailureClass;
 use domain::hyperparameters::Auto;
-use domain::message::{Assignment, FinishRequest, GenerateEvent, GenerateRequest};
+use domain::message::{Assignment, FinishRequest, GenerateEvent, GenerateRequest, Prompt};
 use domain::x_training::{AskedAdapter, AskedTraining, BaseWeights, Compute, Training};
 use engine::cuda::Gpu;
 use platform::config::{WorkerConfig, WorkerDevice};
@@ -314,6 +314,29 @@ async fn a_tuned_model_is_served_on_the_gpu_and_one_that_replaces_parts_of_the_b
     assert_eq!(house.generate(&worker, &both[0]).await, plain);
     assert_eq!(house.generate(&worker, &both[1]).await, dora);
     worker.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_prompt_is_scored_on_the_cpu_where_answers_come_from_the_gpu() {
+    if !has_gpu() {
+        return;
+    }
+    let house = House::for_gpu().await;
+    let scored = GenerateRequest {
+        prompt: Some(Prompt::Text("What do you write?".to_owned())),
+        echo: true,
+        echo_logprobs: true,
+        max_tokens: Some(0),
+        ..asked()
+    };
+    let mut told = Vec::new();
+    let gpu = WorkerDevice::Cuda { ordinal: 0 };
+    for (name, device) in [("cpu", WorkerDevice::Cpu), ("gpu", gpu)] {
+        let worker = house.worker(name, |config| config.device = device).await;
+        told.push(house.generate(&worker, &scored).await);
+        worker.stop().await.unwrap();
+    }
+    assert_eq!(told[0], told[1]);
 }
 
 #[tokio::test]

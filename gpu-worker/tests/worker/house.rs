@@ -88,6 +88,17 @@ impl House {
         Self::of(dir, objects, model).await
     }
 
+    /// With a model whose tokenizer puts a token before any text.
+    pub async fn with_beginning() -> Self {
+        let (dir, objects) = bucket();
+        let files = tiny_model::files_with_beginning(1).into_iter();
+        let files = files
+            .map(|(name, bytes)| (name.to_owned(), bytes))
+            .collect();
+        let model = install_files(&objects, "tiny", 1, files).await;
+        Self::of(dir, objects, model).await
+    }
+
     async fn of(dir: TempDir, objects: Objects, model: BaseModel) -> Self {
         let key = ServiceKey::new(&Secret::from("0123456789abcdef0123456789abcdef"));
         let door = Door::open(key.clone()).await;

@@ -32,6 +32,21 @@ pub fn files_for_gpu(seed: u64) -> Vec<(&'static str, Vec<u8>)> {
     files_of(seed, CONTEXT, 64, cut)
 }
 
+/// As [`files`], with a tokenizer that puts `<|im_start|>` before any text.
+pub fn files_with_beginning(seed: u64) -> Vec<(&'static str, Vec<u8>)> {
+    let begins = json!({"SpecialToken": {"id": "<|im_start|>", "type_id": 0}});
+    let mut tokenizer = tokenizer();
+    tokenizer["post_processor"] = json!({
+        "type": "TemplateProcessing",
+        "single": [begins, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [256], "tokens": ["<|im_start|>"]}}
+    });
+    let mut files = files(seed);
+    files[1] = ("tokenizer.json", tokenizer.to_string().into_bytes());
+    files
+}
+
 fn files_of(
     seed: u64,
     context: usize,

@@ -40,7 +40,8 @@ impl Gathered {
     /// Errors: the worker's own, and an event that does not fit the ones before it.
     pub fn take(&mut self, event: GenerateEvent) -> Result<(), ApiError> {
         match event {
-            GenerateEvent::Queued | GenerateEvent::Started { .. } => {}
+            // Only completions of texts begin with their prompt.
+            GenerateEvent::Queued | GenerateEvent::Started { .. } | GenerateEvent::Echo { .. } => {}
             GenerateEvent::Delta {
                 index,
                 text,

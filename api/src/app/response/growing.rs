@@ -77,7 +77,8 @@ impl Growing {
         steps: &mut Vec<Step>,
     ) -> Result<(), ApiError> {
         match event {
-            GenerateEvent::Queued => {}
+            // Only completions of texts begin with their prompt.
+            GenerateEvent::Queued | GenerateEvent::Echo { .. } => {}
             GenerateEvent::Started { .. } => steps.push(Step::Begun(self.response.clone())),
             GenerateEvent::Delta { text, logprobs, .. } => self.say(text, logprobs, steps),
             GenerateEvent::ToolCall { id, name, .. } => {

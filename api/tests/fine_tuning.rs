@@ -97,6 +97,16 @@ async fn a_dpo_job_shows_its_own_hyperparameters() {
         assert_eq!(shown[key].as_f64(), value.as_f64(), "{key}");
     }
     assert_eq!(shown["x_loss_type"], "simpo");
+    let asked = json!({"x_loss_type": "kto", "x_desirable_weight": 1.5, "batch_size": 2});
+    let id = app
+        .new_job(json!({"method": {"type": "dpo", "dpo": {"hyperparameters": asked}}}))
+        .await;
+    let job = app.get(&format!("{JOBS}/{id}")).await.json();
+    let kto = json!({
+        "beta": "auto", "n_epochs": "auto", "batch_size": 2, "learning_rate_multiplier": "auto",
+        "x_loss_type": "kto", "x_label_smoothing": 0.0, "x_pref_ftx": 0.0, "x_desirable_weight": 1.5, "x_undesirable_weight": 1.0,
+    });
+    assert_eq!(job["method"]["dpo"]["hyperparameters"], kto);
 }
 
 #[tokio::test]
@@ -234,9 +244,34 @@ async fn every_bad_parameter_is_named() {
             "method.dpo.hyperparameters.beta",
         ),
         (
-            dpo(json!({"x_loss_type": "aot"})),
+            dpo(json!({"x_loss_type": "discopop"})),
             "invalid_value",
             "method.dpo.hyperparameters.x_loss_type",
+        ),
+        (
+            dpo(json!({"x_loss_type": "kto", "batch_size": 1})),
+            "invalid_value",
+            "method.dpo.hyperparameters.batch_size",
+        ),
+        (
+            dpo(json!({"x_loss_type": "kto", "x_label_smoothing": 0.1})),
+            "invalid_value",
+            "method.dpo.hyperparameters.x_label_smoothing",
+        ),
+        (
+            dpo(json!({"x_loss_type": "kto", "x_pref_ftx": 0.1})),
+            "invalid_value",
+            "method.dpo.hyperparameters.x_pref_ftx",
+        ),
+        (
+            dpo(json!({"x_loss_type": "kto", "x_undesirable_weight": 0})),
+            "decimal_below_min_value",
+            "method.dpo.hyperparameters.x_undesirable_weight",
+        ),
+        (
+            dpo(json!({"x_loss_type": "aot", "x_desirable_weight": 1})),
+            "invalid_value",
+            "method.dpo.hyperparameters.x_desirable_weight",
         ),
         (
             dpo(json!({"x_loss_type": "ipo", "x_label_smoothing": 0.1})),

@@ -132,9 +132,12 @@ pub struct FileReport {
     pub n_tokens: u64,
     /// Of the longest example.
     pub longest: u64,
-    /// Of what shares a pass of a training at most: an example, or both answers of a pair.
+    /// Of what shares a pass of a training at most: an example, both answers of a pair, or a prompt with another row's answer.
     #[serde(default)]
     pub longest_together: u64,
+    /// Of rows with judged answers, those whose answer is a good one.
+    #[serde(default)]
+    pub n_desirable: Option<u64>,
     pub n_bad_rows: u64,
     /// The first of them.
     pub bad_rows: Vec<BadRow>,

@@ -21,15 +21,27 @@ pub struct Preference {
     /// How much the mean of −log p over the better answer counts beside the loss.
     #[serde(default)]
     pub pref_ftx: f64,
+    /// How much a good answer counts, for `kto`.
+    #[serde(default = "weight")]
+    pub desirable_weight: f64,
+    /// How much a bad answer counts, for `kto`.
+    #[serde(default = "weight")]
+    pub undesirable_weight: f64,
 }
 
 /// That of TRL and LLaMA-Factory.
 pub const DEFAULT_BETA: f64 = 0.1;
 /// That of TRL and LLaMA-Factory.
 pub const DEFAULT_SIMPO_GAMMA: f64 = 0.5;
+/// The fewest rows of a step of `kto`, which compares a row with the others.
+pub const MIN_KTO_BATCH: u32 = 2;
 
 fn simpo_gamma() -> f64 {
     DEFAULT_SIMPO_GAMMA
+}
+
+fn weight() -> f64 {
+    1.0
 }
 
 impl Default for Preference {
@@ -40,11 +52,13 @@ impl Default for Preference {
             label_smoothing: 0.0,
             simpo_gamma: DEFAULT_SIMPO_GAMMA,
             pref_ftx: 0.0,
+            desirable_weight: weight(),
+            undesirable_weight: weight(),
         }
     }
 }
 
-/// A loss over a better and a worse answer, by TRL's name.
+/// A loss over a better and a worse answer, or (`kto`) over one that was judged, by TRL's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PreferenceLoss {
@@ -60,13 +74,16 @@ pub enum PreferenceLoss {
     SppoHard,
     ApoZero,
     ApoDown,
+    Aot,
+    AotUnpaired,
+    Kto,
     Orpo,
     Simpo,
     Cpo,
 }
 
 impl PreferenceLoss {
-    pub const ALL: [PreferenceLoss; 13] = [
+    pub const ALL: [PreferenceLoss; 16] = [
         PreferenceLoss::Sigmoid,
         PreferenceLoss::Robust,
         PreferenceLoss::Hinge,
@@ -77,6 +94,9 @@ impl PreferenceLoss {
         PreferenceLoss::SppoHard,
         PreferenceLoss::ApoZero,
         PreferenceLoss::ApoDown,
+        PreferenceLoss::Aot,
+        PreferenceLoss::AotUnpaired,
+        PreferenceLoss::Kto,
         PreferenceLoss::Orpo,
         PreferenceLoss::Simpo,
         PreferenceLoss::Cpo,
@@ -94,6 +114,9 @@ impl PreferenceLoss {
             PreferenceLoss::SppoHard => "sppo_hard",
             PreferenceLoss::ApoZero => "apo_zero",
             PreferenceLoss::ApoDown => "apo_down",
+            PreferenceLoss::Aot => "aot",
+            PreferenceLoss::AotUnpaired => "aot_unpaired",
+            PreferenceLoss::Kto => "kto",
             PreferenceLoss::Orpo => "orpo",
             PreferenceLoss::Simpo => "simpo",
             PreferenceLoss::Cpo => "cpo",
@@ -104,7 +127,24 @@ impl PreferenceLoss {
     pub fn is_smoothed(self) -> bool {
         matches!(
             self,
-            PreferenceLoss::Sigmoid | PreferenceLoss::Robust | PreferenceLoss::ExoPair
+            PreferenceLoss::Sigmoid
+                | PreferenceLoss::Robust
+                | PreferenceLoss::ExoPair
+                | PreferenceLoss::Aot
+                | PreferenceLoss::AotUnpaired
+        )
+    }
+
+    /// Whether it goes by single answers that were judged, not by pairs.
+    pub fn is_unpaired(self) -> bool {
+        self == PreferenceLoss::Kto
+    }
+
+    /// Whether what a row comes to depends on the others of its step.
+    pub fn couples_rows(self) -> bool {
+        matches!(
+            self,
+            PreferenceLoss::Aot | PreferenceLoss::AotUnpaired | PreferenceLoss::Kto
         )
     }
 }

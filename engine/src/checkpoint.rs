@@ -147,11 +147,16 @@ fn told(config: &TrainConfig) -> String {
     format!("{config:?}")
         .replace(", pass_tokens: None", "")
         .replace(", preference: None", "")
+        .replace(
+            ", desirable_weight: 1.0, undesirable_weight: 1.0, max_length: None",
+            "",
+        )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::Preference;
 
     #[test]
     fn what_a_configuration_is_hashed_as_stays() {
@@ -164,5 +169,11 @@ mod tests {
             ..TrainConfig::default()
         };
         assert!(told(&other).contains("pass_tokens: Some(2048)"));
+        let dpo = TrainConfig {
+            preference: Some(Preference::default()),
+            ..TrainConfig::default()
+        };
+        let first = "preference: Some(Preference { loss: Sigmoid, beta: 0.1, label_smoothing: 0.0, gamma: 0.5, ftx: 0.0 })";
+        assert!(told(&dpo).contains(first), "{}", told(&dpo));
     }
 }

@@ -20,7 +20,7 @@ use engine::generate::{FinishReason, GenerateRequest, Limits, StepOutput};
 use engine::lora::{Adapter, LoraConfig};
 use engine::pool::Pool;
 use engine::train::{
-    EvalReport, Pair, PairLogprobs, PairReport, PairStepReport, RunShape, StepReport, TrainConfig,
+    Compared, EvalReport, PreferenceReport, PreferenceStepReport, RunShape, StepReport, TrainConfig,
 };
 use engine::weights::BaseWeights;
 use engine::{MemoryLevel, Precision};
@@ -437,10 +437,10 @@ impl Generation {
     }
 }
 
-/// Pairs to train or score on, with what the reference says of each (of none, for a loss without one).
-pub(crate) struct PairBatch {
-    pub pairs: Vec<Pair>,
-    pub references: Vec<PairLogprobs>,
+/// Rows to train or score on, with what the reference says of each answer (of none, for a loss without one).
+pub(crate) struct ComparedBatch {
+    pub rows: Compared,
+    pub references: Vec<f64>,
 }
 
 /// A trainer on the device.
@@ -468,23 +468,26 @@ impl Training {
         self.work(|reply| Work::Step { batch, reply }).await
     }
 
-    /// One optimizer step over pairs.
-    pub(crate) async fn step_pairs(&self, batch: PairBatch) -> Result<PairStepReport, DeviceError> {
-        self.work(|reply| Work::StepPairs { batch, reply }).await
+    /// One optimizer step by preference.
+    pub(crate) async fn step_compared(
+        &self,
+        batch: ComparedBatch,
+    ) -> Result<PreferenceStepReport, DeviceError> {
+        self.work(|reply| Work::StepCompared { batch, reply }).await
     }
 
-    /// log p of both answers of each pair by the adapter that the training began with.
-    pub(crate) async fn reference_logprobs(
-        &self,
-        pairs: Vec<Pair>,
-    ) -> Result<Vec<PairLogprobs>, DeviceError> {
-        self.work(|reply| Work::ReferenceLogprobs { pairs, reply })
+    /// log p of each answer by the adapter that the training began with.
+    pub(crate) async fn reference_logprobs(&self, rows: Compared) -> Result<Vec<f64>, DeviceError> {
+        self.work(|reply| Work::ReferenceLogprobs { rows, reply })
             .await
     }
 
-    /// Losses of pairs without learning.
-    pub(crate) async fn evaluate_pairs(&self, batch: PairBatch) -> Result<PairReport, DeviceError> {
-        self.work(|reply| Work::EvaluatePairs { batch, reply })
+    /// Losses of rows as of one step, without learning.
+    pub(crate) async fn evaluate_compared(
+        &self,
+        batch: ComparedBatch,
+    ) -> Result<PreferenceReport, DeviceError> {
+        self.work(|reply| Work::EvaluateCompared { batch, reply })
             .await
     }
 

@@ -21,7 +21,7 @@ use domain::time::Timestamp;
 use domain::x_training::FrozenWeights;
 use engine::batch::Example;
 use engine::lora::Adapter;
-use engine::train::PairStepReport;
+use engine::train::PreferenceStepReport;
 use text::formats::Expected;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -145,8 +145,9 @@ struct Session {
     plan: Plan,
     rows: Rows,
     valid: Rows,
-    /// Whether pairs are compared with what the reference says of them.
+    /// Whether answers are compared with what the reference says of them.
     has_reference: bool,
+    evaluated_at_once: usize,
     pace: Pace,
     began_after: u64,
     last_checkpoint_at: Instant,
@@ -238,6 +239,9 @@ impl Attempt<'_> {
         let frozen_weights = base.held(training.precision.frozen_weights());
         let config = config::train_config(self.assignment, &training);
         let has_reference = config.keeps_first();
+        let asked = self.assignment.preference.as_ref();
+        let evaluated_at_once = validate::rows_at_once(asked, plan.batch_size);
+        let max_length = data.max_length as usize;
         let start = TrainingStart {
             base: base.folder_as(frozen_weights),
             adapter,
@@ -245,7 +249,7 @@ impl Attempt<'_> {
                 config,
                 precision_on_gpu: config::precision_on_gpu(&training),
                 memory: config::memory_level(&training),
-                longest: rows.longest().max(valid.longest()),
+                longest: rows.longest(max_length).max(valid.longest(max_length)),
                 state: self.resume_state().await?,
             },
         };
@@ -263,6 +267,7 @@ impl Attempt<'_> {
             rows,
             valid,
             has_reference,
+            evaluated_at_once,
             pace: Pace::default(),
             began_after: self
                 .assignment
@@ -347,21 +352,20 @@ impl Attempt<'_> {
                     ..StepMetrics::default()
                 }
             }
-            Rows::Pairs(pairs) => {
+            Rows::Compared(answers) => {
                 let (training, has_reference) = (&session.training, session.has_reference);
-                let longest = pairs.longest(&places);
                 let stepped = async {
-                    let batch = pairs.choose(training, has_reference, &places).await?;
-                    training.step_pairs(batch).await
+                    let batch = answers.choose(training, has_reference, &places).await?;
+                    training.step_compared(batch).await
                 };
-                let PairStepReport {
-                    pairs, n_tokens, ..
-                } = stepped.await.map_err(|error| failed(error, longest))?;
+                let stepped = stepped.await;
+                let PreferenceStepReport { rows, n_tokens, .. } =
+                    stepped.map_err(|error| failed(error, answers.longest(&places)))?;
                 StepMetrics {
                     step,
-                    train_loss: ratio(pairs.loss_sum, pairs.n_pairs),
-                    // Of the pairs those whose better answer has the higher reward.
-                    train_mean_token_accuracy: ratio(pairs.n_right as f64, pairs.n_pairs),
+                    train_loss: ratio(rows.loss_sum, rows.n_rows),
+                    // Of the rows those that the rewards put right.
+                    train_mean_token_accuracy: ratio(rows.n_right as f64, rows.n_rows),
                     n_tokens,
                     ..StepMetrics::default()
                 }

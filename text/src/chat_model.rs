@@ -142,6 +142,7 @@ impl ChatModel {
     pub fn example(&self, example: &TrainingExample) -> Result<TokenizedExample, RenderError> {
         match example {
             TrainingExample::Chat(chat) => self.chat_example(chat),
+            TrainingExample::Unpaired(unpaired) => self.chat_example(&unpaired.chat),
             TrainingExample::Preference(_) => Err(RenderError::WrongFormat("preference")),
             TrainingExample::Reinforcement(_) => Err(RenderError::WrongFormat("reinforcement")),
             TrainingExample::Completion { prompt, completion } => {

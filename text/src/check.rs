@@ -12,7 +12,9 @@ use domain::x_training::Data;
 
 use crate::chat_model::{ChatModel, Fitted, FittedPair, RenderError, TokenizedExample};
 use crate::dataset::{Row, read_rows};
-use crate::formats::{Expected, LineError, LineErrorKind, NumberedExample, TrainingExample};
+use crate::formats::{
+    Expected, LineError, LineErrorKind, NumberedExample, RowFormat, TrainingExample,
+};
 use crate::report::{DatasetReport, FileRole};
 
 /// What was found in a file.
@@ -25,8 +27,10 @@ pub struct Found {
     pub n_tokens: u64,
     /// Tokens of the longest example.
     pub longest: u64,
-    /// Tokens of what shares a pass of a training at most: an example, or both answers of a pair.
+    /// Tokens of what shares a pass of a training at most: an example, both answers of a pair, or a prompt with another row's answer.
     pub longest_together: u64,
+    /// Of rows with judged answers, those whose answer is a good one.
+    pub n_desirable: Option<u64>,
     /// Rows that are too long, by what becomes of them.
     pub n_cut: u64,
     pub n_split: u64,
@@ -60,7 +64,11 @@ pub fn check(
     n_threads: NonZeroUsize,
     see: &mut impl See,
 ) -> io::Result<Found> {
-    let mut found = Found::default();
+    let mut found = Found {
+        n_desirable: (expected.format == RowFormat::UnpairedPreference).then_some(0),
+        ..Found::default()
+    };
+    let mut mismatched = Mismatched::default();
     let count = |row: Row| {
         let row = row?;
         let counts = Counts::of(&row, model, data)?;
@@ -71,6 +79,7 @@ pub fn check(
         match counted {
             Ok((row, counts)) => {
                 found.add(&counts);
+                mismatched.add(&counts);
                 see.see(Seen {
                     row: &row,
                     n_labels: counts.n_labels,
@@ -80,6 +89,9 @@ pub fn check(
         }
     };
     read_rows(reader, expected, n_threads, count, add)?;
+    let max_length = model.context_length().min(data.max_length as usize) as u64;
+    let mismatched = mismatched.longest().min(max_length);
+    found.longest_together = found.longest_together.max(mismatched);
     Ok(found)
 }
 
@@ -91,7 +103,37 @@ struct Counts {
     longest: u64,
     longest_together: u64,
     n_labels: u64,
+    judged: Option<Judged>,
     length: Length,
+}
+
+/// An answer that was judged.
+struct Judged {
+    is_desirable: bool,
+    /// Tokens before the first label.
+    n_prompt: u64,
+    /// The other ones.
+    n_answer: u64,
+}
+
+/// The longest prompt and the longest answer that was judged: a loss over judged answers puts one behind the other. Tokens.
+#[derive(Default)]
+struct Mismatched {
+    prompt: u64,
+    answer: u64,
+}
+
+impl Mismatched {
+    fn add(&mut self, counts: &Counts) {
+        if let Some(judged) = &counts.judged {
+            self.prompt = self.prompt.max(judged.n_prompt);
+            self.answer = self.answer.max(judged.n_answer);
+        }
+    }
+
+    fn longest(&self) -> u64 {
+        self.prompt + self.answer
+    }
 }
 
 #[derive(Default)]
@@ -110,6 +152,9 @@ impl Counts {
             TrainingExample::Preference(pair) => model
                 .fit_pair(pair, data)
                 .map(|fitted| Self::of_pair(&fitted)),
+            TrainingExample::Unpaired(unpaired) => model
+                .fit(&row.example, data)
+                .map(|fitted| Self::of_judged(&fitted, unpaired.label)),
             example => model
                 .fit(example, data)
                 .map(|fitted| Self::of_fitted(&fitted)),
@@ -132,6 +177,21 @@ impl Counts {
             counts.add(example);
         }
         counts
+    }
+
+    fn of_judged(fitted: &Fitted, is_desirable: bool) -> Self {
+        let judged = fitted.examples().first().map(|example| {
+            let n_prompt = example.n_prompt();
+            Judged {
+                is_desirable,
+                n_prompt: n_prompt as u64,
+                n_answer: (example.tokens.len() - n_prompt) as u64,
+            }
+        });
+        Self {
+            judged,
+            ..Self::of_fitted(fitted)
+        }
     }
 
     /// A pair is one example.
@@ -187,6 +247,9 @@ impl Found {
         self.n_tokens += counts.n_tokens;
         self.longest = self.longest.max(counts.longest);
         self.longest_together = self.longest_together.max(counts.longest_together);
+        if let (Some(n_desirable), Some(judged)) = (&mut self.n_desirable, &counts.judged) {
+            *n_desirable += u64::from(judged.is_desirable);
+        }
         match counts.length {
             Length::Fits => {}
             Length::Cut => self.n_cut += 1,
@@ -194,7 +257,8 @@ impl Found {
             Length::Dropped => self.n_dropped += 1,
         }
     }
-    /// Nobody should find out from a result that their data was shortened.
+
+    /// Nobody should find out from a result that their data was shortened, or says of every answer the same.
     pub fn notices(&self, role: FileRole, data: &Data) -> Vec<NewEvent> {
         let notice = |n: u64, what: &str| {
             let (param, max_length) = (role.param(), data.max_length);
@@ -207,8 +271,24 @@ impl Found {
             notice(self.n_cut, "cut"),
             notice(self.n_split, "split"),
             notice(self.n_dropped, "left out"),
+            self.one_label(role),
         ];
         notices.into_iter().flatten().collect()
+    }
+
+    fn one_label(&self, role: FileRole) -> Option<NewEvent> {
+        let n = self.report.n_examples;
+        let label = match self.n_desirable? {
+            _ if n == 0 => return None,
+            0 => false,
+            n_desirable if n_desirable == n => true,
+            _ => return None,
+        };
+        let param = role.param();
+        let message = format!(
+            "all {n} example(s) of the {param} have the label {label}; 'kto' learns from good answers beside bad ones"
+        );
+        Some(NewEvent::message(Level::Warn, message))
     }
 
     /// Why a job on the file must fail.

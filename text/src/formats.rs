@@ -29,6 +29,8 @@ pub enum RowFormat {
     Chat,
     /// `{"input": …, "preferred_output": …, "non_preferred_output": …}`, for method `dpo`.
     Preference,
+    /// `{"messages": […], "label": true or false}`, for method `dpo` with the loss `kto`.
+    UnpairedPreference,
     /// `{"messages": […], …}` with any further keys, for method `reinforcement`.
     Reinforcement,
     /// `{"prompt": …, "completion": …}`, the oldest one.
@@ -41,6 +43,7 @@ impl RowFormat {
         match self {
             RowFormat::Chat => "fine-tune-chat",
             RowFormat::Preference => "fine-tune-preference",
+            RowFormat::UnpairedPreference => "fine-tune-unpaired-preference",
             RowFormat::Reinforcement => "fine-tune-reinforcement",
             RowFormat::Completion => "fine-tune-completions",
         }
@@ -50,8 +53,20 @@ impl RowFormat {
     pub fn method(self) -> &'static str {
         match self {
             RowFormat::Chat | RowFormat::Completion => "supervised",
-            RowFormat::Preference => "dpo",
+            RowFormat::Preference | RowFormat::UnpairedPreference => "dpo",
             RowFormat::Reinforcement => "reinforcement",
+        }
+    }
+
+    /// How to train on it.
+    pub fn training(self) -> String {
+        let method = self.method();
+        match self {
+            RowFormat::Preference => {
+                format!("method '{method}' and an x_loss_type other than 'kto'")
+            }
+            RowFormat::UnpairedPreference => format!("method '{method}' and x_loss_type 'kto'"),
+            _ => format!("method '{method}'"),
         }
     }
 }
@@ -64,9 +79,12 @@ pub struct Expected {
 }
 
 impl Expected {
-    /// What a job reads; with a `preference` it trains on pairs of answers.
+    /// What a job reads; with a `preference` it trains on pairs of answers, or on judged ones.
     pub fn of(preference: Option<&Preference>, data: &Data) -> Self {
         let format = match (preference, data.format) {
+            (Some(preference), _) if preference.loss_type.is_unpaired() => {
+                RowFormat::UnpairedPreference
+            }
             (Some(_), _) => RowFormat::Preference,
             (None, DataFormat::PromptCompletion) => RowFormat::Completion,
             (None, _) => RowFormat::Chat,
@@ -94,6 +112,7 @@ impl From<RowFormat> for Expected {
 pub enum TrainingExample {
     Chat(ChatExample),
     Preference(PreferenceExample),
+    Unpaired(UnpairedExample),
     Reinforcement(ReinforcementExample),
     Completion { prompt: String, completion: String },
 }
@@ -118,6 +137,14 @@ pub struct PreferenceExample {
     pub parallel_tool_calls: Option<bool>,
     pub preferred: ChatMessage,
     pub non_preferred: ChatMessage,
+}
+
+/// A conversation whose last message is an answer that was judged, the only one that is learned.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UnpairedExample {
+    pub chat: ChatExample,
+    /// Whether the answer is a good one.
+    pub label: bool,
 }
 
 /// A prompt whose answer a grader judges with the help of `item`.

@@ -188,6 +188,13 @@ fn describe(error: &LineError, file_id: &str, method: &str) -> String {
                 .to_owned()
         }
         LineErrorKind::WrittenAs(found) if error.example == 1 => written_as(found, file_id),
+        LineErrorKind::WrongFormat(found) if error.example == 1 && found.method() == method => {
+            format!(
+                "Invalid file format. Input file {file_id} is in the {} format, which needs {}.",
+                found.name(),
+                found.training()
+            )
+        }
         LineErrorKind::WrongFormat(found) if error.example == 1 => format!(
             "Invalid file format. Input file {file_id} is in the {} format, but the specified fine-tuning job is not using '{}' as the training method (provided method={method}).",
             found.name(),

@@ -1,7 +1,7 @@
 //! Rows as other tools write them: each is the same example as one in OpenAI's format, and what is wrong with one is said of the row as it
 //! was written.
 
-use domain::preference::Preference;
+use domain::preference::{Preference, PreferenceLoss};
 use domain::x_training::{Data, DataFormat, Packing, Truncation};
 use serde_json::{Value, json};
 use text::formats::{
@@ -27,6 +27,14 @@ fn supervised(format: DataFormat) -> Expected {
 fn preference(format: DataFormat) -> Expected {
     let dpo = Preference::default();
     Expected::of(Some(&dpo), &data(format))
+}
+
+fn unpaired(format: DataFormat) -> Expected {
+    let kto = Preference {
+        loss_type: PreferenceLoss::Kto,
+        ..Preference::default()
+    };
+    Expected::of(Some(&kto), &data(format))
 }
 
 fn parsed(row: &Value, expected: Expected) -> TrainingExample {
@@ -192,6 +200,96 @@ fn pairs_of_answers_are_those_of_the_preference_format() {
     }
 }
 
+#[test]
+fn judged_answers_are_those_of_the_chat_format() {
+    let chat = |label: bool| json!({"messages": [user("1 and 2?"), bot("3")], "label": label});
+    let turns = json!([{"from": "human", "value": "1 and 2?"}, {"from": "gpt", "value": "3"}]);
+    for (format, row, label) in [
+        (
+            Alpaca,
+            json!({"instruction": "1 and 2?", "input": "", "output": "3", "kto_tag": true}),
+            true,
+        ),
+        (
+            Alpaca,
+            json!({"label": false, "instruction": "1 and 2?", "output": "3", "kto_tag": null}),
+            false,
+        ),
+        (
+            QueryResponse,
+            json!({"query": "1 and 2?", "response": "3", "label": false}),
+            false,
+        ),
+        (
+            ShareGpt,
+            json!({"conversations": turns, "label": "maths", "kto_tag": true}),
+            true,
+        ),
+    ] {
+        let (found, expected) = (
+            parsed(&row, unpaired(format)),
+            parsed(&chat(label), unpaired(Chat)),
+        );
+        assert_eq!(found, expected, "{row}");
+    }
+    // What is no judgement is left unread where nothing is judged.
+    let row = json!({"instruction": "1 and 2?", "output": "3", "label": "maths"});
+    let plain = json!({"messages": [user("1 and 2?"), bot("3")]});
+    assert_eq!(
+        parsed(&row, supervised(Alpaca)),
+        parsed(&plain, supervised(Chat))
+    );
+}
+
+#[test]
+fn a_row_without_a_judgement_is_refused_where_answers_are_judged() {
+    let turns =
+        r#"[{"from":"human","value":"?"},{"from":"gpt","value":"!"},{"from":"human","value":"?"}]"#;
+    let ends_with_a_question = format!(r#"{{"conversations":{turns},"label":true}}"#);
+    for (format, row, kind, pointer, reason) in [
+        (
+            Alpaca,
+            r#"{"instruction":"a","output":"b"}"#,
+            Kind::MissingKey,
+            "",
+            "'label'",
+        ),
+        (
+            Alpaca,
+            r#"{"instruction":"a","output":"b","kto_tag":"good"}"#,
+            Kind::InvalidValue,
+            "/kto_tag",
+            "neither true nor false",
+        ),
+        (
+            Alpaca,
+            r#"{"instruction":"a","chosen":"b","rejected":"c"}"#,
+            Kind::WrongFormat(RowFormat::Preference),
+            "",
+            "an x_loss_type other than 'kto'",
+        ),
+        (
+            ShareGpt,
+            &ends_with_a_question,
+            Kind::NoAssistant,
+            "/conversations",
+            "must end with",
+        ),
+    ] {
+        let error = refused(row, unpaired(format));
+        assert_eq!(
+            (error.kind, error.pointer.as_str()),
+            (kind, pointer),
+            "{row}"
+        );
+        assert!(error.reason.contains(reason), "{row}: {}", error.reason);
+    }
+    let judged = r#"{"instruction":"a","output":"b","label":true}"#;
+    let error = refused(judged, preference(Alpaca));
+    assert_eq!(error.kind, Kind::WrongFormat(RowFormat::UnpairedPreference));
+    assert_eq!(error.reason, "needs method 'dpo' and x_loss_type 'kto'");
+}
+
 fn refused(row: &str, expected: Expected) -> RowError {
     match parse_row(row, expected) {
         Err(error) => error,
@@ -218,7 +316,9 @@ fn every_bad_row_is_refused_by_its_own_keys() {
         (Alpaca, r#"{"instruction":"a","output":"c","tools":"[{]"}"#.into(), Kind::InvalidValue, "/tools", "should be JSON"),
         (Alpaca, r#"{"instruction":"a","output":"c","tools":"[{\"description\":\"\"}]"}"#.into(), Kind::InvalidValue, "/tools/0/function", "without a name"),
         (Alpaca, r#"{"instruction":"a","output":"c","images":["x.png"]}"#.into(), Kind::Unsupported, "/images", "only text"),
-        (Alpaca, r#"{"instruction":"a","output":"c","kto_tag":true}"#.into(), Kind::Unsupported, "/kto_tag", "good or bad"),
+        (Alpaca, r#"{"instruction":"a","output":"c","kto_tag":true}"#.into(), Kind::WrongFormat(RowFormat::UnpairedPreference), "", "is of method 'dpo'"),
+        (Alpaca, r#"{"instruction":"a","output":"c","kto_tag":true,"label":true}"#.into(), Kind::InvalidValue, "/label", "both 'kto_tag' and 'label'"),
+        (ShareGpt, turns(r#"{"from":"gpt","value":"!","label":true}"#), Kind::Unsupported, "/conversations/1/label", "beside the conversation"),
         (Alpaca, r#"{"instruction":"a","chosen":"c","rejected":"d"}"#.into(), Kind::WrongFormat(RowFormat::Preference), "", "is of method 'dpo'"),
         (Alpaca, "{oops".into(), Kind::InvalidJson, "", "invalid json"),
         (Alpaca, "[]".into(), Kind::UnexpectedFormat, "", "not a JSON object"),

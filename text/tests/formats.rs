@@ -620,6 +620,97 @@ fn rows_of_other_methods_are_read_for_those_methods() {
     }
 }
 
+#[test]
+fn a_judged_row_learns_its_last_answer_alone() {
+    let messages = r#"{"role":"user","content":"1"},{"role":"assistant","content":"a"},{"role":"user","content":"2"},{"role":"assistant","content":"b"}"#;
+    let line = |rest: &str| format!(r#"{{"messages":[{messages}]{rest}}}"#);
+    let unpaired = RowFormat::UnpairedPreference;
+    for (label, tools) in [(true, ""), (false, r#","tools":[]"#)] {
+        let line = line(&format!(r#","label":{label}{tools}"#));
+        let Ok(TrainingExample::Unpaired(example)) = parse_row(&line, unpaired) else {
+            panic!("no judged row: {line}");
+        };
+        assert_eq!(example.label, label);
+        assert_eq!(example.chat.trained, [false, false, false, true]);
+        // What calls an answer good or bad is for one loss alone, but to a grader.
+        for (format, method) in [
+            (RowFormat::Chat, "supervised"),
+            (RowFormat::Preference, "dpo"),
+        ] {
+            let error = parse_row(&line, format).unwrap_err();
+            assert_eq!(error.kind, Kind::WrongFormat(unpaired), "{method}");
+        }
+        let Ok(TrainingExample::Reinforcement(example)) =
+            parse_row(&line, RowFormat::Reinforcement)
+        else {
+            panic!("no reinforcement row: {line}");
+        };
+        assert_eq!(example.item["label"], label);
+    }
+    let row = |messages: &str| format!(r#"{{"messages":[{messages}],"label":true}}"#);
+    let pair = r#"{"input":{"messages":[{"role":"user","content":"1"}]},"preferred_output":[{"role":"assistant","content":"un"}],"non_preferred_output":[{"role":"assistant","content":"one"}]}"#;
+    for (line, kind, pointer, reason) in [
+        (line(""), Kind::MissingKey, "", "is missing key 'label'"),
+        (
+            line(r#","label":1"#),
+            Kind::InvalidValue,
+            "/label",
+            "neither true nor false",
+        ),
+        (
+            line(r#","label":null"#),
+            Kind::InvalidValue,
+            "/label",
+            "neither true nor false",
+        ),
+        (
+            line(r#","label":true,"note":1"#),
+            Kind::ExtraKey,
+            "",
+            r#"extra "note""#,
+        ),
+        (
+            row(
+                r#"{"role":"user","content":"1"},{"role":"assistant","content":"a"},{"role":"user","content":"2"}"#,
+            ),
+            Kind::NoAssistant,
+            "/messages",
+            "must end with",
+        ),
+        (
+            row(
+                r#"{"role":"assistant","content":"a"},{"role":"assistant","content":"b","weight":0}"#,
+            ),
+            Kind::NothingToTrain,
+            "/messages",
+            "weight is 0",
+        ),
+        (
+            pair.to_owned(),
+            Kind::WrongFormat(RowFormat::Preference),
+            "",
+            "fine-tune-preference",
+        ),
+        (
+            r#"{"prompt":"a","completion":"b"}"#.to_owned(),
+            Kind::WrongFormat(RowFormat::Completion),
+            "",
+            "fine-tune-completions",
+        ),
+    ] {
+        let error = parse_row(&line, unpaired).unwrap_err();
+        assert_eq!(
+            (error.kind, error.pointer.as_str()),
+            (kind, pointer),
+            "{line}"
+        );
+        assert!(error.reason.contains(reason), "{line}: {}", error.reason);
+    }
+    // A label that judges nothing is a key of no format.
+    let class = line(r#","label":"maths""#);
+    check_refused(&class, Kind::ExtraKey, "", r#"extra "label""#);
+}
+
 /// Everything a file gives, read in one chunk.
 fn read(bytes: &[u8]) -> Vec<Row> {
     let mut rows = Vec::new();
@@ -834,6 +925,33 @@ fn a_job_fails_in_the_recorded_words() {
             (code, message)
         );
         assert_eq!(error.param.as_deref(), Some("training_file"));
+    }
+}
+
+#[test]
+fn of_one_method_the_loss_is_named() {
+    let judged = GOOD.replacen('{', r#"{"label":true,"#, 1);
+    let pair = r#"{"input":{"messages":[{"role":"user","content":"1"}]},"preferred_output":[{"role":"assistant","content":"un"}],"non_preferred_output":[{"role":"assistant","content":"one"}]}"#;
+    for (row, expected, message) in [
+        (
+            judged.as_str(),
+            RowFormat::Preference,
+            "Input file file-X is in the fine-tune-unpaired-preference format, which needs method 'dpo' and x_loss_type 'kto'.",
+        ),
+        (
+            pair,
+            RowFormat::UnpairedPreference,
+            "Input file file-X is in the fine-tune-preference format, which needs method 'dpo' and an x_loss_type other than 'kto'.",
+        ),
+    ] {
+        let report = report(&[row; 12].join("\n"), expected);
+        let error = report.job_error(FileRole::Training, "file-X", "dpo");
+        let expected = format!(
+            "The job failed due to an invalid training file. Invalid file format. {message}"
+        );
+        assert_eq!(error.unwrap().message, expected);
+        let fix = report.errors[0].kind.suggested_fix();
+        assert!(fix.starts_with("Train with method 'dpo' and "), "{fix}");
     }
 }
 

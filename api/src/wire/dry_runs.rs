@@ -113,6 +113,8 @@ reply! {
         n_tokens: u64,
         /// Tokens of the longest example.
         longest: u64,
+        /// Rows whose answer is a good one, where answers are judged.
+        n_desirable: Option<u64>,
         n_bad_rows: u64,
         /// The first hundred.
         bad_rows: Vec<BadRowObject>,
@@ -270,6 +272,7 @@ impl From<FileReport> for FileReportObject {
             n_examples: report.n_examples,
             n_tokens: report.n_tokens,
             longest: report.longest,
+            n_desirable: report.n_desirable,
             n_bad_rows: report.n_bad_rows,
             bad_rows: report
                 .bad_rows

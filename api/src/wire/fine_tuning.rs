@@ -3,7 +3,7 @@
 use domain::hyperparameters::{Auto, BATCH_SIZE, Hyperparameters, N_EPOCHS};
 use domain::id::FileId;
 use domain::method::Method;
-use domain::preference::{Preference, PreferenceLoss};
+use domain::preference::{MIN_KTO_BATCH, Preference, PreferenceLoss};
 use poem_openapi::Object;
 use serde_json::Value;
 
@@ -75,15 +75,20 @@ pub struct DpoHyperparametersRequest {
     pub batch_size: Option<NumberOrAuto<u32>>,
     pub learning_rate_multiplier: Option<NumberOrAuto<f64>>,
     /// What is minimised, by TRL's name: `sigmoid` (DPO, the default), `robust`, `hinge`, `ipo`, `exo_pair`, `nca_pair`, `bco_pair`,
-    /// `sppo_hard`, `apo_zero`, `apo_down`; and without a reference `orpo`, `simpo`, `cpo`.
+    /// `sppo_hard`, `apo_zero`, `apo_down`, `aot`, `aot_unpaired`; without a reference `orpo`, `simpo`, `cpo`; and `kto`, which takes
+    /// conversations with a `label` in place of pairs, and at least 2 a step.
     pub x_loss_type: Option<String>,
-    /// From 0 to below 0.5: part of the pairs that are taken to be the wrong way round. For `sigmoid`, `robust` and `exo_pair`, which
-    /// needs one.
+    /// From 0 to below 0.5: part of the pairs that are taken to be the wrong way round. For `sigmoid`, `robust`, `aot`, `aot_unpaired`
+    /// and `exo_pair`, which needs one.
     pub x_label_smoothing: Option<f64>,
     /// From 0 to 10: by how much the better answer should be ahead, for `simpo`; 0.5 when absent.
     pub x_simpo_gamma: Option<f64>,
-    /// From 0 to 100: how much the better answer's mean −log p counts beside the loss.
+    /// From 0 to 100: how much the better answer's mean −log p counts beside the loss. Not for `kto`.
     pub x_pref_ftx: Option<f64>,
+    /// Above 0, at most 100: how much an answer with `label` true counts, for `kto`; 1 when absent.
+    pub x_desirable_weight: Option<f64>,
+    /// The same of an answer with `label` false.
+    pub x_undesirable_weight: Option<f64>,
 }
 
 /// The order, judged as far as it can be without looking at anything else.
@@ -188,6 +193,14 @@ fn dpo(method: &mut Fields) -> Result<Method, ApiError> {
         }
         config.finish()?;
     }
+    let is_alone = matches!(common.batch_size, Auto::Given(n) if n < MIN_KTO_BATCH);
+    if is_alone && preference.loss_type == PreferenceLoss::Kto {
+        let param = "method.dpo.hyperparameters.batch_size";
+        let message = format!(
+            "Invalid '{param}': x_loss_type 'kto' compares the answers of a batch; expected at least {MIN_KTO_BATCH}, or 'auto'."
+        );
+        return Err(ApiError::invalid(param, "invalid_value", message));
+    }
     Ok(Method::Dpo {
         preference,
         hyperparameters: common,
@@ -218,7 +231,10 @@ fn preference(fields: &mut Fields) -> Result<Preference, ApiError> {
     if let Some(at) = fields.take("x_label_smoothing") {
         read.label_smoothing = at.decimal_below(0.0, 0.5)?;
         if read.label_smoothing > 0.0 && !loss.is_smoothed() {
-            return unread("x_label_smoothing", "'sigmoid', 'robust' and 'exo_pair'");
+            return unread(
+                "x_label_smoothing",
+                "'sigmoid', 'robust', 'exo_pair', 'aot' and 'aot_unpaired'",
+            );
         }
     }
     if loss == PreferenceLoss::ExoPair && read.label_smoothing == 0.0 {
@@ -235,6 +251,20 @@ fn preference(fields: &mut Fields) -> Result<Preference, ApiError> {
     }
     if let Some(at) = fields.take("x_pref_ftx") {
         read.pref_ftx = at.decimal(0.0, 100.0)?;
+        if read.pref_ftx > 0.0 && loss == PreferenceLoss::Kto {
+            return unread("x_pref_ftx", "every loss over pairs");
+        }
+    }
+    for (key, weight) in [
+        ("x_desirable_weight", &mut read.desirable_weight),
+        ("x_undesirable_weight", &mut read.undesirable_weight),
+    ] {
+        if let Some(at) = fields.take(key) {
+            *weight = at.decimal_above(0.0, 100.0)?;
+            if loss != PreferenceLoss::Kto {
+                return unread(key, "'kto'");
+            }
+        }
     }
     Ok(read)
 }

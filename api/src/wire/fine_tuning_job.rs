@@ -99,6 +99,10 @@ reply! {
         /// For `simpo` alone.
         x_simpo_gamma: Option<f64>,
         x_pref_ftx: f64,
+        /// For `kto` alone.
+        x_desirable_weight: Option<f64>,
+        /// For `kto` alone.
+        x_undesirable_weight: Option<f64>,
     }
 
     /// Why a job failed.
@@ -224,6 +228,7 @@ pub(super) fn method_object(
                 false => preference.beta,
             };
             let is_simpo = preference.loss_type == PreferenceLoss::Simpo;
+            let is_kto = preference.loss_type == PreferenceLoss::Kto;
             object.dpo = Some(DpoMethod {
                 hyperparameters: DpoHyperparameters {
                     beta: NumberOrAuto(beta),
@@ -234,6 +239,8 @@ pub(super) fn method_object(
                     x_label_smoothing: preference.label_smoothing,
                     x_simpo_gamma: is_simpo.then_some(preference.simpo_gamma),
                     x_pref_ftx: preference.pref_ftx,
+                    x_desirable_weight: is_kto.then_some(preference.desirable_weight),
+                    x_undesirable_weight: is_kto.then_some(preference.undesirable_weight),
                 },
             });
         }

@@ -28,12 +28,12 @@ impl Training {
     pub fn check_method(&self, method: &Method) -> Result<(), Refusal> {
         let is_split = self.data.truncation == Truncation::Split;
         if is_split && method.preference().is_some() {
-            let reason = "an answer in pieces cannot be compared; 'left' keeps its end, 'drop' leaves the pair out";
+            let reason = "an answer in pieces cannot be compared; 'left' keeps its end, 'drop' leaves the row out";
             return Err(Refusal::conflict("data.truncation", reason));
         }
         let is_text = self.data.format == DataFormat::PromptCompletion;
         if is_text && method.preference().is_some() {
-            let reason = "a prompt has one completion there; write pairs of answers as 'chat', 'alpaca', 'sharegpt' or 'query_response'";
+            let reason = "a prompt has one completion there and no label; write answers to compare as 'chat', 'alpaca', 'sharegpt' or 'query_response'";
             return Err(Refusal::conflict("data.format", reason));
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! Owns a training run: one call of `step` is one update of the adapter. It never reads a clock and never calls back.
 
+mod compared;
 mod cpu;
 mod micro_batches;
 mod passes;
@@ -23,14 +24,12 @@ use crate::nn::dropout::Dropout;
 use crate::optim::Group;
 use crate::schedule::Schedule;
 use crate::weights::BaseModel;
+pub use compared::{Compared, Judged, Pair, PreferenceReport, PreferenceStepReport};
 use cpu::CpuRun;
 pub use micro_batches::Packing;
 use micro_batches::micro_batches;
 pub use plan::{RunShape, TooLarge, TrainingBytes, plan_memory, training_bytes};
-pub use preference::{
-    Pair, PairLogprobs, PairOutcome, PairReport, PairStepReport, Preference, PreferenceLoss,
-};
-use preference::{Pairs, answers};
+pub use preference::{Outcome, PairLogprobs, Preference, PreferenceLoss, Scores};
 pub(crate) use run::{Run, State, Update, Weigh};
 
 /// How to train.
@@ -210,65 +209,6 @@ impl Trainer {
         })
     }
 
-    /// log p of both answers of each pair by the adapter that the run began with, in the run's precision; changes nothing.
-    /// Errors: `BadInput`, `OutOfMemory`, `Gpu`.
-    pub fn reference_logprobs(&mut self, pairs: &[Pair]) -> Result<Vec<PairLogprobs>, TrainError> {
-        let examples = self.flat(pairs)?;
-        if !self.config.keeps_first() {
-            let what = "the training compares with no reference";
-            return Err(TrainError::BadInput(what.to_owned()));
-        }
-        let mut logprobs = vec![PairLogprobs::default(); pairs.len()];
-        for pass in self.passes_of_pairs(&examples) {
-            let losses = self.run.score_by_first(&pass)?;
-            let answers = answers(&pass, &losses.logprobs);
-            for (answers, members) in answers.chunks_exact(2).zip(pass.members.chunks_exact(2)) {
-                logprobs[members[0] / 2] = PairLogprobs {
-                    chosen: answers[0].0,
-                    rejected: answers[1].0,
-                };
-            }
-        }
-        Ok(logprobs)
-    }
-
-    /// One optimizer step over pairs by the mean of the configured loss, with what [`Self::reference_logprobs`] says of each (nothing, for a
-    /// loss without a reference).
-    /// Errors: as [`Self::step`].
-    pub fn step_pairs(
-        &mut self,
-        pairs: &[Pair],
-        references: &[PairLogprobs],
-    ) -> Result<PairStepReport, TrainError> {
-        let (report, grad_norm) = self.leave_gradients_of_pairs(pairs, references)?;
-        let loss = (report.loss_sum / report.n_pairs as f64) as f32;
-        let learning_rate = self.update(loss, grad_norm)?;
-        let answers = |pair: &Pair| n_tokens([&pair.chosen, &pair.rejected]);
-        Ok(PairStepReport {
-            step: self.n_steps,
-            pairs: report,
-            n_tokens: pairs.iter().map(answers).sum(),
-            grad_norm,
-            learning_rate,
-        })
-    }
-
-    /// Scores pairs with the current adapter, as [`Self::step_pairs`] does; changes nothing.
-    /// Errors: `BadInput`, `OutOfMemory`, `Gpu`.
-    pub fn evaluate_pairs(
-        &mut self,
-        pairs: &[Pair],
-        references: &[PairLogprobs],
-    ) -> Result<PairReport, TrainError> {
-        let examples = self.flat(pairs)?;
-        let mut scored = Pairs::new(&self.config, pairs.len(), references)?;
-        for pass in self.passes_of_pairs(&examples) {
-            let losses = self.run.score(&pass)?;
-            scored.score(&pass, &losses.logprobs);
-        }
-        Ok(scored.report())
-    }
-
     /// Scores examples with the current adapter; changes nothing.
     /// Errors: `BadInput`, `OutOfMemory`.
     pub fn evaluate(&mut self, examples: &[Example]) -> Result<EvalReport, TrainError> {
@@ -297,17 +237,6 @@ impl Trainer {
     /// Errors: as [`Self::step`].
     pub fn gradients(&mut self, batch: &[Example]) -> Result<Vec<(String, Vec<f32>)>, TrainError> {
         self.leave_gradients(batch)?;
-        self.left_gradients()
-    }
-
-    /// The same of the mean loss over pairs.
-    /// Errors: as [`Self::step_pairs`].
-    pub fn gradients_of_pairs(
-        &mut self,
-        pairs: &[Pair],
-        references: &[PairLogprobs],
-    ) -> Result<Vec<(String, Vec<f32>)>, TrainError> {
-        self.leave_gradients_of_pairs(pairs, references)?;
         self.left_gradients()
     }
 
@@ -369,52 +298,14 @@ impl Trainer {
 
     /// The passes over examples; what stands after the last label of one is left out.
     fn passes_of(&self, examples: &[Example]) -> Vec<Batch> {
-        micro_batches(examples, 1, self.config.packing, self.pass_tokens())
+        self.passes_together(examples, 1)
     }
 
-    /// The same, with both answers of a pair in one pass.
-    fn passes_of_pairs(&self, examples: &[Example]) -> Vec<Batch> {
-        micro_batches(examples, 2, self.config.packing, self.pass_tokens())
-    }
-
-    fn pass_tokens(&self) -> usize {
+    /// The same, with each `n_together` examples in one pass.
+    fn passes_together(&self, examples: &[Example], n_together: usize) -> Vec<Batch> {
         let own = self.run.rows_per_pass();
-        self.config.pass_tokens.unwrap_or(own)
-    }
-
-    /// The answers of all pairs, the better before the worse; each has a label.
-    fn flat(&self, pairs: &[Pair]) -> Result<Vec<Example>, TrainError> {
-        for (i, Pair { chosen, rejected }) in pairs.iter().enumerate() {
-            for (answer, name) in [(chosen, "better"), (rejected, "worse")] {
-                if answer.n_labels() == 0 {
-                    let what = format!("pair {i}: the {name} answer has no label");
-                    return Err(TrainError::BadInput(what));
-                }
-            }
-        }
-        let answers = pairs.iter().flat_map(|pair| [&pair.chosen, &pair.rejected]);
-        let examples: Vec<Example> = answers.cloned().collect();
-        self.check(&examples)?;
-        Ok(examples)
-    }
-
-    fn leave_gradients_of_pairs(
-        &mut self,
-        pairs: &[Pair],
-        references: &[PairLogprobs],
-    ) -> Result<(PairReport, f32), TrainError> {
-        if pairs.is_empty() {
-            return Err(TrainError::BadInput("the batch has no pair".to_owned()));
-        }
-        let examples = self.flat(pairs)?;
-        let mut scored = Pairs::new(&self.config, pairs.len(), references)?;
-        let mut passes = self.passes_of_pairs(&examples);
-        for pass in &mut passes {
-            pass.dropout = self.dropout(pass);
-        }
-        let mut weigh = |pass: &Batch, logprobs: &[f32]| scored.weigh(pairs.len(), pass, logprobs);
-        let grad_norm = self.run.weighed_gradients(&passes, &mut weigh)?;
-        Ok((scored.report(), grad_norm))
+        let pass_tokens = self.config.pass_tokens.unwrap_or(own);
+        micro_batches(examples, n_together, self.config.packing, pass_tokens)
     }
 
     /// Scores `batch` and leaves the gradient of its mean loss, whose L2 norm stands beside the scores.

@@ -1,20 +1,10 @@
-//! Owns what a training by preference minimises: of a prompt with a better and a worse answer, a loss of log p of both answers, and how
-//! much each counts in its gradient. Knows no model.
-//! Sources: the losses as TRL's `dpo_trainer.py`, `cpo_trainer.py` and `orpo_trainer.py` compute them (commit f2cd57710), each named there
-//! by its paper; where it averages over a batch's tokens, the mean over the answer's own, as LLaMA-Factory's `train/dpo/trainer.py` does.
+//! Owns what a training by preference minimises: a loss of log p of a prompt's better and worse answer, or of one answer that was judged,
+//! and how much each counts in its gradient. Knows no model.
+//! Sources: the losses as TRL's `dpo_trainer.py`, `kto_trainer.py`, `cpo_trainer.py` and `orpo_trainer.py` compute them (commit f2cd57710, and
+//! 1.15.0 for KTO), each named there by its paper; where it averages over a batch's tokens, the mean over the answer's own, as
+//! LLaMA-Factory's `train/dpo/trainer.py` does.
 
-use super::{TrainConfig, TrainError};
-use crate::batch::Example;
-use crate::model::Batch;
-
-/// A prompt with two answers, the labels of each.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pair {
-    pub chosen: Example,
-    pub rejected: Example,
-}
-
-/// log p of the two answers of a pair, each the sum over its labels.
+/// log p of the two answers of a pair, each the sum over its labels. An answer that was judged alone stands where it belongs, beside 0.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct PairLogprobs {
     pub chosen: f64,
@@ -33,6 +23,12 @@ pub struct Preference {
     pub gamma: f32,
     /// How much the mean of −log p over the better answer's labels counts beside the loss.
     pub ftx: f32,
+    /// How much a good answer counts, for KTO.
+    pub desirable_weight: f32,
+    /// How much a bad one does.
+    pub undesirable_weight: f32,
+    /// What KTO reads of a prompt with another row's answer at most, if less than the context. Tokens.
+    pub max_length: Option<usize>,
 }
 
 impl Default for Preference {
@@ -44,6 +40,9 @@ impl Default for Preference {
             label_smoothing: 0.0,
             gamma: 0.5,
             ftx: 0.0,
+            desirable_weight: 1.0,
+            undesirable_weight: 1.0,
+            max_length: None,
         }
     }
 }
@@ -70,6 +69,12 @@ pub enum PreferenceLoss {
     /// APO (arXiv:2408.06266).
     ApoZero,
     ApoDown,
+    /// AOT (arXiv:2406.05882): log-ratios of the answers, sorted over the step, against the reference's, sorted as well.
+    Aot,
+    /// The better answers' log-ratios to the reference against the worse ones', each sorted over the step.
+    AotUnpaired,
+    /// KTO (arXiv:2402.01306), over answers that were judged alone.
+    Kto,
     /// ORPO (arXiv:2403.07691), without a reference.
     Orpo,
     /// SimPO (arXiv:2405.14734), without a reference.
@@ -86,43 +91,102 @@ impl PreferenceLoss {
             PreferenceLoss::Orpo | PreferenceLoss::Simpo | PreferenceLoss::Cpo
         )
     }
+
+    /// Whether log p of all answers of a step must be known before one is learned from.
+    pub(super) fn sorts(self) -> bool {
+        matches!(self, PreferenceLoss::Aot | PreferenceLoss::AotUnpaired)
+    }
 }
 
-/// What one pair comes to.
+/// What is known of a pair, or of an answer that was judged alone, whose other half has no labels.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Scores {
+    /// Of the better and of the worse answer.
+    pub n_labels: [usize; 2],
+    /// By the adapter as it is.
+    pub now: PairLogprobs,
+    /// 0 for losses without a reference.
+    pub reference: PairLogprobs,
+}
+
+/// What a pair or a judged answer comes to.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct PairOutcome {
+pub struct Outcome {
     pub loss: f64,
-    /// ∂loss/∂log p of the two answers.
+    /// ∂(the step's loss)/∂log p of the two answers.
     pub slopes: PairLogprobs,
     /// The rewards that the loss implies: β times log p of each answer beside the reference's; the mean over its labels for losses that
     /// go by it.
     pub rewards: PairLogprobs,
+    /// The better answer has the higher reward; of a judged one, its reward lies on its side of `z`.
+    pub is_right: bool,
 }
 
 impl Preference {
-    /// Of a pair with `n_labels` (of the better and of the worse answer), log p by the adapter and by the reference, which is 0 for losses
-    /// without one.
-    pub fn outcome(
-        &self,
-        n_labels: [usize; 2],
-        now: PairLogprobs,
-        reference: PairLogprobs,
-    ) -> PairOutcome {
+    /// Of all rows of a step. `z`: the log-ratio to which KTO compares, 0 for other losses.
+    pub fn outcomes(&self, rows: &[Scores], z: f64) -> Vec<Outcome> {
+        let leads = self.leads(rows, z);
+        let rows = rows.iter().zip(leads);
+        rows.map(|(row, lead)| self.outcome(row, lead)).collect()
+    }
+
+    /// By how much each answer is on its side of what it is compared with: its pair's other one, what has the same rank, or `z`.
+    fn leads(&self, rows: &[Scores], z: f64) -> Vec<[f64; 2]> {
+        let all = |of: &dyn Fn(&Scores) -> f64| rows.iter().map(of).collect::<Vec<f64>>();
+        let minus =
+            |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a - b).collect::<Vec<f64>>();
+        let chosen = all(&|row| row.now.chosen - row.reference.chosen);
+        let rejected = all(&|row| row.now.rejected - row.reference.rejected);
+        let [chosen, rejected] = match self.loss {
+            PreferenceLoss::Aot => {
+                let now = all(&|row| row.now.chosen - row.now.rejected);
+                let reference = all(&|row| row.reference.chosen - row.reference.rejected);
+                let lead = minus(&now, &of_same_rank(&now, &reference));
+                [lead.clone(), lead]
+            }
+            PreferenceLoss::AotUnpaired => [
+                minus(&chosen, &of_same_rank(&chosen, &rejected)),
+                minus(&of_same_rank(&rejected, &chosen), &rejected),
+            ],
+            PreferenceLoss::Kto => {
+                let z = vec![z; rows.len()];
+                [minus(&chosen, &z), minus(&z, &rejected)]
+            }
+            _ => {
+                let lead = minus(&chosen, &rejected);
+                [lead.clone(), lead]
+            }
+        };
+        chosen
+            .into_iter()
+            .zip(rejected)
+            .map(<[f64; 2]>::from)
+            .collect()
+    }
+
+    /// Of a pair whose answers lead by `lead`.
+    fn outcome(&self, row: &Scores, lead: [f64; 2]) -> Outcome {
         use PreferenceLoss as Loss;
         let (beta, smoothing) = (f64::from(self.beta), f64::from(self.label_smoothing));
-        let [n_w, n_l] = n_labels.map(|n| n as f64);
+        let &Scores {
+            n_labels,
+            now,
+            reference,
+        } = row;
+        let [has_w, has_l] = n_labels.map(|n| if n > 0 { 1.0 } else { 0.0 });
+        let [n_w, n_l] = n_labels.map(|n| n.max(1) as f64);
         // Chosen and rejected, each beside the reference; then their means over labels.
         let (w, l) = (
             now.chosen - reference.chosen,
             now.rejected - reference.rejected,
         );
         let (mean_w, mean_l) = (w / n_w, l / n_l);
-        let x = beta * (w - l);
+        let [x, x_l] = lead.map(|lead| beta * lead);
         let (loss, d_w, d_l) = match self.loss {
-            Loss::Sigmoid => {
+            Loss::Sigmoid | Loss::Aot | Loss::AotUnpaired => {
                 let loss = -(1.0 - smoothing) * log_sigmoid(x) - smoothing * log_sigmoid(-x);
-                let d = beta * (smoothing * sigmoid(x) - (1.0 - smoothing) * sigmoid(-x));
-                (loss, d, -d)
+                let d = |x| beta * (smoothing * sigmoid(x) - (1.0 - smoothing) * sigmoid(-x));
+                (loss, d(x), -d(x_l))
             }
             Loss::Robust => {
                 let scale = 1.0 - 2.0 * smoothing;
@@ -187,6 +251,12 @@ impl Preference {
                 let pull = beta * sigmoid(-x);
                 (-log_sigmoid(x) - mean_w, -pull - 1.0 / n_w, pull)
             }
+            Loss::Kto => {
+                let good = has_w * f64::from(self.desirable_weight);
+                let bad = has_l * f64::from(self.undesirable_weight);
+                let loss = good * sigmoid(-x) + bad * sigmoid(-x_l);
+                (loss, -good * beta * slope(x), bad * beta * slope(x_l))
+            }
         };
         // What `ftx` adds knows no reference.
         let ftx = f64::from(self.ftx);
@@ -194,7 +264,11 @@ impl Preference {
             Loss::Orpo | Loss::Simpo => (mean_w, mean_l),
             _ => (w, l),
         };
-        PairOutcome {
+        Outcome {
+            is_right: match self.loss {
+                Loss::Kto => has_w * x + has_l * x_l > 0.0,
+                _ => reward_w > reward_l,
+            },
             loss: loss - ftx * now.chosen / n_w,
             slopes: PairLogprobs {
                 chosen: d_w - ftx / n_w,
@@ -234,134 +308,24 @@ fn log_odds(log_p: f64) -> (f64, f64) {
     (log_p - log_rest, (-log_rest).exp())
 }
 
-/// Sums over pairs.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct PairReport {
-    pub loss_sum: f64,
-    pub n_pairs: u64,
-    /// Pairs whose better answer has the higher reward.
-    pub n_right: u64,
-    pub reward_sums: PairLogprobs,
-}
-
-impl PairReport {
-    fn add(&mut self, outcome: &PairOutcome) {
-        let PairLogprobs { chosen, rejected } = outcome.rewards;
-        self.loss_sum += outcome.loss;
-        self.n_pairs += 1;
-        self.n_right += u64::from(chosen > rejected);
-        self.reward_sums.chosen += chosen;
-        self.reward_sums.rejected += rejected;
+/// For each of `own`, the one of `others` that has its rank; equal ones stand in their order.
+fn of_same_rank(own: &[f64], others: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..own.len()).collect();
+    order.sort_by(|&a, &b| own[a].total_cmp(&own[b]));
+    let mut sorted = others.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let mut found = vec![0.0; own.len()];
+    for (place, other) in order.into_iter().zip(sorted) {
+        found[place] = other;
     }
-}
-
-/// What one step over pairs did.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct PairStepReport {
-    /// 1-based.
-    pub step: u64,
-    /// Before the update.
-    pub pairs: PairReport,
-    /// All tokens of the batch, those of a prompt for each of its answers.
-    pub n_tokens: u64,
-    /// Before clipping.
-    pub grad_norm: f32,
-    pub learning_rate: f32,
-}
-
-/// The pairs of a step, and what the passes over them say.
-pub(super) struct Pairs<'a> {
-    preference: Preference,
-    /// Of each pair.
-    references: &'a [PairLogprobs],
-    report: PairReport,
-}
-
-impl<'a> Pairs<'a> {
-    pub fn new(
-        config: &TrainConfig,
-        n_pairs: usize,
-        references: &'a [PairLogprobs],
-    ) -> Result<Self, TrainError> {
-        let bad = |what: &str| Err(TrainError::BadInput(what.to_owned()));
-        let Some(preference) = config.preference else {
-            return bad("the training has no preference");
-        };
-        if preference.loss.has_reference() && references.len() != n_pairs {
-            return bad("each pair needs what the reference says of it");
-        }
-        Ok(Self {
-            preference,
-            references,
-            report: PairReport::default(),
-        })
-    }
-
-    pub fn report(&self) -> PairReport {
-        self.report
-    }
-
-    /// Takes in a pass over whole pairs, (better, worse) answer after answer, whose labels have `logprobs`; the outcome of each pair with the
-    /// labels of its two answers.
-    fn outcomes(&mut self, pass: &Batch, logprobs: &[f32]) -> Vec<(PairOutcome, [usize; 2])> {
-        let answers = answers(pass, logprobs);
-        let pairs = answers.chunks_exact(2).zip(pass.members.chunks_exact(2));
-        let outcomes = pairs.map(|(answers, members)| {
-            let n_labels = [answers[0].1, answers[1].1];
-            let now = PairLogprobs {
-                chosen: answers[0].0,
-                rejected: answers[1].0,
-            };
-            let reference = match self.preference.loss.has_reference() {
-                true => self.references[members[0] / 2],
-                false => PairLogprobs::default(),
-            };
-            let outcome = self.preference.outcome(n_labels, now, reference);
-            (outcome, n_labels)
-        });
-        let outcomes: Vec<_> = outcomes.collect();
-        outcomes
-            .iter()
-            .for_each(|(outcome, _)| self.report.add(outcome));
-        outcomes
-    }
-
-    pub fn score(&mut self, pass: &Batch, logprobs: &[f32]) {
-        self.outcomes(pass, logprobs);
-    }
-
-    /// As [`Self::score`]; how much −log p of each label counts in the gradient of the mean loss over `n_pairs`.
-    pub fn weigh(&mut self, n_pairs: usize, pass: &Batch, logprobs: &[f32]) -> Vec<f32> {
-        let outcomes = self.outcomes(pass, logprobs).into_iter();
-        outcomes
-            .flat_map(|(PairOutcome { slopes, .. }, [n_chosen, n_rejected])| {
-                let factor = |slope: f64| (-slope / n_pairs as f64) as f32;
-                let chosen = std::iter::repeat_n(factor(slopes.chosen), n_chosen);
-                chosen.chain(std::iter::repeat_n(factor(slopes.rejected), n_rejected))
-            })
-            .collect()
-    }
-}
-
-/// log p of each document of a pass, and its number of labels.
-pub(super) fn answers(pass: &Batch, logprobs: &[f32]) -> Vec<(f64, usize)> {
-    let mut first = 0;
-    let documents = pass.documents.iter();
-    documents
-        .map(|document| {
-            let n = pass.label_rows[first..].partition_point(|&row| row < document.end);
-            let own = &logprobs[first..first + n];
-            first += n;
-            (own.iter().map(|&x| f64::from(x)).sum(), n)
-        })
-        .collect()
+    found
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const LOSSES: [PreferenceLoss; 13] = [
+    const LOSSES: [PreferenceLoss; 16] = [
         PreferenceLoss::Sigmoid,
         PreferenceLoss::Robust,
         PreferenceLoss::Hinge,
@@ -372,10 +336,17 @@ mod tests {
         PreferenceLoss::SppoHard,
         PreferenceLoss::ApoZero,
         PreferenceLoss::ApoDown,
+        PreferenceLoss::Aot,
+        PreferenceLoss::AotUnpaired,
+        PreferenceLoss::Kto,
         PreferenceLoss::Orpo,
         PreferenceLoss::Simpo,
         PreferenceLoss::Cpo,
     ];
+
+    fn pair(chosen: f64, rejected: f64) -> PairLogprobs {
+        PairLogprobs { chosen, rejected }
+    }
 
     #[test]
     fn slopes_are_those_of_the_loss() {
@@ -385,32 +356,44 @@ mod tests {
             (-0.4, -90.0, -1.0, -60.0),
         ];
         for loss in LOSSES {
-            for (chosen, rejected, ref_chosen, ref_rejected) in values {
-                let preference = Preference {
-                    loss,
-                    beta: 0.3,
-                    label_smoothing: 0.1,
-                    ftx: 0.2,
-                    ..Preference::default()
-                };
-                let reference = match loss.has_reference() {
-                    true => PairLogprobs {
-                        chosen: ref_chosen,
-                        rejected: ref_rejected,
-                    },
+            let preference = Preference {
+                loss,
+                beta: 0.3,
+                label_smoothing: 0.1,
+                ftx: if loss == PreferenceLoss::Kto {
+                    0.0
+                } else {
+                    0.2
+                },
+                desirable_weight: 0.75,
+                undesirable_weight: 1.5,
+                ..Preference::default()
+            };
+            let step = values.map(|(chosen, rejected, ref_chosen, ref_rejected)| Scores {
+                n_labels: [4, 7],
+                now: pair(chosen, rejected),
+                reference: match loss.has_reference() {
+                    true => pair(ref_chosen, ref_rejected),
                     false => PairLogprobs::default(),
-                };
-                let at = |chosen, rejected| {
-                    let now = PairLogprobs { chosen, rejected };
-                    preference.outcome([4, 7], now, reference)
-                };
-                let (found, h) = (at(chosen, rejected).slopes, 1e-5);
-                let d_chosen = at(chosen + h, rejected).loss - at(chosen - h, rejected).loss;
-                let d_rejected = at(chosen, rejected + h).loss - at(chosen, rejected - h).loss;
-                for (found, expected) in [
-                    (found.chosen, d_chosen / (2.0 * h)),
-                    (found.rejected, d_rejected / (2.0 * h)),
+                },
+            });
+            let total = |step: &[Scores]| -> f64 {
+                let outcomes = preference.outcomes(step, 0.7);
+                outcomes.iter().map(|outcome| outcome.loss).sum()
+            };
+            for (row, outcome) in preference.outcomes(&step, 0.7).iter().enumerate() {
+                let (slopes, h) = (outcome.slopes, 1e-5);
+                for (found, moved) in [
+                    (slopes.chosen, pair(h, 0.0)),
+                    (slopes.rejected, pair(0.0, h)),
                 ] {
+                    let at = |sign: f64| {
+                        let mut step = step;
+                        step[row].now.chosen += sign * moved.chosen;
+                        step[row].now.rejected += sign * moved.rejected;
+                        total(&step)
+                    };
+                    let expected = (at(1.0) - at(-1.0)) / (2.0 * h);
                     let off = (found - expected).abs();
                     assert!(
                         off < 1e-7 * (1.0 + expected.abs()),
@@ -430,8 +413,12 @@ mod tests {
                     label_smoothing: 0.01,
                     ..Preference::default()
                 };
-                let now = PairLogprobs { chosen, rejected };
-                let found = preference.outcome([10, 10], now, PairLogprobs::default());
+                let scores = Scores {
+                    n_labels: [10, 10],
+                    now: pair(chosen, rejected),
+                    reference: PairLogprobs::default(),
+                };
+                let found = preference.outcomes(&[scores], 0.0)[0];
                 let PairLogprobs { chosen, rejected } = found.slopes;
                 let all = [found.loss, chosen, rejected];
                 assert!(all.iter().all(|x| x.is_finite()), "{loss:?}: {found:?}");
@@ -440,12 +427,46 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_added_up_by_document() {
-        let pass = Batch {
-            documents: vec![0..3, 3..5],
-            label_rows: vec![1, 2, 4],
-            ..Batch::default()
+    fn kto_moves_an_answer_to_its_side_of_z() {
+        let preference = Preference {
+            loss: PreferenceLoss::Kto,
+            beta: 0.5,
+            undesirable_weight: 2.0,
+            ..Preference::default()
         };
-        assert_eq!(answers(&pass, &[-1.0, -2.0, -4.0]), [(-3.0, 2), (-4.0, 1)]);
+        let half = |n_labels, now| Scores {
+            n_labels,
+            now,
+            reference: PairLogprobs::default(),
+        };
+        let rows = [
+            half([3, 0], pair(1.0, 0.0)),
+            half([0, 3], pair(0.0, 1.0)),
+            half([0, 3], pair(0.0, 4.0)),
+        ];
+        let found = preference.outcomes(&rows, 2.0);
+        let right: Vec<bool> = found.iter().map(|outcome| outcome.is_right).collect();
+        assert_eq!(right, [false, true, false]);
+        // 1 − σ(½(1 − 2)), and twice 1 − σ(½(2 − 1)).
+        assert!((found[0].loss - sigmoid(0.5)).abs() < 1e-12);
+        assert!((found[1].loss - 2.0 * sigmoid(-0.5)).abs() < 1e-12);
+        assert!(found[0].slopes.chosen < 0.0 && found[1].slopes.rejected > 0.0);
+        assert_eq!(
+            (found[0].slopes.rejected, found[1].slopes.chosen),
+            (0.0, 0.0)
+        );
+        assert_eq!(found[1].rewards, pair(0.0, 0.5));
+    }
+
+    #[test]
+    fn ranks_meet_and_equal_ones_stand_in_their_order() {
+        assert_eq!(
+            of_same_rank(&[5.0, 1.0, 3.0], &[0.3, 0.1, 0.2]),
+            [0.3, 0.1, 0.2]
+        );
+        assert_eq!(
+            of_same_rank(&[1.0, 1.0, 0.0], &[7.0, 8.0, 9.0]),
+            [8.0, 9.0, 7.0]
+        );
     }
 }

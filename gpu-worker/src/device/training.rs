@@ -12,7 +12,7 @@ use engine::cuda::{CudaError, Gpu};
 use engine::lora::{Adapter, AdapterError, LoraConfig};
 use engine::pool::Pool;
 use engine::train::{
-    EvalReport, Pair, PairLogprobs, PairReport, PairStepReport, StepReport, TrainError, Trainer,
+    Compared, EvalReport, PreferenceReport, PreferenceStepReport, StepReport, TrainError, Trainer,
     training_bytes,
 };
 use engine::weights::BaseModel;
@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 
 use super::gpu::{self, Declined};
 use super::{
-    BaseFolder, DeviceError, FirstAdapter, Load, PairBatch, Reply, Snapshot, TrainedOn,
+    BaseFolder, ComparedBatch, DeviceError, FirstAdapter, Load, Reply, Snapshot, TrainedOn,
     TrainingRun, TrainingStart, answer, memory, serving,
 };
 
@@ -46,17 +46,17 @@ pub(super) enum Work {
         examples: Vec<Example>,
         reply: Reply<EvalReport>,
     },
-    StepPairs {
-        batch: PairBatch,
-        reply: Reply<PairStepReport>,
+    StepCompared {
+        batch: ComparedBatch,
+        reply: Reply<PreferenceStepReport>,
     },
-    EvaluatePairs {
-        batch: PairBatch,
-        reply: Reply<PairReport>,
+    EvaluateCompared {
+        batch: ComparedBatch,
+        reply: Reply<PreferenceReport>,
     },
     ReferenceLogprobs {
-        pairs: Vec<Pair>,
-        reply: Reply<Vec<PairLogprobs>>,
+        rows: Compared,
+        reply: Reply<Vec<f64>>,
     },
     Snapshot {
         reply: Reply<Snapshot>,
@@ -282,17 +282,17 @@ impl Training {
                 reply,
                 trainer.evaluate(&examples).map_err(DeviceError::from),
             ),
-            Work::StepPairs { reply, .. } if reply.is_closed() => Ok(()),
-            Work::StepPairs { batch, reply } => {
-                let stepped = trainer.step_pairs(&batch.pairs, &batch.references);
+            Work::StepCompared { reply, .. } if reply.is_closed() => Ok(()),
+            Work::StepCompared { batch, reply } => {
+                let stepped = trainer.step_compared(&batch.rows, &batch.references);
                 answer(reply, stepped.map_err(DeviceError::from))
             }
-            Work::EvaluatePairs { batch, reply } => {
-                let scored = trainer.evaluate_pairs(&batch.pairs, &batch.references);
+            Work::EvaluateCompared { batch, reply } => {
+                let scored = trainer.evaluate_compared(&batch.rows, &batch.references);
                 answer(reply, scored.map_err(DeviceError::from))
             }
-            Work::ReferenceLogprobs { pairs, reply } => {
-                let scored = trainer.reference_logprobs(&pairs);
+            Work::ReferenceLogprobs { rows, reply } => {
+                let scored = trainer.reference_logprobs(&rows);
                 answer(reply, scored.map_err(DeviceError::from))
             }
             Work::Snapshot { reply } => answer(reply, snapshot(trainer)),

@@ -77,7 +77,7 @@ pub(crate) fn passes_config(
 ) -> TrainConfig {
     TrainConfig {
         precision: precision(training.precision.compute),
-        preference: asked.map(preference),
+        preference: asked.map(|asked| preference(asked, training.data.max_length as usize)),
         packing: match training.data.packing {
             x_training::Packing::None => Packing::None,
             x_training::Packing::Greedy => Packing::Greedy,
@@ -87,7 +87,8 @@ pub(crate) fn passes_config(
     }
 }
 
-fn preference(asked: &preference::Preference) -> Preference {
+/// `max_length` of a row, in tokens.
+fn preference(asked: &preference::Preference, max_length: usize) -> Preference {
     use domain::preference::PreferenceLoss as Asked;
     Preference {
         loss: match asked.loss_type {
@@ -101,6 +102,9 @@ fn preference(asked: &preference::Preference) -> Preference {
             Asked::SppoHard => PreferenceLoss::SppoHard,
             Asked::ApoZero => PreferenceLoss::ApoZero,
             Asked::ApoDown => PreferenceLoss::ApoDown,
+            Asked::Aot => PreferenceLoss::Aot,
+            Asked::AotUnpaired => PreferenceLoss::AotUnpaired,
+            Asked::Kto => PreferenceLoss::Kto,
             Asked::Orpo => PreferenceLoss::Orpo,
             Asked::Simpo => PreferenceLoss::Simpo,
             Asked::Cpo => PreferenceLoss::Cpo,
@@ -109,6 +113,9 @@ fn preference(asked: &preference::Preference) -> Preference {
         label_smoothing: asked.label_smoothing as f32,
         gamma: asked.simpo_gamma as f32,
         ftx: asked.pref_ftx as f32,
+        desirable_weight: asked.desirable_weight as f32,
+        undesirable_weight: asked.undesirable_weight as f32,
+        max_length: asked.loss_type.is_unpaired().then_some(max_length),
     }
 }
 

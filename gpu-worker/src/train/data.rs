@@ -10,10 +10,10 @@ use domain::hyperparameters::ResolvedHyperparameters;
 use domain::message::DatasetRef;
 use domain::x_training::Data;
 use engine::batch::{Example, epoch_order};
-use engine::train::Pair;
+use engine::train::{Compared, Judged, Pair};
 use text::chat_model::{RenderError, TokenizedExample, TokenizedPair};
 use text::dataset::DatasetReader;
-use text::formats::{Expected, NumberedExample, RowFormat, TrainingExample};
+use text::formats::{Expected, NumberedExample, RowFormat, TrainingExample, UnpairedExample};
 
 use super::failure::Failure;
 use super::rows::Rows;
@@ -67,7 +67,7 @@ fn read(
 ) -> Result<Rows, Failure> {
     let opened =
         File::open(file).map_err(|error| Failure::infra(format!("{}: {error}", file.display())))?;
-    let (mut examples, mut pairs) = (Vec::new(), Vec::new());
+    let (mut examples, mut pairs, mut judged) = (Vec::new(), Vec::new(), Vec::new());
     for row in DatasetReader::new(BufReader::new(opened), expected) {
         let row = row.map_err(|error| Failure::infra(format!("{param}: {error}")))?;
         let NumberedExample { line, example, .. } =
@@ -79,11 +79,21 @@ fn read(
             pairs.extend(fitted.into_pair().map(to_train_on));
         } else {
             let fitted = base.chat.fit(&example, data).map_err(at_line)?;
-            examples.extend(fitted.into_examples().into_iter().map(labelled));
+            let fitted = fitted.into_examples().into_iter().map(labelled);
+            match example {
+                TrainingExample::Unpaired(UnpairedExample { label, .. }) => {
+                    judged.extend(fitted.map(|answer| Judged {
+                        answer,
+                        is_desirable: label,
+                    }));
+                }
+                _ => examples.extend(fitted),
+            }
         }
     }
     let rows = match expected.format {
-        RowFormat::Preference => Rows::Pairs(pairs.into()),
+        RowFormat::Preference => Rows::Compared(Compared::Pairs(pairs).into()),
+        RowFormat::UnpairedPreference => Rows::Compared(Compared::Judged(judged).into()),
         _ => Rows::Conversations(examples),
     };
     match rows.len() {
@@ -110,7 +120,7 @@ fn to_train_on(pair: TokenizedPair) -> Pair {
 pub(super) struct Plan {
     seed: u64,
     n_examples: usize,
-    batch_size: usize,
+    pub batch_size: usize,
     pub steps_per_epoch: u64,
     pub total_steps: u64,
     /// The epoch (0-based) whose order is at hand, and that order.

@@ -1,7 +1,8 @@
 //! The losses of rows that are not trained on, in pieces small enough that generation need not wait for them.
 
 use domain::metrics::StepMetrics;
-use engine::train::{EvalReport, PairReport};
+use domain::preference::Preference;
+use engine::train::{EvalReport, PreferenceReport};
 
 use super::failure::Failure;
 use super::rows::Rows;
@@ -10,12 +11,20 @@ use super::{Session, data};
 /// Validation rows per piece of work on the device: generation waits no longer than for a training step.
 const EVALUATE_ROWS: usize = 4;
 
-/// Loss and accuracy of some rows: of their labels, or of their pairs.
+/// How many validation rows are scored at once: as many as a step has, where they decide on each other's loss.
+pub(super) fn rows_at_once(preference: Option<&Preference>, batch_size: usize) -> usize {
+    match preference {
+        Some(preference) if preference.loss_type.couples_rows() => batch_size,
+        _ => EVALUATE_ROWS,
+    }
+}
+
+/// Loss and accuracy of some rows: of their labels, or of the rows themselves.
 #[derive(Default)]
 struct Score {
     loss_sum: f64,
     n_right: u64,
-    /// Labels or pairs.
+    /// Labels, pairs or judged answers.
     n: u64,
 }
 
@@ -45,12 +54,12 @@ impl From<EvalReport> for Score {
     }
 }
 
-impl From<PairReport> for Score {
-    fn from(report: PairReport) -> Self {
+impl From<PreferenceReport> for Score {
+    fn from(report: PreferenceReport) -> Self {
         Self {
             loss_sum: report.loss_sum,
             n_right: report.n_right,
-            n: report.n_pairs,
+            n: report.n_rows,
         }
     }
 }
@@ -82,15 +91,15 @@ impl Session {
 
     async fn evaluate(&mut self, places: &[usize]) -> Result<Score, Failure> {
         let mut sum = Score::default();
-        for places in places.chunks(EVALUATE_ROWS) {
+        for places in places.chunks(self.evaluated_at_once) {
             sum.add(match &mut self.valid {
                 Rows::Conversations(examples) => {
                     let rows = places.iter().map(|i| examples[*i].clone()).collect();
                     self.training.evaluate(rows).await?.into()
                 }
-                Rows::Pairs(pairs) => {
-                    let chosen = pairs.choose(&self.training, self.has_reference, places);
-                    self.training.evaluate_pairs(chosen.await?).await?.into()
+                Rows::Compared(answers) => {
+                    let chosen = answers.choose(&self.training, self.has_reference, places);
+                    self.training.evaluate_compared(chosen.await?).await?.into()
                 }
             });
         }

@@ -1,4 +1,4 @@
-//! Attempts that learn from pairs of answers.
+//! Attempts that learn from pairs of answers, or from judged ones.
 
 use domain::message::Assignment;
 use domain::preference::{Preference, PreferenceLoss};
@@ -29,11 +29,30 @@ fn pairs(places: std::ops::Range<usize>) -> Vec<u8> {
     rows.collect::<Vec<_>>().join("\n").into_bytes()
 }
 
-/// Ten pairs in batches of four; three of them are validated on.
+/// Of each pair one answer: two of three times the better one.
+fn judged(places: std::ops::Range<usize>) -> Vec<u8> {
+    let pairs = String::from_utf8(pairs(places.clone())).unwrap();
+    let rows = pairs.lines().zip(places).map(|(pair, i)| {
+        let pair: serde_json::Value = serde_json::from_str(pair).unwrap();
+        let label = i % 3 != 1;
+        let answer = match label {
+            true => &pair["preferred_output"][0],
+            false => &pair["non_preferred_output"][0],
+        };
+        json!({"messages": [pair["input"]["messages"][0], answer], "label": label}).to_string()
+    });
+    rows.collect::<Vec<_>>().join("\n").into_bytes()
+}
+
+/// Ten rows in batches of four; three of them are validated on.
 async fn assignment(house: &House, n_epochs: u32, loss_type: PreferenceLoss) -> Assignment {
+    let rows = match loss_type {
+        PreferenceLoss::Kto => judged,
+        _ => pairs,
+    };
     Assignment {
-        training_file: house.put_dataset("pairs", pairs(0..10)).await,
-        validation_file: Some(house.put_dataset("valid_pairs", pairs(3..6)).await),
+        training_file: house.put_dataset("compared", rows(0..10)).await,
+        validation_file: Some(house.put_dataset("valid_compared", rows(3..6)).await),
         preference: Some(Preference {
             loss_type,
             label_smoothing: 0.01,
@@ -50,6 +69,8 @@ async fn the_better_answers_win_and_a_stop_changes_no_byte() {
         (PreferenceLoss::Sigmoid, Precision::Fp32),
         (PreferenceLoss::Sigmoid, Precision::Bf16),
         (PreferenceLoss::Orpo, Precision::Fp32),
+        (PreferenceLoss::Aot, Precision::Fp32),
+        (PreferenceLoss::Kto, Precision::Fp32),
     ] {
         let mut whole = assignment(&house, 6, loss_type).await;
         if precision == Precision::Bf16 {
@@ -67,15 +88,22 @@ async fn the_better_answers_win_and_a_stop_changes_no_byte() {
             assert_eq!(script.fail, None);
             assert_eq!(script.metrics.len(), 18);
             let (first, last) = (&script.metrics[0], &script.metrics[17]);
-            if loss_type == PreferenceLoss::Sigmoid {
-                // Nothing has been learned yet: both answers are as likely as they were.
-                assert!((first.train_loss - std::f64::consts::LN_2).abs() < 1e-9);
+            // Nothing has been learned yet: all answers are as likely as they were.
+            let begins_at = match loss_type {
+                PreferenceLoss::Sigmoid | PreferenceLoss::Aot => Some(std::f64::consts::LN_2),
+                PreferenceLoss::Kto => Some(0.5),
+                _ => None,
+            };
+            if let Some(loss) = begins_at {
+                assert!((first.train_loss - loss).abs() < 1e-9);
                 assert_eq!(first.train_mean_token_accuracy, 0.0);
             }
-            assert!(last.train_loss < 0.7 * first.train_loss, "{last:?}");
+            // The last batch has two rows, too few to say what KTO compares with.
+            if loss_type != PreferenceLoss::Kto {
+                assert!(last.train_loss < 0.7 * first.train_loss, "{last:?}");
+            }
             assert_eq!(last.full_valid_mean_token_accuracy, Some(1.0));
             assert!(last.full_valid_loss.unwrap() < 0.7 * first.train_loss);
-            // Both answers of each pair.
             let read: u64 = script.metrics.iter().map(|m| m.n_tokens).sum();
             assert!(read > 0);
         });

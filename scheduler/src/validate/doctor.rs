@@ -74,6 +74,7 @@ impl Doctor {
             n_tokens: found.n_tokens,
             longest: found.longest,
             longest_together: found.longest_together,
+            n_desirable: found.n_desirable,
             n_bad_rows: found.report.n_errors,
             bad_rows,
             n_cut: found.n_cut,
@@ -171,6 +172,7 @@ fn last_answer(example: &TrainingExample) -> Option<&str> {
             let last = chat.trained.iter().rposition(|trained| *trained)?;
             chat.messages[last].content.as_deref()
         }
+        TrainingExample::Unpaired(unpaired) => unpaired.chat.messages.last()?.content.as_deref(),
         TrainingExample::Preference(pair) => pair.preferred.content.as_deref(),
         TrainingExample::Completion { completion, .. } => Some(completion),
         TrainingExample::Reinforcement(_) => None,

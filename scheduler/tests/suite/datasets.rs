@@ -222,6 +222,93 @@ async fn pairs_are_counted_and_trained_at_a_rate_of_their_own() {
     );
 }
 
+fn kto() -> Method {
+    Method::Dpo {
+        preference: Preference {
+            loss_type: PreferenceLoss::Kto,
+            ..Preference::default()
+        },
+        hyperparameters: Hyperparameters::default(),
+    }
+}
+
+/// Rows of one answer; `label` of each.
+fn judged(n: usize, label: impl Fn(usize) -> bool) -> String {
+    let row = |i: usize| {
+        let messages = json!([
+            {"role": "user", "content": format!("{i}?")},
+            {"role": "assistant", "content": "Yes."},
+        ]);
+        format!("{}\n", json!({"messages": messages, "label": label(i)}))
+    };
+    (0..n).map(row).collect()
+}
+
+#[tokio::test]
+async fn judged_answers_are_trained_on_and_one_judgement_for_all_is_warned_of() {
+    let house = House::new().await;
+    for (rows, warning) in [
+        (judged(12, |i| i % 3 > 0), None),
+        (judged(12, |_| true), Some("label true")),
+        (judged(12, |_| false), Some("label false")),
+    ] {
+        let training_file = house.upload(&rows).await;
+        let spec = JobSpec {
+            method: kto(),
+            ..spec(training_file)
+        };
+        let id = house.create(spec).await;
+        house.scheduler.validate_pass().await.unwrap();
+        let job = house.job(&id).await;
+        assert_eq!(job.state(), JobState::Queued, "{:?}", job.progress().error);
+        let events = house.events(&id).await.into_iter();
+        let warned = events.filter(|event| event.level == Level::Warn);
+        let warned: Vec<String> = warned.map(|event| event.message).collect();
+        let expected = warning.map(|label| {
+            format!("all 12 example(s) of the training_file have the {label}; 'kto' learns from good answers beside bad ones")
+        });
+        assert_eq!(warned, Vec::from_iter(expected));
+    }
+}
+
+#[tokio::test]
+async fn pairs_and_judged_answers_are_not_taken_for_each_other() {
+    let house = House::new().await;
+    let bad = judged(12, |_| true).replacen("true", "\"yes\"", 1);
+    let training_file = house.upload(&bad).await;
+    let (_, message, _, errors) = failed(
+        &house,
+        JobSpec {
+            method: kto(),
+            ..spec(training_file)
+        },
+    )
+    .await;
+    assert!(message.contains("neither true nor false"), "{message}");
+    assert!(
+        errors[0].starts_with("Invalid training file: line 1 at /label"),
+        "{errors:?}"
+    );
+    let training_file = house.upload(&judged(12, |_| true)).await;
+    let method = Method::Dpo {
+        preference: Preference::default(),
+        hyperparameters: Hyperparameters::default(),
+    };
+    let (code, message, _, _) = failed(
+        &house,
+        JobSpec {
+            method,
+            ..spec(training_file)
+        },
+    )
+    .await;
+    assert_eq!(code, "invalid_training_file");
+    assert!(
+        message.ends_with("which needs method 'dpo' and x_loss_type 'kto'."),
+        "{message}"
+    );
+}
+
 #[tokio::test]
 async fn a_base_model_that_was_removed_fails_the_job() {
     let house = House::new().await;

@@ -5,7 +5,7 @@ use domain::hyperparameters::Hyperparameters;
 use domain::id::DryRunId;
 use domain::job::{JobSpec, JobState};
 use domain::method::Method;
-use domain::preference::Preference;
+use domain::preference::{Preference, PreferenceLoss};
 use serde_json::json;
 
 use crate::house::{House, conversation, conversations, spec};
@@ -198,6 +198,51 @@ async fn pairs_are_counted_with_both_answers() {
     let n_epochs = u64::from(plan.hyperparameters.n_epochs);
     assert_eq!(plan.trained_tokens, n_epochs * training.n_tokens);
     assert_eq!(training.labels.answers.unwrap()[0].text, "Yes.");
+}
+
+#[tokio::test]
+async fn judged_answers_are_counted_and_so_is_what_they_are_compared_with() {
+    let house = House::new().await;
+    let row = |i: usize| {
+        let (question, answer) = match i {
+            0 => ("? ".repeat(40), "Yes.".to_owned()),
+            1 => ("?".to_owned(), "No. ".repeat(40)),
+            _ => (format!("{i}?"), "Yes.".to_owned()),
+        };
+        let messages = json!([
+            {"role": "user", "content": question}, {"role": "assistant", "content": answer},
+        ]);
+        json!({"messages": messages, "label": i != 1})
+    };
+    let rows: String = (0..12).map(|i| format!("{}\n", row(i))).collect();
+    let preference = Preference {
+        loss_type: PreferenceLoss::Kto,
+        ..Preference::default()
+    };
+    let method = Method::Dpo {
+        preference,
+        hyperparameters: Hyperparameters::default(),
+    };
+    let training_file = house.upload(&rows).await;
+    let report = report(
+        &house,
+        JobSpec {
+            method,
+            ..spec(training_file)
+        },
+    )
+    .await;
+    let training = report.training.unwrap();
+    assert_eq!((report.error, training.n_examples), (None, 12));
+    assert_eq!(training.n_desirable, Some(11));
+    // The long question may meet the long answer.
+    let longest = training.longest;
+    assert!(
+        training.longest_together > longest + longest / 2,
+        "{training:?}"
+    );
+    assert!(training.longest_together < 2 * longest, "{training:?}");
+    assert_eq!(training.labels.answers.unwrap()[0].n_rows, 11);
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use domain::dry_run::Report;
 use domain::hyperparameters::{Auto, Hyperparameters};
 use domain::job::{JobSpec, JobState};
 use domain::method::Method;
-use domain::preference::Preference;
+use domain::preference::{Preference, PreferenceLoss};
 use domain::x_training::{AskedTraining, DataFormat, XTraining};
 use serde_json::{Value, json};
 
@@ -105,32 +105,51 @@ async fn the_same_conversations_count_the_same_however_they_are_written() {
 }
 
 #[tokio::test]
-async fn pairs_count_the_same_however_they_are_written() {
+async fn pairs_and_judged_answers_count_the_same_however_they_are_written() {
     let house = House::new().await;
-    let method = Method::Dpo {
-        preference: Preference::default(),
-        hyperparameters: Hyperparameters::default(),
-    };
-    let answer = |text: &str| json!([{"role": "assistant", "content": text}]);
+    let turn = |role: &str, text: String| json!({"role": role, "content": text});
+    let answer = |text: &str| json!([turn("assistant", text.to_owned())]);
     let pairs = rows(|i| {
         json!({
-            "input": {"messages": [{"role": "user", "content": format!("{i}?")}]},
+            "input": {"messages": [turn("user", format!("{i}?"))]},
             "preferred_output": answer("Yes."), "non_preferred_output": answer("No."),
         })
     });
-    let alpaca =
+    let judged = rows(|i| {
+        let messages = [
+            turn("user", format!("{i}?")),
+            turn("assistant", "Yes.".to_owned()),
+        ];
+        json!({"messages": messages, "label": i % 2 == 0})
+    });
+    let alpaca_pairs =
         rows(|i| json!({"instruction": format!("{i}?"), "chosen": "Yes.", "rejected": "No."}));
-    let mut n_tokens = Vec::new();
-    for (format, rows) in [(DataFormat::Chat, pairs), (DataFormat::Alpaca, alpaca)] {
-        let order = JobSpec {
-            method: method.clone(),
-            ..order(&house, format).await
+    let alpaca_judged =
+        rows(|i| json!({"instruction": format!("{i}?"), "output": "Yes.", "kto_tag": i % 2 == 0}));
+    for (loss_type, chat, alpaca) in [
+        (PreferenceLoss::Sigmoid, pairs, alpaca_pairs),
+        (PreferenceLoss::Kto, judged, alpaca_judged),
+    ] {
+        let method = Method::Dpo {
+            preference: Preference {
+                loss_type,
+                ..Preference::default()
+            },
+            hyperparameters: Hyperparameters::default(),
         };
-        let found = reported(&house, &rows, order).await;
-        assert_eq!(found.error, None);
-        n_tokens.push(found.training.unwrap().n_tokens);
+        let mut counted = Vec::new();
+        for (format, rows) in [(DataFormat::Chat, chat), (DataFormat::Alpaca, alpaca)] {
+            let order = JobSpec {
+                method: method.clone(),
+                ..order(&house, format).await
+            };
+            let found = reported(&house, &rows, order).await;
+            assert_eq!(found.error, None);
+            let training = found.training.unwrap();
+            counted.push((training.n_tokens, training.n_desirable));
+        }
+        assert_eq!(counted[0], counted[1], "{loss_type:?}");
     }
-    assert_eq!(n_tokens[0], n_tokens[1]);
 }
 
 #[tokio::test]

@@ -175,6 +175,12 @@ impl TokenizedExample {
         learned.filter(|is_label| **is_label).count()
     }
 
+    /// What stands before the first label. Tokens.
+    pub fn n_prompt(&self) -> usize {
+        let first = self.mask.iter().position(|is_label| *is_label);
+        first.unwrap_or(self.tokens.len())
+    }
+
     fn has_label(&self) -> bool {
         self.mask.iter().skip(1).any(|is_label| *is_label)
     }

@@ -8,8 +8,8 @@ impl Kind {
         let text = match self {
             Kind::WrongFormat(found) => {
                 return format!(
-                    "Train with method '{}', or write the row in the expected format.",
-                    found.method()
+                    "Train with {}, or write the row in the expected format.",
+                    found.training()
                 );
             }
             Kind::WrittenAs(found) => {

@@ -11,7 +11,8 @@ use domain::x_training::DataFormat;
 use serde::de::{self, DeserializeSeed, Deserializer};
 use serde_json::Value;
 
-use super::judge::conversation;
+use self::foreign::Label;
+use super::judge::{LABEL, conversation, judged, missing, no_boolean};
 use super::message::Message;
 use super::row::{Parsed, RowSeed};
 use super::strict::Trail;
@@ -55,23 +56,35 @@ struct Told {
     tools: Vec<Value>,
     /// A better and a worse answer to what the messages ask.
     answers: Option<[ChatMessage; 2]>,
+    label: Option<Label>,
     /// JSON pointer to where the conversation stands.
     place: &'static str,
 }
 
 impl Told {
-    /// Whether that is an example of what is expected. What lacks a worse answer is a conversation, what has one is a pair.
+    /// Whether that is an example of what is expected. What has a worse answer is a pair; what lacks one is a conversation, whose answer
+    /// may have been judged.
     fn judge<E: de::Error>(self, expected: RowFormat, trail: &Trail) -> Result<Parsed, E> {
-        let found = match self.answers {
-            Some(_) => RowFormat::Preference,
-            None => RowFormat::Chat,
+        let is_good = self.label.and_then(|label| label.is_good);
+        let found = match (&self.answers, is_good) {
+            (Some(_), _) => RowFormat::Preference,
+            (None, Some(_)) => RowFormat::UnpairedPreference,
+            (None, None) => RowFormat::Chat,
         };
+        if (expected, found) == (RowFormat::UnpairedPreference, RowFormat::Chat) {
+            return Err(match self.label {
+                Some(label) => no_boolean(label.key, trail),
+                None => missing(LABEL, trail),
+            });
+        }
         if found != expected {
-            let reason = format!(
-                "is of method '{}', but one of method '{}' is expected",
-                found.method(),
-                expected.method()
-            );
+            let (method, wanted) = (found.method(), expected.method());
+            let reason = match method == wanted {
+                true => format!("needs {}", found.training()),
+                false => {
+                    format!("is of method '{method}', but one of method '{wanted}' is expected")
+                }
+            };
             return Err(trail.fail(Kind::WrongFormat(found), reason));
         }
         let example = match self.answers {
@@ -83,12 +96,17 @@ impl Told {
                 non_preferred,
             }),
             None => {
-                let judge = || conversation(self.messages, self.tools, trail);
-                let judged = match self.place.strip_prefix('/') {
-                    Some(list) => trail.key(list, judge),
-                    None => judge(),
+                let read = || -> Result<TrainingExample, E> {
+                    let chat = conversation(self.messages, self.tools, trail)?;
+                    Ok(match is_good {
+                        Some(label) => TrainingExample::Unpaired(judged(chat, label, trail)?),
+                        None => TrainingExample::Chat(chat),
+                    })
                 };
-                TrainingExample::Chat(judged?)
+                match self.place.strip_prefix('/') {
+                    Some(list) => trail.key(list, read)?,
+                    None => read()?,
+                }
             }
         };
         Ok(Parsed {

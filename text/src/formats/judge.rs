@@ -9,7 +9,7 @@ use super::row::{Input, Keys};
 use super::strict::{Trail, shorten};
 use super::{
     ChatExample, LineErrorKind as Kind, PreferenceExample, ReinforcementExample, RowFormat,
-    TrainingExample,
+    TrainingExample, UnpairedExample,
 };
 
 /// Messages in one row. Real conversations stay far below; a template is run once per assistant message.
@@ -28,7 +28,10 @@ pub(super) fn judge<E: de::Error>(
     };
     match (expected, found) {
         (RowFormat::Chat, RowFormat::Chat) => chat(keys, trail).map(TrainingExample::Chat),
-        (RowFormat::Reinforcement, RowFormat::Chat) => {
+        (RowFormat::UnpairedPreference, RowFormat::Chat | RowFormat::UnpairedPreference) => {
+            unpaired(keys, trail).map(TrainingExample::Unpaired)
+        }
+        (RowFormat::Reinforcement, RowFormat::Chat | RowFormat::UnpairedPreference) => {
             reinforcement(keys, trail).map(TrainingExample::Reinforcement)
         }
         (RowFormat::Preference, RowFormat::Preference) => {
@@ -46,10 +49,15 @@ pub(super) fn judge<E: de::Error>(
     }
 }
 
-/// Any key that only one format has decides. Reinforcement rows look like chat rows.
+/// The key that says whether a row's one answer is a good one.
+pub(super) const LABEL: &str = "label";
+
+/// Any key that only one format has decides. Reinforcement rows look like chat rows, or like judged ones.
 fn recognise(keys: &Keys) -> Option<RowFormat> {
     if keys.input.is_some() || keys.preferred.is_some() || keys.non_preferred.is_some() {
         Some(RowFormat::Preference)
+    } else if keys.messages.is_some() && keys.extra.get(LABEL).is_some_and(Value::is_boolean) {
+        Some(RowFormat::UnpairedPreference)
     } else if keys.messages.is_some() {
         Some(RowFormat::Chat)
     } else if keys.prompt.is_some() || keys.completion.is_some() {
@@ -62,7 +70,7 @@ fn recognise(keys: &Keys) -> Option<RowFormat> {
 fn unrecognised<E: de::Error>(expected: RowFormat, trail: &Trail) -> E {
     match expected {
         RowFormat::Preference => missing("input", trail),
-        RowFormat::Reinforcement => missing("messages", trail),
+        RowFormat::UnpairedPreference | RowFormat::Reinforcement => missing("messages", trail),
         RowFormat::Chat | RowFormat::Completion => {
             let reason = "has neither 'messages' nor 'prompt' and 'completion'";
             trail.fail(Kind::UnexpectedFormat, reason)
@@ -72,6 +80,11 @@ fn unrecognised<E: de::Error>(expected: RowFormat, trail: &Trail) -> E {
 
 pub(super) fn missing<E: de::Error>(key: &'static str, trail: &Trail) -> E {
     trail.fail(Kind::MissingKey, format!("is missing key '{key}'"))
+}
+
+pub(super) fn no_boolean<E: de::Error>(key: &'static str, trail: &Trail) -> E {
+    let reason = format!("has a '{key}' that is neither true nor false");
+    trail.fail_at(key, Kind::InvalidValue, reason)
 }
 
 fn refuse_extra<E: de::Error>(extra: &Map<String, Value>, trail: &Trail) -> Result<(), E> {
@@ -104,6 +117,35 @@ fn chat<E: de::Error>(keys: Keys, trail: &Trail) -> Result<ChatExample, E> {
     let mut chat = trail.key("messages", || conversation(messages, tools, trail))?;
     chat.parallel_tool_calls = keys.parallel_tool_calls.flatten();
     Ok(chat)
+}
+
+fn unpaired<E: de::Error>(mut keys: Keys, trail: &Trail) -> Result<UnpairedExample, E> {
+    let label = match keys.extra.shift_remove(LABEL) {
+        Some(Value::Bool(label)) => label,
+        Some(_) => return Err(no_boolean(LABEL, trail)),
+        None => return Err(missing(LABEL, trail)),
+    };
+    let chat = chat(keys, trail)?;
+    trail.key("messages", || judged(chat, label, trail))
+}
+
+/// A conversation of which only the answer at its end is learned, which was judged.
+pub(super) fn judged<E: de::Error>(
+    mut chat: ChatExample,
+    label: bool,
+    trail: &Trail,
+) -> Result<UnpairedExample, E> {
+    let last = chat.messages.len() - 1;
+    if chat.messages[last].role != Role::Assistant {
+        let reason = "must end with the message from the assistant that 'label' judges";
+        return Err(trail.fail(Kind::NoAssistant, reason));
+    }
+    if !chat.trained[last] {
+        let reason = "ends with a message whose weight is 0: there is nothing to train on";
+        return Err(trail.fail(Kind::NothingToTrain, reason));
+    }
+    chat.trained[..last].fill(false);
+    Ok(UnpairedExample { chat, label })
 }
 
 /// Messages of which something is learned.

@@ -51,11 +51,12 @@ pub(crate) fn parse(
     })
 }
 
-/// Whether another name of the format would read the row. ShareGPT's turns may be spelt as chat messages are, and pairs are not written as completions.
+/// Whether another name of the format would read the row. ShareGPT's turns may be spelt as chat messages are, and answers that are compared
+/// are not written as completions.
 fn would_help(found: DataFormat, written: DataFormat, format: RowFormat) -> bool {
     let is_chat_turn = (written, found) == (DataFormat::ShareGpt, DataFormat::Chat);
-    let is_pair = format == RowFormat::Preference && found == DataFormat::PromptCompletion;
-    found != written && !is_chat_turn && !is_pair
+    let is_compared = format.method() == "dpo" && found == DataFormat::PromptCompletion;
+    found != written && !is_chat_turn && !is_compared
 }
 
 fn written_as(found: DataFormat, expected: DataFormat) -> RowError {
@@ -195,7 +196,9 @@ impl<'de> RowKeys<'de> for Keys {
     fn parsed<E: de::Error>(self, format: RowFormat, trail: &Trail) -> Result<Parsed, E> {
         let example = judge(self, format, trail)?;
         let place = match &example {
-            TrainingExample::Chat(_) | TrainingExample::Reinforcement(_) => "/messages",
+            TrainingExample::Chat(_)
+            | TrainingExample::Unpaired(_)
+            | TrainingExample::Reinforcement(_) => "/messages",
             TrainingExample::Preference(_) => "/input/messages",
             TrainingExample::Completion { .. } => "/completion",
         };

@@ -149,7 +149,7 @@ impl Keys {
             false => self.chosen.flatten(),
         };
         let is_pair = rejected.is_some() || (names.chosen != names.answer && chosen.is_some());
-        let place = "";
+        let (place, label) = ("", self.foreign.label());
         let tools = self.tools.unwrap_or_default();
         if !is_pair {
             // Of a file of pairs, what it lacks is to be named.
@@ -168,6 +168,7 @@ impl Keys {
                 messages,
                 tools,
                 answers: None,
+                label,
                 place,
             });
         }
@@ -180,6 +181,7 @@ impl Keys {
             messages,
             tools,
             answers: Some(answers),
+            label,
             place,
         })
     }

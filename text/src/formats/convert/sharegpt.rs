@@ -119,6 +119,7 @@ impl Keys {
             messages,
             tools: self.tools.unwrap_or_default(),
             answers,
+            label: self.foreign.label(),
             place: self.place,
         })
     }
@@ -209,6 +210,11 @@ impl Turn {
     }
 
     fn messages<E: de::Error>(mut self, calls: &Calls, trail: &Trail) -> Result<Vec<Message>, E> {
+        if let Some(label) = self.foreign.label().filter(|label| label.is_good.is_some()) {
+            let key = label.key;
+            let reason = format!("has a '{key}', which stands beside the conversation");
+            return Err(trail.fail_at(key, Kind::Unsupported, reason));
+        }
         let weight = self.weight(trail)?;
         if self.human.is_some() || self.assistant.is_some() {
             return self.question_and_answer(weight, trail);

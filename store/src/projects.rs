@@ -6,9 +6,10 @@ use domain::model_permissions::ModelPermissions;
 use domain::page::{Page, PageRequest};
 use domain::project::{Caps, Organization, Project};
 use domain::time::Timestamp;
-use sea_orm::sea_query::OnConflict;
+use sea_orm::sea_query::{LockType, OnConflict};
 use sea_orm::{
-    ColumnTrait, EntityTrait, Insert, IntoActiveModel, QueryFilter, QueryOrder, Select, UpdateMany,
+    ColumnTrait, DatabaseTransaction, EntityTrait, Insert, IntoActiveModel, QueryFilter,
+    QueryOrder, QuerySelect, Select, UpdateMany,
 };
 
 use crate::connect::Store;
@@ -300,6 +301,13 @@ fn change(id: &ProjectId, entry: &AuditEntry) -> UpdateMany<project::Entity> {
     project::Entity::update_many()
         .filter(project::Column::OrganizationId.eq(entry.organization_id.as_str()))
         .filter(project::Column::Id.eq(id.as_str()))
+/// Holds the project's row until the transaction ends, so that of what it may have two requests cannot both take the last.
+/// Rows that only refer to it do not wait for that. Errors: `NotFound`.
+pub(crate) async fn hold(tx: &DatabaseTransaction, id: &ProjectId) -> Result<(), StoreError> {
+    let row = project::Entity::find_by_id(id.as_str()).lock(LockType::NoKeyUpdate);
+    row.one(tx).await?.map(drop).ok_or(StoreError::NotFound)
+}
+
         .filter(project::Column::ArchivedAt.is_null())
 }
 

@@ -11,9 +11,10 @@ use sea_orm::{
 
 use super::{Jobs, effects, of, row, terminal};
 use crate::convert::text;
-use crate::entity::{file, job, job_metadata, project};
+use crate::entity::{file, job, job_metadata};
 use crate::error::StoreError;
 use crate::idempotency::{self, IdempotencyEntry};
+use crate::projects;
 
 /// What a project may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -75,7 +76,7 @@ fn metadata_rows(job: &FineTuningJob) -> Result<Vec<job_metadata::ActiveModel>, 
         .collect()
 }
 
-/// Locks the project, so that two jobs cannot both be the last one allowed.
+/// Errors: `JobLimit`.
 async fn check_limit(
     tx: &DatabaseTransaction,
     job: &FineTuningJob,
@@ -84,8 +85,7 @@ async fn check_limit(
     let Some(limit) = limits.max_active else {
         return Ok(());
     };
-    let project = project::Entity::find_by_id(job.project_id.as_str()).lock_exclusive();
-    project.one(tx).await?.ok_or(StoreError::NotFound)?;
+    projects::hold(tx, &job.project_id).await?;
     let active = of(&job.project_id).filter(job::Column::State.is_not_in(terminal()));
     if active.count(tx).await? >= limit {
         return Err(StoreError::JobLimit { limit });

@@ -12,7 +12,7 @@ use domain::service_account::{ServiceAccount, ServiceAccountRole};
 use domain::user::{OrganizationRole, User};
 use store::{
     AccessFilter, AuditFilter, AuditPage, AuditPlace, AuditVerdict, KeyOwnerShown, ProjectChange,
-    Store, StoreError, WhichProjects,
+    ServiceAccountChange, Store, StoreError, WhichProjects,
 };
 
 use crate::harness::{Db, on_both};
@@ -27,6 +27,7 @@ on_both!(
     of_two_owners_that_leave_at_once_one_stays,
     a_key_opens_while_its_user_is_a_member,
     a_service_account_s_keys_follow_its_role_and_go_with_it,
+    changes_of_one_service_account_at_once_are_both_kept,
     projects_are_listed_renamed_and_archived,
     caps_of_a_project_are_changed_apart,
     an_invitation_is_kept_until_it_is_deleted,
@@ -411,10 +412,13 @@ async fn a_service_account_s_keys_follow_its_role_and_go_with_it(db: Db) {
         role: ServiceAccountRole::None,
         ..account.clone()
     };
-    let updated = accounts
-        .update(&closed, &entry(AuditKind::ServiceAccountUpdated))
-        .await;
-    assert_eq!(updated, Ok(true));
+    let wanted = ServiceAccountChange {
+        name: Some(closed.name.clone()),
+        role: Some(closed.role),
+    };
+    let updated = entry(AuditKind::ServiceAccountUpdated);
+    let modified = accounts.modify(&project.id, &account.id, wanted, &updated);
+    assert_eq!(modified.await, Ok(Some(closed.clone())));
     assert_eq!(
         accounts.find(&project.id, &account.id).await,
         Ok(Some(closed))
@@ -511,6 +515,51 @@ async fn caps_of_a_project_are_changed_apart(db: Db) {
 
 async fn projects_are_listed_renamed_and_archived(db: Db) {
     let store = &db.store;
+async fn changes_of_one_service_account_at_once_are_both_kept(db: Db) {
+    let store = &db.store;
+    let (project, entry) = organization(store).await;
+    let account = ServiceAccount {
+        id: ServiceAccountId::mint(sample::entropy()),
+        project_id: project.id.clone(),
+        name: "bot".into(),
+        role: ServiceAccountRole::Member,
+        created_at: at(0),
+    };
+    let created = entry(AuditKind::ServiceAccountCreated);
+    let accounts = store.service_accounts();
+    accounts.insert(&account, None, &created).await.unwrap();
+    let renamed = ServiceAccountChange {
+        name: Some("old bot".into()),
+        role: None,
+    };
+    let promoted = ServiceAccountChange {
+        name: None,
+        role: Some(ServiceAccountRole::Owner),
+    };
+    let mut beside = db.other_program().await;
+    beside.hold("service_accounts").await;
+    let changes = [renamed, promoted].map(|wanted| {
+        let (store, account) = (store.clone(), account.clone());
+        let updated = entry(AuditKind::ServiceAccountUpdated);
+        tokio::spawn(async move {
+            let accounts = store.service_accounts();
+            let modified = accounts.modify(&account.project_id, &account.id, wanted, &updated);
+            modified.await.unwrap()
+        })
+    });
+    beside.let_go().await;
+    for change in changes {
+        assert!(change.await.unwrap().is_some());
+    }
+    let both = ServiceAccount {
+        name: "old bot".into(),
+        role: ServiceAccountRole::Owner,
+        ..account
+    };
+    let found = accounts.find(&project.id, &both.id).await;
+    assert_eq!(found, Ok(Some(both)));
+}
+
     let (project, entry) = organization(store).await;
     let (projects, organization) = (store.projects(), &project.organization_id);
     let archived = entry(AuditKind::ProjectArchived);

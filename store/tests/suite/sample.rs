@@ -427,7 +427,14 @@ pub async fn endpoint(
     project: &Project,
     event_types: &[WebhookEventType],
 ) -> WebhookEndpoint {
-    let endpoint = WebhookEndpoint {
+    let endpoint = new_endpoint(project, event_types);
+    let inserted = store.webhooks().insert(&endpoint, &sealed()).await;
+    assert_eq!(inserted, Ok(true));
+    endpoint
+}
+
+pub fn new_endpoint(project: &Project, event_types: &[WebhookEventType]) -> WebhookEndpoint {
+    WebhookEndpoint {
         id: WebhookEndpointId::mint(entropy()),
         project_id: project.id.clone(),
         name: "naïve ☃".into(),
@@ -437,9 +444,7 @@ pub async fn endpoint(
         created_at: at(0),
         updated_at: at(0),
         disabled_at: None,
-    };
-    store.webhooks().insert(&endpoint, &sealed()).await.unwrap();
-    endpoint
+    }
 }
 
 /// The operator's, or a project's.

@@ -12,6 +12,7 @@ use poem::http::uri::{PathAndQuery, Scheme};
 use poem::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use poem::{Endpoint, IntoResponse, PathPattern, Request, Response};
 
+use crate::app::repeat::BeganAt;
 use crate::auth::{Principal, authenticate};
 use crate::document;
 use crate::error::{ApiError, Kind, preflight_status};
@@ -88,6 +89,8 @@ impl<E: Endpoint + 'static> Endpoint for Outer<E> {
         if is_api && seen.method == Method::OPTIONS {
             return Ok(preflight(&request));
         }
+        let began_at = BeganAt(self.state.now());
+        request.extensions_mut().insert(began_at);
         let mut caller = None;
         let Answered { outcome, route } = match self.admit(&mut request, is_api, &mut caller).await
         {

@@ -29,7 +29,7 @@ impl<'a> Files<'a> {
     }
 
     /// Stores a file whose object is complete, and with it which request made it.
-    /// Errors: `Conflict` when that request, or the id, is already there.
+    /// Errors: `Conflict` when the id is already there, `Repeated` when the request made a file before, `KeyReused`.
     pub async fn insert(
         self,
         file: &File,
@@ -48,15 +48,10 @@ impl<'a> Files<'a> {
         let store = self.0.of(&file.project_id);
         let insert = file::Entity::insert(to_row(file)?.into_active_model());
         let work = async {
-            let tx = store.begin().await?;
-            let (project, now) = (&file.project_id, file.created_at);
+            let (project, id, now) = (&file.project_id, file.id.as_str(), file.created_at);
+            let tx = idempotency::begin(&store, project, request, id, now).await?;
             check_room(&tx, project, file.size_bytes, limit, now).await?;
             insert.exec_without_returning(&tx).await?;
-            if let Some(request) = request {
-                let object = file.id.as_str();
-                idempotency::remember(&tx, &file.project_id, request, object, file.created_at)
-                    .await?;
-            }
             Ok(tx.commit().await?)
         };
         store.bounded(work).await

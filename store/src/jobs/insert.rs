@@ -25,8 +25,8 @@ pub struct InsertLimits {
 
 impl Jobs<'_> {
     /// Stores a new job with its first events.
-    /// Errors: `NotFound` when a file is not (or no longer) the project's, `JobLimit`, `Conflict` when the request's
-    /// idempotency key made a job already.
+    /// Errors: `NotFound` when a file is not (or no longer) the project's, `JobLimit`, `Repeated` when the request
+    /// made a job before, `KeyReused`.
     pub async fn insert(
         self,
         job: &FineTuningJob,
@@ -39,7 +39,8 @@ impl Jobs<'_> {
         let row = row::from_domain(job, n_events)?;
         let metadata = metadata_rows(job)?;
         let work = async {
-            let tx = store.begin().await?;
+            let (project, id, now) = (&job.project_id, job.id.as_str(), job.created_at);
+            let tx = idempotency::begin(&store, project, request, id, now).await?;
             check_limit(&tx, job, limits).await?;
             check_files(&tx, job).await?;
             job::Entity::insert(row.into_active_model())
@@ -50,12 +51,7 @@ impl Jobs<'_> {
                     .exec_without_returning(&tx)
                     .await?;
             }
-            effects::append_events(&tx, &job.id, 0, events, job.created_at).await?;
-            if let Some(request) = request {
-                let object = job.id.as_str();
-                idempotency::remember(&tx, &job.project_id, request, object, job.created_at)
-                    .await?;
-            }
+            effects::append_events(&tx, &job.id, 0, events, now).await?;
             Ok(tx.commit().await?)
         };
         store.bounded(work).await

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use domain::audit::AuditKind;
 use domain::dry_run::DryRun;
-use domain::id::{DryRunId, KeyId, ServiceAccountId};
+use domain::id::{DryRunId, ServiceAccountId};
 use domain::job_event::JobEvent;
 use domain::page::{Order, Page, PageRequest};
 use domain::project::Project;
@@ -60,6 +60,7 @@ pub const WALKED: &[&str] = &[
     "files::stored_bytes",
     "idempotency::find",
     "idempotency::find_retry",
+    "idempotency::forget",
     "jobs/apply::apply_in_project",
     "jobs::find",
     "jobs::list",
@@ -90,8 +91,8 @@ pub const WALKED: &[&str] = &[
     "service_accounts::delete",
     "service_accounts::find",
     "service_accounts::list",
-    "uploads::add_part",
     "service_accounts::modify",
+    "uploads::add_part",
     "uploads::cancel",
     "uploads::complete",
     "uploads::find",
@@ -115,14 +116,16 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
     let key = sample::api_key(&owner.id);
     sample::insert_key(store, &owner, &key).await;
     let request = IdempotencyEntry {
-        endpoint: "POST /files".into(),
-        key: Some("k".into()),
-        api_key_id: KeyId::parse("key_1").unwrap(),
-        fingerprint: "f".into(),
-        expires_at: at(999),
+        key: None,
+        ..sample::request("POST /files", "")
     };
     let file = sample::file(&owner.id, at(0));
     store.files().insert(&file, Some(&request)).await.unwrap();
+    let (upload, keyed) = (
+        sample::upload(&owner.id, at(0)),
+        sample::request("POST /uploads", "k"),
+    );
+    store.uploads().insert(&upload, &keyed).await.unwrap();
     let batch = sample::stored_batch(store, &owner, at(0)).await;
     let model = job.tuned_model_name();
     let me = &stranger.id;
@@ -161,13 +164,15 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
     assert_eq!(store.files().stored_bytes(me, at(0)).await, Ok(0));
     let idempotency = store.idempotency();
     assert_eq!(
-        idempotency.find(me, "POST /files", "k", at(2)).await,
+        idempotency.find(me, "POST /uploads", "k", at(2)).await,
         Ok(None)
     );
     let retry = idempotency
         .find_retry(me, "POST /files", &request.api_key_id, "f", at(0))
         .await;
     assert_eq!(retry, Ok(None));
+    let forgotten = idempotency.forget(me, &request, file.id.as_str());
+    assert_eq!(forgotten.await, Ok(()));
     for event in [
         JobEvent::CancelRequested,
         JobEvent::PauseRequested,
@@ -198,6 +203,8 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
 
     // The owner has everything still.
     let me = &owner.id;
+    let retry = idempotency.find_retry(me, "POST /files", &request.api_key_id, "f", at(0));
+    assert_eq!(retry.await.unwrap().unwrap().object_id, file.id.as_str());
     let listed = store.api_keys().list(me, AccessFilter::Any, &page).await;
     assert_eq!(listed.unwrap().items.len(), 1);
     assert!(store.api_keys().find(me, &key.id).await.unwrap().is_some());
@@ -227,7 +234,7 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
     assert_eq!(store.jobs().find(me, &live.id).await, Ok(Some(live)));
     assert!(
         idempotency
-            .find(me, "POST /files", "k", at(2))
+            .find(me, "POST /uploads", "k", at(2))
             .await
             .unwrap()
             .is_some()
@@ -466,6 +473,12 @@ impl Administered {
         let accounts = store.service_accounts();
         assert_eq!(accounts.list(me, &page).await.unwrap().items, []);
         assert_eq!(accounts.find(me, account).await, Ok(None));
+        let (change, changed) = (
+            ServiceAccountChange::default(),
+            entry(AuditKind::ServiceAccountUpdated),
+        );
+        let modified = accounts.modify(me, account, change, &changed).await;
+        assert_eq!(modified, Ok(None));
         let deleted = entry(AuditKind::ServiceAccountDeleted);
         assert_eq!(accounts.delete(me, account, &deleted).await, Ok(false));
         let permissions = store.checkpoint_permissions();
@@ -473,12 +486,6 @@ impl Administered {
         assert_eq!(listed.unwrap().items, []);
         // Of another organisation a project is as absent as one that never was.
         let elsewhere = sample::organization_id();
-        let (change, changed) = (
-            ServiceAccountChange::default(),
-            entry(AuditKind::ServiceAccountUpdated),
-        );
-        let modified = accounts.modify(me, account, change, &changed).await;
-        assert_eq!(modified, Ok(None));
         let projects = store.projects();
         assert_eq!(projects.find_in(&elsewhere, me).await, Ok(None));
         let tried = sample::entry(&elsewhere, AuditKind::ProjectUpdated, "tried");

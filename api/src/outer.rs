@@ -155,7 +155,10 @@ impl<E: Endpoint + 'static> Outer<E> {
         };
         match kept {
             Ok(Kept::No) => ask(&*self.inner, request).await,
-            Ok(Kept::Told(response)) => Ok(response).into(),
+            Ok(Kept::Told(response)) => Answered {
+                outcome: Ok(response),
+                route: self.route(request).await,
+            },
             Ok(Kept::First(keeper)) => {
                 let (inner, state) = (self.inner.clone(), self.state.clone());
                 // A task of its own: whatever it makes is remembered, though the client be gone.
@@ -170,8 +173,17 @@ impl<E: Endpoint + 'static> Outer<E> {
                 let failed = |_| Err(ApiError::internal("a request's task ended")).into();
                 asked.await.unwrap_or_else(failed)
             }
-            Err(error) => Err(error).into(),
+            Err(error) => Answered {
+                outcome: Err(error),
+                route: self.route(request).await,
+            },
         }
+    }
+
+    /// The route of a request that it is not asked to answer. The router tells it of a method that it refuses, too.
+    async fn route(&self, mut request: Request) -> Option<PathPattern> {
+        request.set_method(Method::TRACE);
+        ask(&*self.inner, request).await.route
     }
 }
 

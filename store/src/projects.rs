@@ -102,6 +102,15 @@ impl<'a> Projects<'a> {
         self.one(project::Entity::find_by_id(id.as_str())).await
     }
 
+    /// Which of these projects are archived.
+    pub async fn archived_among(self, ids: &[ProjectId]) -> Result<Vec<ProjectId>, StoreError> {
+        let select = project::Entity::find()
+            .filter(project::Column::Id.is_in(ids.iter().map(ProjectId::as_str)))
+            .filter(project::Column::ArchivedAt.is_not_null());
+        let rows = self.0.all(select).await?.into_iter();
+        rows.map(|row| Ok(ProjectId::parse(&row.id)?)).collect()
+    }
+
     /// Every project, by name.
     pub async fn list(self) -> Result<Vec<Project>, StoreError> {
         let select = project::Entity::find()
@@ -292,6 +301,13 @@ pub enum WhichProjects {
     Live,
 }
 
+/// Holds the project's row until the transaction ends, so that of what it may have two requests cannot both take the last.
+/// Rows that only refer to it do not wait for that. Errors: `NotFound`.
+pub(crate) async fn hold(tx: &DatabaseTransaction, id: &ProjectId) -> Result<(), StoreError> {
+    let row = project::Entity::find_by_id(id.as_str()).lock(LockType::NoKeyUpdate);
+    row.one(tx).await?.map(drop).ok_or(StoreError::NotFound)
+}
+
 fn of(organization: &OrganizationId) -> Select<project::Entity> {
     project::Entity::find().filter(project::Column::OrganizationId.eq(organization.as_str()))
 }
@@ -301,13 +317,6 @@ fn change(id: &ProjectId, entry: &AuditEntry) -> UpdateMany<project::Entity> {
     project::Entity::update_many()
         .filter(project::Column::OrganizationId.eq(entry.organization_id.as_str()))
         .filter(project::Column::Id.eq(id.as_str()))
-/// Holds the project's row until the transaction ends, so that of what it may have two requests cannot both take the last.
-/// Rows that only refer to it do not wait for that. Errors: `NotFound`.
-pub(crate) async fn hold(tx: &DatabaseTransaction, id: &ProjectId) -> Result<(), StoreError> {
-    let row = project::Entity::find_by_id(id.as_str()).lock(LockType::NoKeyUpdate);
-    row.one(tx).await?.map(drop).ok_or(StoreError::NotFound)
-}
-
         .filter(project::Column::ArchivedAt.is_null())
 }
 

@@ -3,7 +3,7 @@
 use domain::api_key::{ApiKey, KeyOwner, OwnerAccess};
 use domain::audit::{Actor, ActorUser, AuditEntry, AuditKind, AuditProject};
 use domain::checkpoint_permission::CheckpointPermission;
-use domain::id::{CheckpointPermissionId, InviteId, KeyId, ServiceAccountId};
+use domain::id::{CheckpointPermissionId, InviteId, KeyId, ProjectId, ServiceAccountId};
 use domain::invite::{Invite, InvitedProject};
 use domain::page::{Order, PageRequest};
 use domain::project::{Caps, Project};
@@ -315,6 +315,8 @@ async fn owned(store: &Store, project: &Project, key: &ApiKey) -> (OwnerAccess, 
         .unwrap();
     let access = found.unwrap().access;
     assert_eq!(shown.access(), access, "both ways to tell agree");
+    let closed = store.api_keys().closed_among(&[key.id.clone()]).await;
+    assert_eq!(closed.unwrap().is_empty(), access == OwnerAccess::Active);
     let mut listed = Vec::new();
     for filter in [
         AccessFilter::Any,
@@ -513,8 +515,6 @@ async fn caps_of_a_project_are_changed_apart(db: Db) {
     assert_eq!(log.len(), 5, "the key, and four changes");
 }
 
-async fn projects_are_listed_renamed_and_archived(db: Db) {
-    let store = &db.store;
 async fn changes_of_one_service_account_at_once_are_both_kept(db: Db) {
     let store = &db.store;
     let (project, entry) = organization(store).await;
@@ -560,10 +560,16 @@ async fn changes_of_one_service_account_at_once_are_both_kept(db: Db) {
     assert_eq!(found, Ok(Some(both)));
 }
 
+async fn projects_are_listed_renamed_and_archived(db: Db) {
+    let store = &db.store;
     let (project, entry) = organization(store).await;
     let (projects, organization) = (store.projects(), &project.organization_id);
     let archived = entry(AuditKind::ProjectArchived);
+    let among = [project.id.clone(), ProjectId::mint(sample::entropy())];
+    assert_eq!(projects.archived_among(&among).await, Ok(Vec::new()));
     assert_eq!(projects.archive(&project.id, &archived).await, Ok(true));
+    let found = projects.archived_among(&among).await;
+    assert_eq!(found, Ok(vec![project.id.clone()]));
     let again = entry(AuditKind::ProjectArchived);
     assert_eq!(
         projects.archive(&project.id, &again).await,

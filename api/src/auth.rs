@@ -33,6 +33,8 @@ pub use token::Issuers;
 pub struct Caller {
     pub project: Arc<Project>,
     pub key_id: KeyId,
+    /// When the key or the token ends by itself.
+    pub expires_at: Option<Timestamp>,
 }
 
 /// Who administers which organisation, by an admin key, and from where.
@@ -42,6 +44,8 @@ pub struct Admin {
     pub key_id: KeyId,
     /// `None`: a key that was made on the command line for nobody.
     pub user: Option<User>,
+    /// When the key ends by itself.
+    pub expires_at: Option<Timestamp>,
     /// The address that the connection came from.
     pub ip: String,
 }
@@ -58,7 +62,6 @@ pub enum Principal {
 struct Known {
     principal: Principal,
     scopes: Scopes,
-    expires_at: Option<Timestamp>,
 }
 
 /// What came as a bearer, judged without looking anything up.
@@ -96,7 +99,8 @@ pub async fn authenticate(state: &State, request: &Request) -> Result<Principal,
             known
         }
     };
-    if known.expires_at.is_some_and(|at| at <= state.now()) {
+    let expires_at = known.principal.expires_at();
+    if expires_at.is_some_and(|at| at <= state.now()) {
         return Err(match bearer {
             Bearer::Key(_) => expired(&key),
             Bearer::Token => token::expired(),
@@ -126,6 +130,13 @@ impl Principal {
         match self {
             Principal::Project(caller) => &caller.key_id,
             Principal::Admin(admin) => &admin.key_id,
+        }
+    }
+
+    fn expires_at(&self) -> Option<Timestamp> {
+        match self {
+            Principal::Project(caller) => caller.expires_at,
+            Principal::Admin(admin) => admin.expires_at,
         }
     }
 

@@ -70,8 +70,8 @@ pub struct Keeper {
 }
 
 /// Whether the answer to a POST is kept.
-fn is_kept(path: &str, repeat: &Repeat) -> bool {
-    if repeat.key.is_none() {
+fn is_kept(path: &str, key: Option<&str>) -> bool {
+    if key.is_none() {
         return MAKERS.iter().any(|maker| fits(maker, path));
     }
     let of_upload = path.starts_with("/v1/uploads/");
@@ -98,8 +98,8 @@ pub async fn find(
     caller: &Principal,
     request: &mut Request,
 ) -> Result<Kept, ApiError> {
-    let repeat = Repeat::of(request.headers());
-    if *request.method() != Method::POST || !is_kept(request.uri().path(), &repeat) {
+    let repeat = Repeat::of(request);
+    if *request.method() != Method::POST || !is_kept(request.uri().path(), repeat.key.as_deref()) {
         return Ok(Kept::No);
     }
     if let Some(key) = &repeat.key {
@@ -231,10 +231,6 @@ mod tests {
 
     #[test]
     fn answers_are_kept_with_a_key_and_where_something_is_made() {
-        let with_key = Repeat {
-            key: Some("k".to_owned()),
-            retry_count: 0,
-        };
         for (path, with, without) in [
             ("/v1/organization/projects", true, true),
             ("/v1/organization/projects/proj_1", true, false),
@@ -250,7 +246,7 @@ mod tests {
             ("/v1/fine_tuning/jobs", false, false),
             ("/v1/chat/completions", false, false),
         ] {
-            let kept = (is_kept(path, &with_key), is_kept(path, &Repeat::default()));
+            let kept = (is_kept(path, Some("k")), is_kept(path, None));
             assert_eq!(kept, (with, without), "{path}");
         }
     }

@@ -140,7 +140,7 @@ impl ApiServer {
             self.public.serve(public, shutdown.begun()),
             self.operational.serve(operational, shutdown.begun()),
             self.batches.run(shutdown.clone()),
-            self.state.newsroom.run(&self.state.store, shutdown.clone()),
+            self.state.newsroom.run(&self.state, shutdown.clone()),
             ledger.keep(store, shutdown.begun()),
         );
         // What was answered while we stopped.

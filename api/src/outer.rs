@@ -12,6 +12,7 @@ use poem::http::uri::{PathAndQuery, Scheme};
 use poem::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use poem::{Endpoint, IntoResponse, PathPattern, Request, Response};
 
+use crate::app::repeat::BeganAt;
 use crate::auth::{Principal, authenticate};
 use crate::document;
 use crate::error::{ApiError, Kind, preflight_status};
@@ -88,6 +89,8 @@ impl<E: Endpoint + 'static> Endpoint for Outer<E> {
         if is_api && seen.method == Method::OPTIONS {
             return Ok(preflight(&request));
         }
+        let began_at = BeganAt(self.state.now());
+        request.extensions_mut().insert(began_at);
         let mut caller = None;
         let Answered { outcome, route } = match self.admit(&mut request, is_api, &mut caller).await
         {
@@ -152,7 +155,10 @@ impl<E: Endpoint + 'static> Outer<E> {
         };
         match kept {
             Ok(Kept::No) => ask(&*self.inner, request).await,
-            Ok(Kept::Told(response)) => Ok(response).into(),
+            Ok(Kept::Told(response)) => Answered {
+                outcome: Ok(response),
+                route: self.route(request).await,
+            },
             Ok(Kept::First(keeper)) => {
                 let (inner, state) = (self.inner.clone(), self.state.clone());
                 // A task of its own: whatever it makes is remembered, though the client be gone.
@@ -167,8 +173,17 @@ impl<E: Endpoint + 'static> Outer<E> {
                 let failed = |_| Err(ApiError::internal("a request's task ended")).into();
                 asked.await.unwrap_or_else(failed)
             }
-            Err(error) => Err(error).into(),
+            Err(error) => Answered {
+                outcome: Err(error),
+                route: self.route(request).await,
+            },
         }
+    }
+
+    /// The route of a request that it is not asked to answer. The router tells it of a method that it refuses, too.
+    async fn route(&self, mut request: Request) -> Option<PathPattern> {
+        request.set_method(Method::TRACE);
+        ask(&*self.inner, request).await.route
     }
 }
 

@@ -472,6 +472,30 @@ async fn an_upload_that_is_repeated_with_its_key_makes_one_file() {
     assert_eq!(n_objects(&app), 1);
 }
 
+#[tokio::test]
+async fn what_was_deleted_is_made_anew_and_once() {
+    let app = App::start().await;
+    let upload = async |retry_count: u32| {
+        let body = form(&[("file", Some("a"), b"words"), purpose("user_data")]);
+        let request = app
+            .request(Method::POST, "/v1/files")
+            .header("content-type", "multipart/form-data; boundary=XX")
+            .header("x-stainless-retry-count", retry_count);
+        let reply = Reply::of(request.body(body).send().await.unwrap()).await;
+        (
+            reply.json()["id"].clone(),
+            reply.header("idempotent-replayed") == "true",
+        )
+    };
+    let (first, _) = upload(0).await;
+    assert_eq!(upload(1).await, (first.clone(), true));
+    let path = format!("/v1/files/{}", first.as_str().unwrap());
+    assert_eq!(app.delete(&path).await.status, 200);
+    let (second, is_replay) = upload(1).await;
+    assert!(second != first && !is_replay, "{second}");
+    assert_eq!(upload(2).await, (second, true));
+}
+
 /// The process's memory now. Bytes.
 fn resident_bytes() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();

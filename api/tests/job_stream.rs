@@ -1,12 +1,14 @@
 //! `/v1/x/fine_tuning/jobs/{id}/stream`: jobs followed as they go on.
 
-use domain::id::JobId;
+use domain::audit::AuditKind;
+use domain::id::{JobId, ProjectId};
 use domain::job_event::JobEvent;
 use futures::StreamExt;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::App;
+use crate::administration::{new_project, ok};
+use crate::support::{App, entry, make_key, make_key_with, now};
 
 /// What is read of a stream, block by block.
 struct Blocks {
@@ -131,4 +133,67 @@ async fn a_foreign_job_is_no_job() {
         foreign.json()["error"]["code"],
         unknown.json()["error"]["code"]
     );
+}
+
+/// The stream of the job as whoever has this key follows it, behind the events of its making.
+async fn followed(app: &mut App, key: String, job: &str) -> Blocks {
+    let own = std::mem::replace(&mut app.key, key);
+    let mut blocks = Blocks::open(app, &format!("/v1/x/fine_tuning/jobs/{job}/stream")).await;
+    app.key = own;
+    for _ in ["created", "validating"] {
+        assert!(blocks.next().await.unwrap().starts_with("id: "));
+    }
+    blocks
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_ends_with_what_opened_it() {
+    let mut app = App::start().await;
+    let job = app.new_job(json!({})).await;
+    let (store, config, project) = (app.store.clone(), app.config.clone(), app.project.clone());
+    let mut id = None;
+    let revoked = make_key_with(&store, &config, &project.id, |key| {
+        id = Some(key.id.clone());
+    });
+    let revoked = revoked.await;
+    let expiring = make_key_with(&store, &config, &project.id, |key| {
+        key.expires_at = Some(now().plus_s(3));
+    });
+    let expiring = expiring.await;
+    let lasting = app.key.clone();
+    let mut lasting = followed(&mut app, lasting, &job).await;
+    let ending = [
+        followed(&mut app, revoked, &job).await,
+        followed(&mut app, expiring, &job).await,
+    ];
+    // By another process.
+    let id = id.unwrap();
+    let told = entry(
+        &project.organization_id,
+        AuditKind::ApiKeyDeleted,
+        id.as_str(),
+    );
+    let is_revoked = store.api_keys().revoke(&project.id, &id, &told).await;
+    assert_eq!(is_revoked, Ok(true));
+    for mut blocks in ending {
+        assert_eq!(blocks.rest().await, [""; 0]);
+    }
+    // Another key reads on.
+    app.apply(&JobId::parse(&job).unwrap(), JobEvent::CancelRequested)
+        .await;
+    assert_eq!(lasting.rest().await.pop().unwrap(), "data: [DONE]");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_ends_when_its_project_is_archived() {
+    let mut app = App::start().await;
+    let project = ProjectId::parse(&new_project(&app, "short-lived").await).unwrap();
+    let own = make_key(&app.store, &app.config, &project).await;
+    let default = std::mem::replace(&mut app.key, own.clone());
+    let job = app.new_job(json!({})).await;
+    app.key = default;
+    let mut blocks = followed(&mut app, own, &job).await;
+    let archive = format!("/organization/projects/{project}/archive");
+    ok(app.admin(Method::POST, &archive, Value::Null).await);
+    assert_eq!(blocks.rest().await, [""; 0]);
 }

@@ -1,7 +1,10 @@
-//! POSTs that come twice, where their answers are kept. What jobs, files and batches do stands with each of them.
+//! POSTs that come twice, where their answers are kept, and those that their own repetition overtakes. What else jobs, files
+//! and batches do stands with each of them.
 
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::administration::{new_project, ok, text};
 use crate::support::{App, BASE_MODEL, Reply, make_admin_key, make_key};
@@ -181,4 +184,81 @@ async fn only_the_api_key_that_sent_it_is_told() {
         ),
         (200, "")
     );
+}
+
+/// A POST that the service has begun with, though its body is still to come.
+struct Begun(TcpStream);
+
+impl Begun {
+    async fn open(app: &App, path: &str, content_type: &str, n_bytes: usize) -> Self {
+        let address = app.base.strip_prefix("http://").unwrap();
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {}\r\ncontent-type: {content_type}\r\n\
+             content-length: {n_bytes}\r\nexpect: 100-continue\r\nconnection: close\r\n\r\n",
+            app.key
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut asked_for_the_body = [0; 25];
+        stream.read_exact(&mut asked_for_the_body).await.unwrap();
+        assert_eq!(&asked_for_the_body, b"HTTP/1.1 100 Continue\r\n\r\n");
+        Self(stream)
+    }
+
+    /// The head and the body of the answer.
+    async fn finish(mut self, body: &[u8]) -> (String, Value) {
+        self.0.write_all(body).await.unwrap();
+        let mut text = String::new();
+        self.0.read_to_string(&mut text).await.unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        (head.to_owned(), serde_json::from_str(body).unwrap())
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_its_repetition_overtook_makes_nothing() {
+    let app = App::start().await;
+    let (training_file, input) = (
+        app.upload(b"{}\n").await,
+        app.upload_for("batch", b"{}\n").await,
+    );
+    let job = json!({"model": BASE_MODEL, "training_file": training_file});
+    let batch = json!({
+        "input_file_id": input, "endpoint": "/v1/chat/completions", "completion_window": "24h",
+    });
+    let file = "--XX\r\ncontent-disposition: form-data; name=\"purpose\"\r\n\r\nuser_data\r\n--XX\r\n\
+                content-disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\nwords\r\n--XX--\r\n";
+    let upload = json!({
+        "filename": "a.jsonl", "purpose": "fine-tune", "bytes": 5, "mime_type": "text/jsonl",
+    });
+    for (path, content_type, body) in [
+        ("/v1/fine_tuning/jobs", "application/json", job.to_string()),
+        ("/v1/batches", "application/json", batch.to_string()),
+        ("/v1/uploads", "application/json", upload.to_string()),
+        (
+            "/v1/files",
+            "multipart/form-data; boundary=XX",
+            file.to_owned(),
+        ),
+    ] {
+        let request = || {
+            let request = app.request(Method::POST, path);
+            request
+                .header("content-type", content_type)
+                .body(body.clone())
+        };
+        let begin = || Begun::open(&app, path, content_type, body.len());
+        let (first, another) = (begin().await, begin().await);
+        let repeated = ok(retried(request(), 1).await);
+        let (head, told) = first.finish(body.as_bytes()).await;
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        assert!(head.contains("idempotent-replayed: true"), "{head}");
+        assert_eq!(told["id"], repeated["id"], "{path}");
+        // Nobody posted that one again: it is one of its own, as is one that comes later.
+        let (head, another) = another.finish(body.as_bytes()).await;
+        assert!(!head.contains("idempotent-replayed: true"), "{head}");
+        let later = ok(retried(request(), 0).await);
+        assert_ne!(another["id"], repeated["id"], "{path}");
+        assert!(later["id"] != repeated["id"] && later["id"] != another["id"]);
+    }
 }

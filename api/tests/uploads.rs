@@ -278,6 +278,8 @@ async fn expired_upload(app: &App) -> String {
         key: None,
         api_key_id: domain::id::KeyId::mint(rand::random()),
         fingerprint: String::new(),
+        began_at: created_at,
+        repeats_since: None,
         expires_at: now(),
     };
     app.store.uploads().insert(&upload, &request).await.unwrap();

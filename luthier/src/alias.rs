@@ -29,7 +29,7 @@ pub async fn add_command(place: &Place, name: &str, model: &str) -> Result<()> {
         created_at: now(),
     };
     match opened.store.model_aliases().insert(&alias).await {
-        Ok(()) => println!("{name} stands for {model}"),
+        Ok(_) => println!("{name} stands for {model}"),
         Err(StoreError::Conflict(_)) => {
             bail!("{name} stands for a model already; `luthier alias remove {name}` first")
         }

@@ -20,6 +20,7 @@ mod m20261127_000201_row_level_security;
 mod m20261127_000202_names_of_projects;
 mod m20261127_000203_kept_replies;
 mod m20261127_000301_caps;
+mod m20261127_000302_overtaken_requests;
 pub mod row_security;
 mod table;
 
@@ -46,6 +47,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261127_000202_names_of_projects::NamesOfProjects),
             Box::new(m20261127_000203_kept_replies::KeptReplies),
             Box::new(m20261127_000301_caps::Caps),
+            Box::new(m20261127_000302_overtaken_requests::OvertakenRequests),
         ]
     }
 }

@@ -94,7 +94,7 @@ const GRANTS: &[(&str, &str)] = &[
     ("dry_runs", "SELECT, INSERT"),
     ("events", "SELECT, INSERT"),
     ("files", "SELECT, INSERT, UPDATE"),
-    ("idempotency_keys", "SELECT, INSERT, DELETE"),
+    ("idempotency_keys", "SELECT, INSERT, UPDATE, DELETE"),
     ("job_metadata", "SELECT, INSERT"),
     ("job_transitions", "SELECT, INSERT"),
     ("jobs", "SELECT, INSERT, UPDATE"),

@@ -168,6 +168,18 @@ impl<'a> ApiKeys<'a> {
         keys.iter().map(pair).collect()
     }
 
+    /// Which of these keys open nothing any more, whatever becomes of their projects. An id of no key is not among them.
+    pub async fn closed_among(self, ids: &[KeyId]) -> Result<Vec<KeyId>, StoreError> {
+        let is_closed = Condition::any()
+            .add(Column::RevokedAt.is_not_null())
+            .add(has_access().not());
+        let select = Entity::find()
+            .filter(Column::Id.is_in(ids.iter().map(KeyId::as_str)))
+            .filter(is_closed);
+        let rows = self.0.all(select).await?.into_iter();
+        rows.map(|row| Ok(KeyId::parse(&row.id)?)).collect()
+    }
+
     /// Notes the last use. The caller does so rarely: it is a write.
     pub async fn touch(self, id: &KeyId, now: Timestamp) -> Result<(), StoreError> {
         let update = Entity::update_many()

@@ -32,8 +32,8 @@ impl<'a> Batches<'a> {
         Self(store)
     }
 
-    /// Stores a new batch. Errors: `NotFound` when its input is not (or no longer) a file of the project, `Conflict` when
-    /// the request's idempotency key made a batch already.
+    /// Stores a new batch. Errors: `NotFound` when its input is not (or no longer) a file of the project, `Repeated` when
+    /// the request made a batch before, `KeyReused`.
     pub async fn insert(
         self,
         batch: &Batch,
@@ -47,13 +47,10 @@ impl<'a> Batches<'a> {
             .filter(file::Column::DeletedAt.is_null())
             .lock_shared();
         let work = async {
-            let tx = store.begin().await?;
+            let (project, id, now) = (&batch.project_id, batch.id.as_str(), batch.created_at);
+            let tx = idempotency::begin(&store, project, request, id, now).await?;
             input.one(&tx).await?.ok_or(StoreError::NotFound)?;
             Entity::insert(row).exec_without_returning(&tx).await?;
-            if let Some(request) = request {
-                let (object, now) = (batch.id.as_str(), batch.created_at);
-                idempotency::remember(&tx, &batch.project_id, request, object, now).await?;
-            }
             Ok(tx.commit().await?)
         };
         store.bounded(work).await

@@ -10,8 +10,8 @@ use sea_orm::{
 use crate::connect::Store;
 use crate::convert::{from_json, json};
 use crate::entity::dry_run::{Column, Entity, Model};
-use crate::entity::project;
 use crate::error::StoreError;
+use crate::projects;
 
 #[derive(Clone, Copy)]
 pub struct DryRuns<'a>(&'a Store);
@@ -25,15 +25,12 @@ impl<'a> DryRuns<'a> {
     pub async fn insert(self, dry_run: &DryRun) -> Result<bool, StoreError> {
         let store = self.0.of(&dry_run.project_id);
         let row = to_row(dry_run);
-        let project = dry_run.project_id.as_str();
-        // Locked, so that two cannot both be the last one allowed.
-        let lock = project::Entity::find_by_id(project).lock_exclusive();
         let unfinished = Entity::find()
-            .filter(Column::ProjectId.eq(project))
+            .filter(Column::ProjectId.eq(dry_run.project_id.as_str()))
             .filter(Column::Report.is_null());
         let work = async {
             let tx = store.begin().await?;
-            lock.one(&tx).await?.ok_or(StoreError::NotFound)?;
+            projects::hold(&tx, &dry_run.project_id).await?;
             if unfinished.count(&tx).await? >= MAX_UNFINISHED {
                 return Ok(false);
             }

@@ -17,6 +17,12 @@ pub enum StoreError {
     /// A row with the same key exists.
     #[error("conflicts with what is stored: {0}")]
     Conflict(String),
+    /// The request was sent before, and this is what it made.
+    #[error("the same request made {object_id}")]
+    Repeated { object_id: String },
+    /// The client's idempotency key came with another request before.
+    #[error("the idempotency key belongs to another request")]
+    KeyReused,
     /// A value the database cannot hold.
     #[error("cannot be stored: {0}")]
     Invalid(String),

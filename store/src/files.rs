@@ -5,7 +5,7 @@ use domain::id::{FileId, ProjectId};
 use domain::job::JobState;
 use domain::page::{Page, PageRequest};
 use domain::time::Timestamp;
-use sea_orm::sea_query::{Condition, Expr, ExprTrait, LockType, Query};
+use sea_orm::sea_query::{Condition, Expr, ExprTrait, Query};
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseTransaction, EntityTrait, IntoActiveModel, QueryFilter,
     QueryOrder, QuerySelect,
@@ -14,11 +14,11 @@ use sea_orm::{
 use crate::batches;
 use crate::connect::Store;
 use crate::convert::{int, optional, text, unsigned};
-use crate::entity::{batch, file, job, project};
+use crate::entity::{batch, file, job};
 use crate::error::StoreError;
 use crate::idempotency::{self, IdempotencyEntry};
 use crate::page::{Cursor, paged};
-use crate::uploads;
+use crate::{projects, uploads};
 
 #[derive(Clone, Copy)]
 pub struct Files<'a>(&'a Store);
@@ -29,7 +29,7 @@ impl<'a> Files<'a> {
     }
 
     /// Stores a file whose object is complete, and with it which request made it.
-    /// Errors: `Conflict` when that request, or the id, is already there.
+    /// Errors: `Conflict` when the id is already there, `Repeated` when the request made a file before, `KeyReused`.
     pub async fn insert(
         self,
         file: &File,
@@ -48,15 +48,10 @@ impl<'a> Files<'a> {
         let store = self.0.of(&file.project_id);
         let insert = file::Entity::insert(to_row(file)?.into_active_model());
         let work = async {
-            let tx = store.begin().await?;
-            let (project, now) = (&file.project_id, file.created_at);
+            let (project, id, now) = (&file.project_id, file.id.as_str(), file.created_at);
+            let tx = idempotency::begin(&store, project, request, id, now).await?;
             check_room(&tx, project, file.size_bytes, limit, now).await?;
             insert.exec_without_returning(&tx).await?;
-            if let Some(request) = request {
-                let object = file.id.as_str();
-                idempotency::remember(&tx, &file.project_id, request, object, file.created_at)
-                    .await?;
-            }
             Ok(tx.commit().await?)
         };
         store.bounded(work).await
@@ -207,7 +202,7 @@ async fn stored_bytes(
     Ok(of_files + uploads::pending_bytes(db, project, now).await?)
 }
 
-/// Locks the project, so that two requests cannot both take the room that is left.
+/// Errors: `StorageLimit`; nobody else takes of what room is left until the transaction ends.
 pub(crate) async fn check_room(
     tx: &DatabaseTransaction,
     project: &ProjectId,
@@ -218,9 +213,7 @@ pub(crate) async fn check_room(
     if limit == u64::MAX {
         return Ok(());
     }
-    // Rows that only refer to it do not wait for that.
-    let row = project::Entity::find_by_id(project.as_str()).lock(LockType::NoKeyUpdate);
-    row.one(tx).await?.ok_or(StoreError::NotFound)?;
+    projects::hold(tx, project).await?;
     let stored = stored_bytes(tx, project, now).await?;
     if stored.saturating_add(wanted) > limit {
         return Err(StoreError::StorageLimit { limit, stored });

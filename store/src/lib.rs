@@ -60,6 +60,8 @@ pub use kept_replies::{Claim, KeptRequest, Memory};
 pub use metadata::MetadataFilter;
 pub use outbox::OutboxMessage;
 pub use projects::{ProjectChange, WhichProjects};
+pub use rate_limits::RateLimitChange;
+pub use service_accounts::ServiceAccountChange;
 pub use uploads::{AddedPart, PartLimits};
 pub use wall::SecondWall;
 pub use webhooks::{DueDelivery, SealedSecret, WebhookChange};

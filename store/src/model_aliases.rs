@@ -1,14 +1,15 @@
 //! Other names for models: of a project, and of the operator for every project.
 
 use domain::id::ProjectId;
-use domain::model_alias::ModelAlias;
+use domain::model_alias::{MAX_ALIASES, ModelAlias};
 use domain::time::Timestamp;
-use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder};
+use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, PaginatorTrait, QueryFilter, QueryOrder};
 
 use crate::connect::Store;
 use crate::convert::text;
 use crate::entity::model_alias::{Column, Entity, Model};
 use crate::error::StoreError;
+use crate::projects;
 
 /// The scope of the operator's; no project's id is spelled so.
 const INSTALLATION: &str = "installation";
@@ -21,8 +22,9 @@ impl<'a> ModelAliases<'a> {
         Self(store)
     }
 
+    /// False: the project has [`MAX_ALIASES`] already; the operator may have any number.
     /// Errors: `Conflict` when the project, or the operator, has one of this name.
-    pub async fn insert(self, alias: &ModelAlias) -> Result<(), StoreError> {
+    pub async fn insert(self, alias: &ModelAlias) -> Result<bool, StoreError> {
         let row = Model {
             scope: scope(alias.project_id.as_ref()).to_owned(),
             name: text("name", &alias.name)?,
@@ -30,10 +32,22 @@ impl<'a> ModelAliases<'a> {
             created_at: alias.created_at.0,
         };
         let insert = Entity::insert(row.into_active_model());
-        match &alias.project_id {
-            Some(project) => self.0.of(project).insert(insert).await,
-            None => self.0.insert(insert).await,
-        }
+        let Some(project) = &alias.project_id else {
+            return self.0.insert(insert).await.map(|()| true);
+        };
+        let store = self.0.of(project);
+        let own = Entity::find().filter(Column::Scope.eq(project.as_str()));
+        let work = async {
+            let tx = store.begin().await?;
+            projects::hold(&tx, project).await?;
+            if own.count(&tx).await? >= MAX_ALIASES {
+                return Ok(false);
+            }
+            insert.exec_without_returning(&tx).await?;
+            tx.commit().await?;
+            Ok::<_, StoreError>(true)
+        };
+        store.bounded(work).await
     }
 
     /// The project's own before the operator's.
@@ -63,12 +77,6 @@ impl<'a> ModelAliases<'a> {
         all.extend(own);
         all.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(all)
-    }
-
-    /// How many the project has of its own.
-    pub async fn count(self, project: &ProjectId) -> Result<u64, StoreError> {
-        let select = Entity::find().filter(Column::Scope.eq(project.as_str()));
-        self.0.of(project).count(select).await
     }
 
     /// False: the project has none of its own of this name.

@@ -22,7 +22,7 @@ impl<'a> Models<'a> {
     }
 
     /// Stores a model around an adapter whose objects are complete, and with it which request made it.
-    /// Errors: `Conflict` when that request, or the name, is already there.
+    /// Errors: `Conflict` when the name is already there, `Repeated` when the request made a model before, `KeyReused`.
     pub async fn insert(
         self,
         model: &TunedModel,
@@ -31,12 +31,9 @@ impl<'a> Models<'a> {
         let store = self.0.of(&model.project_id);
         let insert = Entity::insert(to_row(model)?.into_active_model());
         let work = async {
-            let tx = store.begin().await?;
+            let (project, name, now) = (&model.project_id, &model.name, model.created_at);
+            let tx = idempotency::begin(&store, project, request, name, now).await?;
             insert.exec_without_returning(&tx).await?;
-            if let Some(request) = request {
-                let (project, at) = (&model.project_id, model.created_at);
-                idempotency::remember(&tx, project, request, &model.name, at).await?;
-            }
             Ok(tx.commit().await?)
         };
         store.bounded(work).await

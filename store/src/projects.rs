@@ -6,9 +6,10 @@ use domain::model_permissions::ModelPermissions;
 use domain::page::{Page, PageRequest};
 use domain::project::{Caps, Organization, Project};
 use domain::time::Timestamp;
-use sea_orm::sea_query::OnConflict;
+use sea_orm::sea_query::{LockType, OnConflict};
 use sea_orm::{
-    ColumnTrait, EntityTrait, Insert, IntoActiveModel, QueryFilter, QueryOrder, Select, UpdateMany,
+    ColumnTrait, DatabaseTransaction, EntityTrait, Insert, IntoActiveModel, QueryFilter,
+    QueryOrder, QuerySelect, Select, UpdateMany,
 };
 
 use crate::connect::Store;
@@ -99,6 +100,15 @@ impl<'a> Projects<'a> {
 
     pub async fn find(self, id: &ProjectId) -> Result<Option<Project>, StoreError> {
         self.one(project::Entity::find_by_id(id.as_str())).await
+    }
+
+    /// Which of these projects are archived.
+    pub async fn archived_among(self, ids: &[ProjectId]) -> Result<Vec<ProjectId>, StoreError> {
+        let select = project::Entity::find()
+            .filter(project::Column::Id.is_in(ids.iter().map(ProjectId::as_str)))
+            .filter(project::Column::ArchivedAt.is_not_null());
+        let rows = self.0.all(select).await?.into_iter();
+        rows.map(|row| Ok(ProjectId::parse(&row.id)?)).collect()
     }
 
     /// Every project, by name.
@@ -289,6 +299,13 @@ pub enum WhichProjects {
     All,
     /// Those that are not archived.
     Live,
+}
+
+/// Holds the project's row until the transaction ends, so that of what it may have two requests cannot both take the last.
+/// Rows that only refer to it do not wait for that. Errors: `NotFound`.
+pub(crate) async fn hold(tx: &DatabaseTransaction, id: &ProjectId) -> Result<(), StoreError> {
+    let row = project::Entity::find_by_id(id.as_str()).lock(LockType::NoKeyUpdate);
+    row.one(tx).await?.map(drop).ok_or(StoreError::NotFound)
 }
 
 fn of(organization: &OrganizationId) -> Select<project::Entity> {

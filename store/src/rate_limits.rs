@@ -7,6 +7,7 @@ use domain::time::Timestamp;
 use sea_orm::sea_query::OnConflict;
 use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect};
 
+use crate::audit;
 use crate::connect::Store;
 use crate::convert::{int, text, unsigned};
 use crate::entity::{rate_bucket, rate_limit};
@@ -44,21 +45,18 @@ impl<'a> RateLimits<'a> {
             .collect()
     }
 
-    /// From now on this one holds; processes that hold drawn amounts spend them first. `entry` tells of it.
-    pub async fn upsert(
+    /// Changes the project's limit, which is `default` where it has none of its own. What this makes of it holds from now on;
+    /// processes that hold drawn amounts spend them first. `entry` tells of it.
+    pub async fn modify(
         self,
         project: &ProjectId,
-        limit: &ModelRateLimit,
+        model: &str,
+        wanted: RateLimitChange,
+        default: RateLimit,
         entry: &AuditEntry,
-    ) -> Result<(), StoreError> {
+    ) -> Result<RateLimit, StoreError> {
         use rate_limit::Column;
-        let row = rate_limit::Model {
-            project_id: project.to_string(),
-            model: text("model", &limit.model)?,
-            requests_per_minute: int(limit.limit.requests_per_minute)?,
-            tokens_per_minute: int(limit.limit.tokens_per_minute)?,
-            updated_at: entry.effective_at.0,
-        };
+        let key = (project.to_string(), text("model", model)?);
         let conflict = OnConflict::columns([Column::ProjectId, Column::Model])
             .update_columns([
                 Column::RequestsPerMinute,
@@ -66,8 +64,26 @@ impl<'a> RateLimits<'a> {
                 Column::UpdatedAt,
             ])
             .to_owned();
-        let insert = rate_limit::Entity::insert(row.into_active_model()).on_conflict(conflict);
-        self.0.audited_insert(insert, entry).await
+        let work = async {
+            let tx = audit::begin(self.0, &entry.organization_id).await?;
+            let own = rate_limit::Entity::find_by_id(key.clone()).one(&tx).await?;
+            let own = own.as_ref().map(to_domain).transpose()?;
+            let limit = wanted.of(own.unwrap_or(default));
+            let row = rate_limit::Model {
+                project_id: key.0,
+                model: key.1,
+                requests_per_minute: int(limit.requests_per_minute)?,
+                tokens_per_minute: int(limit.tokens_per_minute)?,
+                updated_at: entry.effective_at.0,
+            };
+            rate_limit::Entity::insert(row.into_active_model())
+                .on_conflict(conflict)
+                .exec_without_returning(&tx)
+                .await?;
+            audit::commit(tx, entry).await?;
+            Ok(limit)
+        };
+        self.0.bounded(work).await
     }
 
     /// Draws from what is left of the limit, as [`Bucket::draw`] says. `default` is the limit where the project has none of its
@@ -115,6 +131,24 @@ impl<'a> RateLimits<'a> {
             Ok::<_, StoreError>(Drawn { given, left, limit })
         };
         store.bounded(work).await
+    }
+}
+
+/// What of a limit becomes what; `None` leaves it as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RateLimitChange {
+    pub requests_per_minute: Option<u64>,
+    pub tokens_per_minute: Option<u64>,
+}
+
+impl RateLimitChange {
+    fn of(self, limit: RateLimit) -> RateLimit {
+        RateLimit {
+            requests_per_minute: self
+                .requests_per_minute
+                .unwrap_or(limit.requests_per_minute),
+            tokens_per_minute: self.tokens_per_minute.unwrap_or(limit.tokens_per_minute),
+        }
     }
 }
 

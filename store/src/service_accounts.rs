@@ -4,7 +4,7 @@ use domain::api_key::ApiKey;
 use domain::audit::AuditEntry;
 use domain::id::{ProjectId, ServiceAccountId};
 use domain::page::{Page, PageRequest};
-use domain::service_account::ServiceAccount;
+use domain::service_account::{ServiceAccount, ServiceAccountRole};
 use domain::time::Timestamp;
 use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, Select};
 
@@ -68,19 +68,32 @@ impl<'a> ServiceAccounts<'a> {
         self.0.bounded(work).await
     }
 
-    /// Writes name and role. False: the project has no such account.
-    pub async fn update(
+    /// The account afterwards. `None`: the project has no such account.
+    pub async fn modify(
         self,
-        account: &ServiceAccount,
+        project: &ProjectId,
+        id: &ServiceAccountId,
+        wanted: ServiceAccountChange,
         entry: &AuditEntry,
-    ) -> Result<bool, StoreError> {
-        let row = to_row(account)?;
-        let update = Entity::update_many()
-            .col_expr(Column::Name, row.name.into())
-            .col_expr(Column::Role, row.role.into())
-            .filter(Column::ProjectId.eq(row.project_id))
-            .filter(Column::Id.eq(row.id));
-        self.0.audited_update(update, entry).await
+    ) -> Result<Option<ServiceAccount>, StoreError> {
+        let select = of(project).filter(Column::Id.eq(id.as_str()));
+        let work = async {
+            let tx = audit::begin(self.0, &entry.organization_id).await?;
+            let Some(row) = select.one(&tx).await? else {
+                return Ok(None);
+            };
+            let account = wanted.of(to_domain(row)?);
+            let row = to_row(&account)?;
+            Entity::update_many()
+                .col_expr(Column::Name, row.name.into())
+                .col_expr(Column::Role, row.role.into())
+                .filter(Column::Id.eq(row.id))
+                .exec(&tx)
+                .await?;
+            audit::commit(tx, entry).await?;
+            Ok(Some(account))
+        };
+        self.0.bounded(work).await
     }
 
     /// Deletes the account and revokes its keys. False: the project has no such account.
@@ -106,6 +119,23 @@ impl<'a> ServiceAccounts<'a> {
             audit::commit(tx, entry).await.map(|()| true)
         };
         self.0.bounded(work).await
+    }
+}
+
+/// What of an account becomes what; `None` leaves it as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ServiceAccountChange {
+    pub name: Option<String>,
+    pub role: Option<ServiceAccountRole>,
+}
+
+impl ServiceAccountChange {
+    fn of(self, account: ServiceAccount) -> ServiceAccount {
+        ServiceAccount {
+            name: self.name.unwrap_or(account.name),
+            role: self.role.unwrap_or(account.role),
+            ..account
+        }
     }
 }
 

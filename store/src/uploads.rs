@@ -49,8 +49,7 @@ impl<'a> Uploads<'a> {
         Self(store)
     }
 
-    /// Stores a new upload and which request made it.
-    /// Errors: `Conflict` when that request made one already.
+    /// Stores a new upload and which request made it. Errors: `Repeated` when the request made one before, `KeyReused`.
     pub async fn insert(
         self,
         upload: &Upload,
@@ -59,10 +58,9 @@ impl<'a> Uploads<'a> {
         let store = self.0.of(&upload.project_id);
         let insert = Entity::insert(to_row(upload)?.into_active_model());
         let work = async {
-            let tx = store.begin().await?;
+            let (project, id, now) = (&upload.project_id, upload.id.as_str(), upload.created_at);
+            let tx = idempotency::begin(&store, project, Some(request), id, now).await?;
             insert.exec_without_returning(&tx).await?;
-            let (project, id) = (&upload.project_id, upload.id.as_str());
-            idempotency::remember(&tx, project, request, id, upload.created_at).await?;
             Ok(tx.commit().await?)
         };
         store.bounded(work).await
@@ -129,7 +127,7 @@ impl<'a> Uploads<'a> {
     }
 
     /// Makes the upload's file, and remembers which request did. False: the upload is not there, or over.
-    /// Errors: `Conflict` when the request is remembered already.
+    /// Errors: `Repeated` when the request did so before, `KeyReused`.
     pub async fn complete(
         self,
         project: &ProjectId,
@@ -143,12 +141,12 @@ impl<'a> Uploads<'a> {
             .col_expr(Column::FileId, file.id.as_str().into());
         let insert = file::Entity::insert(files::to_row(file)?.into_active_model());
         let work = async {
-            let tx = store.begin().await?;
+            let (object, now) = (id.as_str(), file.created_at);
+            let tx = idempotency::begin(&store, project, Some(request), object, now).await?;
             if update.exec(&tx).await?.rows_affected == 0 {
                 return Ok(false);
             }
             insert.exec_without_returning(&tx).await?;
-            idempotency::remember(&tx, project, request, id.as_str(), file.created_at).await?;
             tx.commit().await?;
             Ok::<_, StoreError>(true)
         };

@@ -6,9 +6,11 @@ mod secrets;
 use domain::id::{ProjectId, WebhookEndpointId};
 use domain::page::{Page, PageRequest};
 use domain::time::Timestamp;
-use domain::webhook::{WebhookEndpoint, WebhookEventType};
+use domain::webhook::{MAX_ENDPOINTS, WebhookEndpoint, WebhookEventType};
 use sea_orm::sea_query::{Expr, Value};
-use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect, Select};
+use sea_orm::{
+    ColumnTrait, EntityTrait, IntoActiveModel, PaginatorTrait, QueryFilter, QuerySelect, Select,
+};
 
 pub use deliveries::DueDelivery;
 pub(crate) use deliveries::raise;
@@ -19,6 +21,7 @@ use crate::convert::{from_json, json, optional, text};
 use crate::entity::webhook_endpoint::{Column, Entity, Model};
 use crate::entity::{webhook_delivery, webhook_secret};
 use crate::error::StoreError;
+use crate::projects;
 
 /// What a client may change of an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,22 +40,28 @@ impl<'a> Webhooks<'a> {
         Self(store)
     }
 
-    /// Stores an endpoint with its first secret.
+    /// Stores an endpoint with its first secret. False: the project has [`MAX_ENDPOINTS`] already.
     pub async fn insert(
         self,
         endpoint: &WebhookEndpoint,
         secret: &SealedSecret,
-    ) -> Result<(), StoreError> {
-        let store = self.0.of(&endpoint.project_id);
+    ) -> Result<bool, StoreError> {
+        let project = &endpoint.project_id;
+        let store = self.0.of(project);
         let row = to_row(endpoint)?.into_active_model();
         let secret = secrets::to_row(&endpoint.id, secret).into_active_model();
         let work = async {
             let tx = store.begin().await?;
+            projects::hold(&tx, project).await?;
+            if of(project).count(&tx).await? >= MAX_ENDPOINTS {
+                return Ok(false);
+            }
             Entity::insert(row).exec_without_returning(&tx).await?;
             webhook_secret::Entity::insert(secret)
                 .exec_without_returning(&tx)
                 .await?;
-            Ok(tx.commit().await?)
+            tx.commit().await?;
+            Ok::<_, StoreError>(true)
         };
         store.bounded(work).await
     }
@@ -80,11 +89,6 @@ impl<'a> Webhooks<'a> {
         let store = self.0.of(project);
         let listed = store.page(of(project), page, Column::CreatedAt, Column::Id);
         listed.await?.try_map(to_domain)
-    }
-
-    /// How many the project has.
-    pub async fn count(self, project: &ProjectId) -> Result<u64, StoreError> {
-        self.0.of(project).count(of(project)).await
     }
 
     /// Changes an endpoint, and enables it again. False: the project has no such endpoint.

@@ -190,10 +190,12 @@ impl Brought<'_> {
         let entry = request.entry(model.created_at);
         match state.store.models().insert(&model, Some(&entry)).await {
             Ok(()) => Ok(Created::new(model)),
-            // The same key came twice at once, and the other was faster.
-            Err(error @ StoreError::Conflict(_)) => replayed(state, &request)
-                .await?
-                .ok_or_else(|| store_error(error)),
+            // The same request came twice at once, and the other was faster.
+            Err(StoreError::Repeated { object_id: name }) => {
+                let found = models::find_tuned(state, &self.caller.project, &name).await?;
+                let found = found.ok_or_else(|| models::unknown(&name))?;
+                Ok(Created::replay(found))
+            }
             Err(error) => Err(store_error(error)),
         }
     }
@@ -289,7 +291,10 @@ async fn replayed(
     match models::find_tuned(state, &request.caller.project, &name).await? {
         Some(model) => Ok(Some(Created::replay(model))),
         // What an SDK sends again is new when the first one was deleted meanwhile; a key is never used twice.
-        None if request.repeat.key.is_none() => Ok(None),
+        None if request.repeat.key.is_none() => {
+            request.forget(state, &name).await?;
+            Ok(None)
+        }
         None => Err(models::unknown(&name)),
     }
 }

@@ -44,8 +44,8 @@ pub async fn create(
         repeat,
         fingerprint: fingerprint(raw),
     };
-    if let Some(created) = replayed(state, &request).await? {
-        return Ok(created);
+    if let Some(id) = request.made_earlier(state).await? {
+        return replayed(state, caller, &id).await;
     }
     state.spendings.check(state, &caller.project).await?;
     let spec = checked(state, &caller.project, order).await?;
@@ -57,25 +57,16 @@ pub async fn create(
             state.batch_made.notify_one();
             Ok(Created::new(batch))
         }
-        // The same key came twice at once, and the other was faster.
-        Err(error @ StoreError::Conflict(_)) => replayed(state, &request)
-            .await?
-            .ok_or_else(|| store_error(error)),
+        // The same request came twice at once, and the other was faster.
+        Err(StoreError::Repeated { object_id }) => replayed(state, caller, &object_id).await,
         // The file was deleted since it was looked at.
         Err(StoreError::NotFound) => Err(unknown_file(INPUT_FILE, batch.spec.input_file.as_str())),
         Err(error) => Err(store_error(error)),
     }
 }
 
-async fn replayed(
-    state: &State,
-    request: &Request<'_>,
-) -> Result<Option<Created<Batch>>, ApiError> {
-    let Some(id) = request.made_earlier(state).await? else {
-        return Ok(None);
-    };
-    let batch = get(state, &request.caller.project, &id).await?;
-    Ok(Some(Created::replay(batch)))
+async fn replayed(state: &State, caller: &Caller, id: &str) -> Result<Created<Batch>, ApiError> {
+    get(state, &caller.project, id).await.map(Created::replay)
 }
 
 async fn checked(

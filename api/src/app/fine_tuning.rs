@@ -39,8 +39,8 @@ pub async fn create(
         repeat,
         fingerprint: fingerprint(raw),
     };
-    if let Some(created) = replayed(state, &request).await? {
-        return Ok(created);
+    if let Some(id) = request.made_earlier(state).await? {
+        return replayed(state, caller, &id).await;
     }
     state.spendings.check(state, &caller.project).await?;
     let spec = checked(state, &caller.project, order).await?;
@@ -66,10 +66,8 @@ pub async fn create(
         .await;
     match inserted {
         Ok(()) => Ok(Created::new(job)),
-        // The same key came twice at once, and the other was faster.
-        Err(error @ StoreError::Conflict(_)) => replayed(state, &request)
-            .await?
-            .ok_or_else(|| store_error(error)),
+        // The same request came twice at once, and the other was faster.
+        Err(StoreError::Repeated { object_id }) => replayed(state, caller, &object_id).await,
         // A file was deleted since it was looked at.
         Err(StoreError::NotFound) => Err(unknown_file(
             "training_file",
@@ -81,13 +79,10 @@ pub async fn create(
 
 async fn replayed(
     state: &State,
-    request: &Request<'_>,
-) -> Result<Option<Created<FineTuningJob>>, ApiError> {
-    let Some(id) = request.made_earlier(state).await? else {
-        return Ok(None);
-    };
-    let job = get(state, &request.caller.project, &id).await?;
-    Ok(Some(Created::replay(job)))
+    caller: &Caller,
+    id: &str,
+) -> Result<Created<FineTuningJob>, ApiError> {
+    get(state, &caller.project, id).await.map(Created::replay)
 }
 
 /// What the job would be, as far as that needs no look into the files. Errors: 400.

@@ -1,31 +1,34 @@
-//! Jobs followed as they go on. One look a second tells all that is followed in this process whether its job has news, so
-//! that thousands of followers ask the database as little as one.
+//! Jobs followed as they go on. One look a second tells all that is followed in this process whether its job has news, and
+//! one in five who may no longer read them, so that thousands of followers ask the database as little as one.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use domain::event::Event;
-use domain::id::{JobId, ProjectId};
+use domain::id::{JobId, KeyId, ProjectId};
 use domain::job::FineTuningJob;
-use domain::project::Project;
+use domain::time::Timestamp;
 use futures::stream::{self, BoxStream, StreamExt};
 use platform::shutdown::Shutdown;
 use store::{Store, StoreError};
 use tokio::sync::watch;
 
 use super::{fine_tuning, store_error};
+use crate::auth::Caller;
 use crate::error::ApiError;
 use crate::state::State;
 
 /// How often news are looked for.
 const LOOK: Duration = Duration::from_secs(1);
+/// Looks from one check of passes to the next: so long a key that is taken away reads on.
+const LOOKS_A_CHECK: u32 = 5;
 /// After so long without news a follower is told that there are none: proxies close what is silent.
 const QUIET: Duration = Duration::from_secs(15);
 /// Events read at once.
 const PAGE: u64 = 100;
-/// Jobs asked about in one query.
-const JOBS: usize = 500;
+/// Jobs, keys or projects asked about in one query.
+const AT_ONCE: usize = 500;
 
 /// What a follower is told.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,7 +48,16 @@ pub struct Newsroom {
 
 struct Followed {
     project: ProjectId,
-    latest: watch::Sender<Latest>,
+    latest: Latest,
+    /// Followers hear of it until theirs is dropped.
+    readers: HashMap<Pass, watch::Sender<Latest>>,
+}
+
+/// What lets a follower read.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Pass {
+    key_id: KeyId,
+    expires_at: Option<Timestamp>,
 }
 
 /// What came last of a job, for those who knew all before it.
@@ -65,10 +77,17 @@ impl Latest {
 
 impl Newsroom {
     /// Looks for news until `shutdown`.
-    pub async fn run(&self, store: &Store, shutdown: Shutdown) {
+    pub async fn run(&self, state: &State, shutdown: Shutdown) {
+        let mut n_looks: u32 = 0;
         while !shutdown.has_begun() {
-            if let Err(error) = self.look(store).await {
+            n_looks += 1;
+            if let Err(error) = self.look(&state.store).await {
                 tracing::warn!(%error, "no news of jobs can be read");
+            }
+            if n_looks.is_multiple_of(LOOKS_A_CHECK)
+                && let Err(error) = self.check_passes(&state.store, state.now()).await
+            {
+                tracing::warn!(%error, "who may read news of jobs is not known");
             }
             tokio::select! {
                 () = shutdown.begun() => {}
@@ -82,20 +101,27 @@ impl Newsroom {
     async fn look(&self, store: &Store) -> Result<(), StoreError> {
         let known: HashMap<JobId, (ProjectId, u64)> = {
             let mut jobs = self.jobs();
-            jobs.retain(|_, followed| followed.latest.receiver_count() > 0);
-            let known = |followed: &Followed| followed.latest.borrow().last_seq();
+            jobs.retain(|_, followed| {
+                let readers = &mut followed.readers;
+                readers.retain(|_, latest| latest.receiver_count() > 0);
+                !readers.is_empty()
+            });
+            let known = |followed: &Followed| followed.latest.last_seq();
             jobs.iter()
                 .map(|(id, followed)| (id.clone(), (followed.project.clone(), known(followed))))
                 .collect()
         };
         let ids: Vec<JobId> = known.keys().cloned().collect();
-        for ids in ids.chunks(JOBS) {
+        for ids in ids.chunks(AT_ONCE) {
             for (id, seq) in store.events().last_seqs(ids).await? {
                 let (project, known) = &known[&id];
                 if seq > *known {
                     let latest = read(store, project, &id, *known).await?;
-                    if let Some(followed) = self.jobs().get(&id) {
-                        followed.latest.send_replace(latest);
+                    if let Some(followed) = self.jobs().get_mut(&id) {
+                        for reader in followed.readers.values() {
+                            reader.send_replace(latest.clone());
+                        }
+                        followed.latest = latest;
                     }
                 }
             }
@@ -103,17 +129,51 @@ impl Newsroom {
         Ok(())
     }
 
-    fn follow(&self, project: &ProjectId, job: &JobId, seq: u64) -> watch::Receiver<Latest> {
+    /// Ends the streams of all whose key or token opens the project no more.
+    async fn check_passes(&self, store: &Store, now: Timestamp) -> Result<(), StoreError> {
+        let (projects, keys) = {
+            let jobs = self.jobs();
+            let projects: HashSet<ProjectId> = jobs.values().map(|f| f.project.clone()).collect();
+            let passes = jobs.values().flat_map(|followed| followed.readers.keys());
+            let keys: HashSet<KeyId> = passes.map(|pass| pass.key_id.clone()).collect();
+            (Vec::from_iter(projects), Vec::from_iter(keys))
+        };
+        let (mut archived, mut closed) = (HashSet::new(), HashSet::new());
+        for ids in projects.chunks(AT_ONCE) {
+            archived.extend(store.projects().archived_among(ids).await?);
+        }
+        for ids in keys.chunks(AT_ONCE) {
+            closed.extend(store.api_keys().closed_among(ids).await?);
+        }
+        for followed in self.jobs().values_mut() {
+            let is_archived = archived.contains(&followed.project);
+            followed.readers.retain(|pass, _| {
+                let has_expired = pass.expires_at.is_some_and(|at| at <= now);
+                !is_archived && !has_expired && !closed.contains(&pass.key_id)
+            });
+        }
+        Ok(())
+    }
+
+    fn follow(&self, caller: &Caller, job: &JobId, seq: u64) -> watch::Receiver<Latest> {
         let mut jobs = self.jobs();
         let followed = jobs.entry(job.clone()).or_insert_with(|| Followed {
-            project: project.clone(),
-            latest: watch::Sender::new(Latest {
+            project: caller.project.id.clone(),
+            latest: Latest {
                 after: seq,
                 events: Arc::default(),
                 ended: None,
-            }),
+            },
+            readers: HashMap::new(),
         });
-        followed.latest.subscribe()
+        let pass = Pass {
+            key_id: caller.key_id.clone(),
+            expires_at: caller.expires_at,
+        };
+        let latest = &followed.latest;
+        let reader = followed.readers.entry(pass);
+        let reader = reader.or_insert_with(|| watch::Sender::new(latest.clone()));
+        reader.subscribe()
     }
 
     fn jobs(&self) -> MutexGuard<'_, HashMap<JobId, Followed>> {
@@ -195,13 +255,15 @@ struct Follower {
 }
 
 /// The job's events, those that are there and those to come; behind event `after`, where one is named.
-/// Errors: 404 for the job, and for `after`. The stream ends with [`News::Ended`], or early where this process is to end.
+/// Errors: 404 for the job, and for `after`. The stream ends with [`News::Ended`], or early where this process is to end or the
+/// caller may no longer read.
 pub async fn follow(
     state: &State,
-    project: &Project,
+    caller: &Caller,
     id: &str,
     after: Option<&str>,
 ) -> Result<BoxStream<'static, Result<News, ApiError>>, ApiError> {
+    let project = &caller.project;
     let job = fine_tuning::get(state, project, id).await?;
     let events = state.store.events();
     let seq = match after {
@@ -211,7 +273,7 @@ pub async fn follow(
     let unread = catch_up(&state.store, &project.id, &job.id, seq).await;
     let unread = unread.map_err(store_error)?;
     let told = unread.events.back().map_or(seq, |event| event.seq);
-    let mut latest = state.newsroom.follow(&project.id, &job.id, told);
+    let mut latest = state.newsroom.follow(caller, &job.id, told);
     // Others may have been told of something since.
     latest.mark_changed();
     let follower = Follower {
@@ -235,7 +297,7 @@ async fn next(follower: Option<Follower>) -> Option<(Result<News, ApiError>, Opt
 }
 
 impl Follower {
-    /// `None`: nobody looks for news any more.
+    /// `None`: nobody looks for news any more, or not for this follower.
     async fn next(&mut self) -> Result<Option<News>, StoreError> {
         loop {
             if let Some(event) = self.unread.events.pop_front() {

@@ -67,6 +67,7 @@ pub fn store_error(error: StoreError) -> ApiError {
             ),
         )
         .code("rate_limit_exceeded"),
+        StoreError::KeyReused => repeat::key_reused(),
         StoreError::StorageLimit { limit, stored } => storage::Storage { limit, stored }.exceeded(),
         StoreError::Invalid(_) => ApiError::new(Kind::BadRequest, "The request holds a text that cannot be stored.")
             .code("invalid_value")

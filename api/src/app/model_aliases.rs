@@ -32,21 +32,20 @@ pub async fn create(
         );
         return Err(ApiError::invalid("model", "model_not_found", message));
     };
-    let aliases = state.store.model_aliases();
-    if aliases.count(&project.id).await.map_err(store_error)? >= MAX_ALIASES {
-        let message = format!(
-            "This project already has {MAX_ALIASES} model aliases. Please delete one that is no longer needed."
-        );
-        return Err(ApiError::new(Kind::BadRequest, message).code("model_alias_limit"));
-    }
     let alias = ModelAlias {
         name: order.name,
         project_id: Some(project.id.clone()),
         model: named.name,
         created_at: state.now(),
     };
-    match aliases.insert(&alias).await {
-        Ok(()) => Ok(alias),
+    match state.store.model_aliases().insert(&alias).await {
+        Ok(true) => Ok(alias),
+        Ok(false) => {
+            let message = format!(
+                "This project already has {MAX_ALIASES} model aliases. Please delete one that is no longer needed."
+            );
+            Err(ApiError::new(Kind::BadRequest, message).code("model_alias_limit"))
+        }
         Err(StoreError::Conflict(_)) => {
             let message = format!(
                 "Invalid 'id': the project has an alias named '{}' already. Delete it first.",

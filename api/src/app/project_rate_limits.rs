@@ -4,15 +4,15 @@ use domain::audit::AuditKind;
 use domain::page::{Page, PageRequest};
 use domain::project::Project;
 use domain::rate_limit::ModelRateLimit;
-use serde_json::json;
-use store::StoreError;
+use serde_json::{Map, Value, json};
+use store::{RateLimitChange, StoreError};
 
 use super::administration::{absent, entry, event, live_project, project};
 use super::store_error;
 use crate::auth::Admin;
 use crate::error::ApiError;
 use crate::state::State;
-use crate::wire::project_rate_limits::{ID_PREFIX, RateLimitChange};
+use crate::wire::project_rate_limits::{ID_PREFIX, MAX_REQUESTS, MAX_TOKENS};
 
 /// One for each installed base model, by name. Errors: 404.
 pub async fn list(
@@ -39,26 +39,32 @@ pub async fn update(
     admin: &Admin,
     project_id: &str,
     id: &str,
-    change: RateLimitChange,
+    wanted: RateLimitChange,
 ) -> Result<ModelRateLimit, ApiError> {
     let project = live_project(state, admin, project_id).await?;
     let mut all = all(state, &project).await?.into_iter();
     let found = all.find(|limited| is_id_of(id, &limited.model));
     let found = found.ok_or_else(|| absent("rate limit", id, "rate_limit_id"))?;
-    let limited = ModelRateLimit {
-        limit: change.of(found.limit),
-        ..found
-    };
-    let details = json!({"changes_requested": {
-        "max_requests_per_1_minute": limited.limit.requests_per_minute,
-        "max_tokens_per_1_minute": limited.limit.tokens_per_minute,
-    }});
+    let details = json!({"changes_requested": changes(wanted)});
     let event = event(AuditKind::RateLimitUpdated, id, details);
     let entry = entry(state, admin, Some(&project), event);
-    let rates = state.store.rate_limits();
-    let stored = rates.upsert(&project.id, &limited, &entry).await;
-    stored.map_err(store_error)?;
-    Ok(limited)
+    let (rates, default) = (state.store.rate_limits(), state.gate.default());
+    let modified = rates.modify(&project.id, &found.model, wanted, default, &entry);
+    Ok(ModelRateLimit {
+        limit: modified.await.map_err(store_error)?,
+        ..found
+    })
+}
+
+/// As the audit log tells of them.
+fn changes(wanted: RateLimitChange) -> Map<String, Value> {
+    let numbers = [
+        (MAX_REQUESTS, wanted.requests_per_minute),
+        (MAX_TOKENS, wanted.tokens_per_minute),
+    ];
+    let numbers = numbers.into_iter();
+    let named = numbers.filter_map(|(name, number)| Some((name.to_owned(), json!(number?))));
+    named.collect()
 }
 
 fn is_id_of(id: &str, model: &str) -> bool {

@@ -5,7 +5,7 @@
 //! remembers its request; [`crate::kept`] does the same for every other POST.
 
 use domain::time::Timestamp;
-use poem::http::HeaderMap;
+use poem::Request as HttpRequest;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use store::IdempotencyEntry;
@@ -21,24 +21,34 @@ pub const REMEMBERED_S: i64 = 24 * 3600;
 pub const RETRY_S: i64 = 30 * 60;
 const MAX_KEY: usize = 255;
 
+/// When a request's head was there: the outermost endpoint puts it beside the request.
+#[derive(Debug, Clone, Copy)]
+pub struct BeganAt(pub Timestamp);
+
 /// What a request says of being a repetition.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Repeat {
     /// `Idempotency-Key`.
     pub key: Option<String>,
     /// `x-stainless-retry-count`; 0 for a first try and for clients that do not say.
     pub retry_count: u32,
+    pub began_at: Timestamp,
 }
 
 impl Repeat {
-    /// What the headers say.
-    pub fn of(headers: &HeaderMap) -> Self {
+    /// What its head says.
+    pub fn of(request: &HttpRequest) -> Self {
+        let headers = request.headers();
         let key = headers.get("idempotency-key");
         let retries = headers.get("x-stainless-retry-count");
         let count = retries.and_then(|count| count.to_str().ok()?.parse().ok());
+        let began_at = request.extensions().get::<BeganAt>();
+        let BeganAt(began_at) =
+            *began_at.expect("the outermost endpoint puts it there — a bug in outer");
         Self {
             key: key.map(|key| String::from_utf8_lossy(key.as_bytes()).into_owned()),
             retry_count: count.unwrap_or(0),
+            began_at,
         }
     }
 }
@@ -103,13 +113,23 @@ impl Request<'_> {
         Ok(found.map(|earlier| earlier.object_id))
     }
 
+    /// What it made before is gone: it makes another one. Only for a request without a key, which names one object for ever.
+    pub async fn forget(&self, state: &State, object_id: &str) -> Result<(), ApiError> {
+        let (project, entry) = (&self.caller.project.id, self.entry(state.now()));
+        let forgotten = state.store.idempotency().forget(project, &entry, object_id);
+        forgotten.await.map_err(store_error)
+    }
+
     /// What is remembered with the object this request makes.
     pub fn entry(&self, now: Timestamp) -> IdempotencyEntry {
+        let is_repetition = self.repeat.retry_count > 0;
         IdempotencyEntry {
             endpoint: self.endpoint.to_owned(),
             key: self.repeat.key.clone(),
             api_key_id: self.caller.key_id.clone(),
             fingerprint: self.fingerprint.clone(),
+            began_at: self.repeat.began_at,
+            repeats_since: is_repetition.then(|| now.plus_s(-RETRY_S)),
             expires_at: now.plus_s(REMEMBERED_S),
         }
     }

@@ -8,15 +8,14 @@ use domain::project::Project;
 use domain::scope::Scopes;
 use domain::service_account::{ServiceAccount, ServiceAccountRole};
 use serde_json::json;
+use store::ServiceAccountChange;
 
 use super::administration::{absent, entry, event, live_project, new_secret};
 use super::store_error;
 use crate::auth::Admin;
 use crate::error::ApiError;
 use crate::state::State;
-use crate::wire::service_accounts::{
-    ServiceAccountChange, ServiceAccountKeyOrder, ServiceAccountOrder,
-};
+use crate::wire::service_accounts::{ServiceAccountKeyOrder, ServiceAccountOrder};
 
 /// What a key is called that nobody named.
 const KEY_NAME: &str = "Secret Key";
@@ -100,25 +99,17 @@ pub async fn update(
     admin: &Admin,
     project_id: &str,
     id: &str,
-    change: ServiceAccountChange,
+    wanted: ServiceAccountChange,
 ) -> Result<ServiceAccount, ApiError> {
     let project = live_project(state, admin, project_id).await?;
-    let found = find(state, &project, id).await?;
-    let details = json!({"changes_requested": {"name": change.name, "role": change.role}});
-    let account = ServiceAccount {
-        name: change.name.unwrap_or(found.name),
-        role: change.role.unwrap_or(found.role),
-        ..found
-    };
-    let event = event(AuditKind::ServiceAccountUpdated, &account.id, details);
+    let account_id = ServiceAccountId::parse(id).map_err(|_| unknown(id))?;
+    let details = json!({"changes_requested": {"name": wanted.name, "role": wanted.role}});
+    let event = event(AuditKind::ServiceAccountUpdated, &account_id, details);
     let entry = entry(state, admin, Some(&project), event);
-    let updated = state
-        .store
-        .service_accounts()
-        .update(&account, &entry)
-        .await;
-    let is_updated = updated.map_err(store_error)?;
-    is_updated.then_some(account).ok_or_else(|| unknown(id))
+    let accounts = state.store.service_accounts();
+    let modified = accounts.modify(&project.id, &account_id, wanted, &entry);
+    let modified = modified.await.map_err(store_error)?;
+    modified.ok_or_else(|| unknown(id))
 }
 
 /// Its keys open nothing any more. Errors: 404; 400 for an archived project.

@@ -85,11 +85,10 @@ pub async fn create(
             file: None,
             is_replay: false,
         }),
-        // The same key came twice at once, and the other was faster.
-        Err(error @ StoreError::Conflict(_)) => match request.made_earlier(state).await? {
-            Some(id) => replayed(state, &caller.project, &id).await,
-            None => Err(store_error(error)),
-        },
+        // The same request came twice at once, and the other was faster.
+        Err(StoreError::Repeated { object_id }) => {
+            replayed(state, &caller.project, &object_id).await
+        }
         Err(error) => Err(store_error(error)),
     }
 }
@@ -235,10 +234,13 @@ async fn finish(
 ) -> Result<Shown, ApiError> {
     let (project, entry) = (&request.caller.project, request.entry(file.created_at));
     let uploads = state.store.uploads();
-    match uploads
-        .complete(&project.id, &upload.id, &file, &entry)
-        .await
-    {
+    let completed = uploads.complete(&project.id, &upload.id, &file, &entry);
+    let completed = completed.await;
+    // The file may be there although the answer was lost: its object stays then, at worst until the sweep.
+    if !matches!(completed, Ok(true) | Err(StoreError::Unavailable(_))) {
+        discard(state, &file.object_key).await;
+    }
+    match completed {
         Ok(true) => {
             upload.state = UploadState::Completed(file.id.clone());
             Ok(Shown {
@@ -248,15 +250,9 @@ async fn finish(
                 is_replay: false,
             })
         }
-        // Another request was faster: perhaps this very one, sent twice.
-        Ok(false) | Err(StoreError::Conflict(_)) => {
-            discard(state, &file.object_key).await;
-            match request.made_earlier(state).await? {
-                Some(id) => replayed(state, project, &id).await,
-                None => Err(over(state, &upload).await),
-            }
-        }
-        // The file may be there although the answer was lost: its object stays, at worst until the sweep.
+        Ok(false) => Err(over(state, &upload).await),
+        // The same request came twice at once, and the other was faster.
+        Err(StoreError::Repeated { object_id }) => replayed(state, project, &object_id).await,
         Err(error) => Err(store_error(error)),
     }
 }

@@ -30,13 +30,6 @@ pub async fn create(
     order: EndpointOrder,
 ) -> Result<WithSecret, ApiError> {
     check_url(state, &order.url).await?;
-    let webhooks = state.store.webhooks();
-    if webhooks.count(&project.id).await.map_err(store_error)? >= MAX_ENDPOINTS {
-        let message = format!(
-            "This project already has {MAX_ENDPOINTS} webhook endpoints. Please delete one that is no longer needed."
-        );
-        return Err(ApiError::new(Kind::BadRequest, message).code("webhook_endpoint_limit"));
-    }
     let (secret, sealed) = draw_secret(state);
     let now = state.now();
     let endpoint = WebhookEndpoint {
@@ -50,8 +43,13 @@ pub async fn create(
         updated_at: now,
         disabled_at: None,
     };
-    let inserted = webhooks.insert(&endpoint, &sealed).await;
-    inserted.map_err(store_error)?;
+    let inserted = state.store.webhooks().insert(&endpoint, &sealed).await;
+    if !inserted.map_err(store_error)? {
+        let message = format!(
+            "This project already has {MAX_ENDPOINTS} webhook endpoints. Please delete one that is no longer needed."
+        );
+        return Err(ApiError::new(Kind::BadRequest, message).code("webhook_endpoint_limit"));
+    }
     Ok(WithSecret {
         endpoint,
         secret: secret.text(),

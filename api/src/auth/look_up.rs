@@ -42,9 +42,9 @@ async fn of_project(state: &State, hmac: &str) -> Result<Option<Known>, ApiError
         principal: Principal::Project(Caller {
             project: Arc::new(found.project),
             key_id: key.id,
+            expires_at: key.expires_at,
         }),
         scopes: key.scopes,
-        expires_at: key.expires_at,
     }))
 }
 
@@ -66,10 +66,10 @@ async fn of_administrator(state: &State, hmac: &str) -> Result<Option<Known>, Ap
             organization: Arc::new(found.organization),
             key_id: key.id,
             user: found.owner,
+            expires_at: key.expires_at,
             ip: String::new(),
         }),
         scopes: Scopes::All,
-        expires_at: key.expires_at,
     }))
 }
 

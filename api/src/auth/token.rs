@@ -119,10 +119,10 @@ pub(super) async fn open(state: &State, token: &str) -> Result<Known, ApiError> 
         principal: Principal::Project(Caller {
             project: Arc::new(project),
             key_id: stand_in(&claims),
+            // Beyond what a timestamp can say is never.
+            expires_at: Some(Timestamp(((claims.exp + LEEWAY_S as f64) * 1e6) as i64)),
         }),
         scopes: scopes(issuer, &claims),
-        // Beyond what a timestamp can say is never.
-        expires_at: Some(Timestamp(((claims.exp + LEEWAY_S as f64) * 1e6) as i64)),
     })
 }
 

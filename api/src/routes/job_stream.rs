@@ -19,6 +19,7 @@ pub struct JobStreamApi;
 impl JobStreamApi {
     /// Streams a job's events, oldest first, those that are there and those to come, until the job has ended.
     ///
+    /// It ends within seconds, too, once the key is revoked or has expired, or the project is archived.
     /// `after`, or the header `Last-Event-ID` that browsers send, names the last event that was seen.
     #[oai(
         path = "/:fine_tuning_job_id/stream",
@@ -34,8 +35,7 @@ impl JobStreamApi {
         #[oai(name = "Last-Event-ID")] last_event_id: Header<Option<String>>,
     ) -> Result<EventStream<EventObject>, ApiError> {
         let after = after.0.or(last_event_id.0);
-        let project = &caller.project;
-        let news = app::job_news::follow(&state, project, &fine_tuning_job_id, after.as_deref());
+        let news = app::job_news::follow(&state, &caller, &fine_tuning_job_id, after.as_deref());
         Ok(EventStream::new(stream::job_news::sse(news.await?)))
     }
 }

@@ -5,6 +5,7 @@ use poem::web::Data;
 use poem_openapi::OpenApi;
 use poem_openapi::param::{Path, Query};
 use poem_openapi::payload::Json;
+use store::RateLimitChange;
 
 use super::Tag;
 use crate::app::page_request;
@@ -14,7 +15,7 @@ use crate::body::JsonBody;
 use crate::error::ApiError;
 use crate::state::Shared;
 use crate::wire::list::List;
-use crate::wire::project_rate_limits::{RateLimitChange, RateLimitObject};
+use crate::wire::project_rate_limits::RateLimitObject;
 
 pub struct ProjectRateLimitsApi;
 

@@ -41,7 +41,7 @@ impl<'a> ApiExtractor<'a> for RepeatHeaders {
         _body: &mut RequestBody,
         _options: ExtractParamOptions<Self::ParamType>,
     ) -> poem::Result<Self> {
-        Ok(Self(Repeat::of(request.headers())))
+        Ok(Self(Repeat::of(request)))
     }
 }
 

@@ -5,6 +5,7 @@ use poem::web::Data;
 use poem_openapi::OpenApi;
 use poem_openapi::param::{Path, Query};
 use poem_openapi::payload::Json;
+use store::ServiceAccountChange;
 
 use super::{Tag, administrators_page};
 use crate::app::service_accounts as app;
@@ -14,8 +15,8 @@ use crate::error::ApiError;
 use crate::state::Shared;
 use crate::wire::list::{Deleted, List};
 use crate::wire::service_accounts::{
-    NewKeyObject, NewServiceAccount, ServiceAccountChange, ServiceAccountKeyOrder,
-    ServiceAccountObject, ServiceAccountOrder,
+    NewKeyObject, NewServiceAccount, ServiceAccountKeyOrder, ServiceAccountObject,
+    ServiceAccountOrder,
 };
 
 pub struct ServiceAccountsApi;

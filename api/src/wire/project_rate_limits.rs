@@ -1,7 +1,8 @@
 //! A project's rate limits as administrators see and change them.
 
-use domain::rate_limit::{ModelRateLimit, RateLimit};
+use domain::rate_limit::ModelRateLimit;
 use poem_openapi::Object;
+use store::RateLimitChange;
 
 use super::decode::{At, Fields};
 use super::list::Listed;
@@ -11,6 +12,9 @@ use crate::error::ApiError;
 
 /// Before the name of a model, in the id of its limit.
 pub const ID_PREFIX: &str = "rl-";
+/// Their names in a limit and in a change of it.
+pub const MAX_REQUESTS: &str = "max_requests_per_1_minute";
+pub const MAX_TOKENS: &str = "max_tokens_per_1_minute";
 /// More than anything can use. A minute's worth.
 const MOST: i64 = 1_000_000_000_000;
 
@@ -54,38 +58,14 @@ pub struct UpdateRateLimitRequest {
     pub max_tokens_per_1_minute: Option<u64>,
 }
 
-/// A change, judged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RateLimitChange {
-    requests_per_minute: Option<u64>,
-    tokens_per_minute: Option<u64>,
-}
-
-impl RateLimitChange {
-    pub fn of(self, limit: RateLimit) -> RateLimit {
-        RateLimit {
-            requests_per_minute: self
-                .requests_per_minute
-                .unwrap_or(limit.requests_per_minute),
-            tokens_per_minute: self.tokens_per_minute.unwrap_or(limit.tokens_per_minute),
-        }
-    }
-}
-
 impl Decode for RateLimitChange {
     type Schema = UpdateRateLimitRequest;
 
     fn decode(mut body: Fields) -> Result<Self, ApiError> {
         let count = |at: At| at.integer(1..=MOST).map(i64::unsigned_abs);
         let change = Self {
-            requests_per_minute: body
-                .take("max_requests_per_1_minute")
-                .map(count)
-                .transpose()?,
-            tokens_per_minute: body
-                .take("max_tokens_per_1_minute")
-                .map(count)
-                .transpose()?,
+            requests_per_minute: body.take(MAX_REQUESTS).map(count).transpose()?,
+            tokens_per_minute: body.take(MAX_TOKENS).map(count).transpose()?,
         };
         let others = [
             "max_images_per_1_minute",

@@ -3,6 +3,7 @@
 use domain::scope::Scopes;
 use domain::service_account::{ServiceAccount, ServiceAccountRole};
 use poem_openapi::Object;
+use store::ServiceAccountChange;
 
 use super::admin_keys::lifetime;
 use super::decode::{At, Fields, echo};
@@ -151,12 +152,6 @@ pub struct ServiceAccountChangeRequest {
     pub name: Option<String>,
     /// `member` or `owner`.
     pub role: Option<String>,
-}
-
-/// What was ordered; what is not named stays.
-pub struct ServiceAccountChange {
-    pub name: Option<String>,
-    pub role: Option<ServiceAccountRole>,
 }
 
 impl Decode for ServiceAccountChange {

@@ -246,6 +246,46 @@ async fn judged_answers_are_counted_and_so_is_what_they_are_compared_with() {
 }
 
 #[tokio::test]
+async fn both_answers_of_a_pair_share_a_pass_and_conversations_do_not() {
+    let house = House::new().await;
+    let pair = |preferred: &str, non_preferred: &str| {
+        let answer = |content: &str| json!([{"role": "assistant", "content": content}]);
+        let row = json!({
+            "input": {"messages": [{"role": "user", "content": "?"}]},
+            "preferred_output": answer(preferred), "non_preferred_output": answer(non_preferred),
+        });
+        format!("{row}\n")
+    };
+    let counted = async |rows: &str| {
+        let method = Method::Dpo {
+            preference: Preference::default(),
+            hyperparameters: Hyperparameters::default(),
+        };
+        let spec = spec(house.upload(rows).await);
+        let report = report(&house, JobSpec { method, ..spec }).await;
+        report.training.unwrap()
+    };
+    let (short, long) = (
+        pair("Yes.", "No."),
+        pair("Yes, all of it.", "No, nothing of it at all."),
+    );
+    let (of_short, of_long) = (counted(&short).await, counted(&long).await);
+    for of_one in [&of_short, &of_long] {
+        assert_eq!(of_one.longest_together, of_one.n_tokens);
+        assert!(of_one.longest < of_one.longest_together, "{of_one:?}");
+    }
+    let of_both = counted(&(long + &short)).await;
+    assert_eq!(of_both.n_tokens, of_long.n_tokens + of_short.n_tokens);
+    assert_eq!(of_both.longest, of_long.longest);
+    assert_eq!(of_both.longest_together, of_long.n_tokens);
+
+    let training_file = house.upload(&conversations(12)).await;
+    let alone = report(&house, spec(training_file)).await.training.unwrap();
+    assert_eq!(alone.longest_together, alone.longest);
+    assert!(alone.longest < alone.n_tokens);
+}
+
+#[tokio::test]
 async fn a_file_that_is_gone_and_a_model_that_is_gone_are_reported() {
     let house = House::new().await;
     let file = house.upload(&conversations(12)).await;

@@ -160,6 +160,8 @@ async fn upload_with_part(house: &House) -> (Upload, String) {
         key: None,
         api_key_id: KeyId::mint(rand::random()),
         fingerprint: String::new(),
+        began_at: house.now(),
+        repeats_since: None,
         expires_at: house.now(),
     };
     let uploads = house.store.uploads();

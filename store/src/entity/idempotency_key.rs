@@ -15,6 +15,7 @@ pub struct Model {
     pub object_id: String,
     pub created_at: i64,
     pub expires_at: i64,
+    pub first_due_before: Option<i64>,
 }
 
 #[derive(Debug, Clone, Copy, EnumIter, DeriveRelation)]

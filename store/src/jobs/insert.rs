@@ -11,9 +11,10 @@ use sea_orm::{
 
 use super::{Jobs, effects, of, row, terminal};
 use crate::convert::text;
-use crate::entity::{file, job, job_metadata, project};
+use crate::entity::{file, job, job_metadata};
 use crate::error::StoreError;
 use crate::idempotency::{self, IdempotencyEntry};
+use crate::projects;
 
 /// What a project may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -24,8 +25,8 @@ pub struct InsertLimits {
 
 impl Jobs<'_> {
     /// Stores a new job with its first events.
-    /// Errors: `NotFound` when a file is not (or no longer) the project's, `JobLimit`, `Conflict` when the request's
-    /// idempotency key made a job already.
+    /// Errors: `NotFound` when a file is not (or no longer) the project's, `JobLimit`, `Repeated` when the request
+    /// made a job before, `KeyReused`.
     pub async fn insert(
         self,
         job: &FineTuningJob,
@@ -38,7 +39,8 @@ impl Jobs<'_> {
         let row = row::from_domain(job, n_events)?;
         let metadata = metadata_rows(job)?;
         let work = async {
-            let tx = store.begin().await?;
+            let (project, id, now) = (&job.project_id, job.id.as_str(), job.created_at);
+            let tx = idempotency::begin(&store, project, request, id, now).await?;
             check_limit(&tx, job, limits).await?;
             check_files(&tx, job).await?;
             job::Entity::insert(row.into_active_model())
@@ -49,12 +51,7 @@ impl Jobs<'_> {
                     .exec_without_returning(&tx)
                     .await?;
             }
-            effects::append_events(&tx, &job.id, 0, events, job.created_at).await?;
-            if let Some(request) = request {
-                let object = job.id.as_str();
-                idempotency::remember(&tx, &job.project_id, request, object, job.created_at)
-                    .await?;
-            }
+            effects::append_events(&tx, &job.id, 0, events, now).await?;
             Ok(tx.commit().await?)
         };
         store.bounded(work).await
@@ -75,7 +72,7 @@ fn metadata_rows(job: &FineTuningJob) -> Result<Vec<job_metadata::ActiveModel>, 
         .collect()
 }
 
-/// Locks the project, so that two jobs cannot both be the last one allowed.
+/// Errors: `JobLimit`.
 async fn check_limit(
     tx: &DatabaseTransaction,
     job: &FineTuningJob,
@@ -84,8 +81,7 @@ async fn check_limit(
     let Some(limit) = limits.max_active else {
         return Ok(());
     };
-    let project = project::Entity::find_by_id(job.project_id.as_str()).lock_exclusive();
-    project.one(tx).await?.ok_or(StoreError::NotFound)?;
+    projects::hold(tx, &job.project_id).await?;
     let active = of(&job.project_id).filter(job::Column::State.is_not_in(terminal()));
     if active.count(tx).await? >= limit {
         return Err(StoreError::JobLimit { limit });

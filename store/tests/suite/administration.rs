@@ -3,7 +3,7 @@
 use domain::api_key::{ApiKey, KeyOwner, OwnerAccess};
 use domain::audit::{Actor, ActorUser, AuditEntry, AuditKind, AuditProject};
 use domain::checkpoint_permission::CheckpointPermission;
-use domain::id::{CheckpointPermissionId, InviteId, KeyId, ServiceAccountId};
+use domain::id::{CheckpointPermissionId, InviteId, KeyId, ProjectId, ServiceAccountId};
 use domain::invite::{Invite, InvitedProject};
 use domain::page::{Order, PageRequest};
 use domain::project::{Caps, Project};
@@ -12,7 +12,7 @@ use domain::service_account::{ServiceAccount, ServiceAccountRole};
 use domain::user::{OrganizationRole, User};
 use store::{
     AccessFilter, AuditFilter, AuditPage, AuditPlace, AuditVerdict, KeyOwnerShown, ProjectChange,
-    Store, StoreError, WhichProjects,
+    ServiceAccountChange, Store, StoreError, WhichProjects,
 };
 
 use crate::harness::{Db, on_both};
@@ -27,6 +27,7 @@ on_both!(
     of_two_owners_that_leave_at_once_one_stays,
     a_key_opens_while_its_user_is_a_member,
     a_service_account_s_keys_follow_its_role_and_go_with_it,
+    changes_of_one_service_account_at_once_are_both_kept,
     projects_are_listed_renamed_and_archived,
     caps_of_a_project_are_changed_apart,
     an_invitation_is_kept_until_it_is_deleted,
@@ -314,6 +315,8 @@ async fn owned(store: &Store, project: &Project, key: &ApiKey) -> (OwnerAccess, 
         .unwrap();
     let access = found.unwrap().access;
     assert_eq!(shown.access(), access, "both ways to tell agree");
+    let closed = store.api_keys().closed_among(&[key.id.clone()]).await;
+    assert_eq!(closed.unwrap().is_empty(), access == OwnerAccess::Active);
     let mut listed = Vec::new();
     for filter in [
         AccessFilter::Any,
@@ -411,10 +414,13 @@ async fn a_service_account_s_keys_follow_its_role_and_go_with_it(db: Db) {
         role: ServiceAccountRole::None,
         ..account.clone()
     };
-    let updated = accounts
-        .update(&closed, &entry(AuditKind::ServiceAccountUpdated))
-        .await;
-    assert_eq!(updated, Ok(true));
+    let wanted = ServiceAccountChange {
+        name: Some(closed.name.clone()),
+        role: Some(closed.role),
+    };
+    let updated = entry(AuditKind::ServiceAccountUpdated);
+    let modified = accounts.modify(&project.id, &account.id, wanted, &updated);
+    assert_eq!(modified.await, Ok(Some(closed.clone())));
     assert_eq!(
         accounts.find(&project.id, &account.id).await,
         Ok(Some(closed))
@@ -509,12 +515,61 @@ async fn caps_of_a_project_are_changed_apart(db: Db) {
     assert_eq!(log.len(), 5, "the key, and four changes");
 }
 
+async fn changes_of_one_service_account_at_once_are_both_kept(db: Db) {
+    let store = &db.store;
+    let (project, entry) = organization(store).await;
+    let account = ServiceAccount {
+        id: ServiceAccountId::mint(sample::entropy()),
+        project_id: project.id.clone(),
+        name: "bot".into(),
+        role: ServiceAccountRole::Member,
+        created_at: at(0),
+    };
+    let created = entry(AuditKind::ServiceAccountCreated);
+    let accounts = store.service_accounts();
+    accounts.insert(&account, None, &created).await.unwrap();
+    let renamed = ServiceAccountChange {
+        name: Some("old bot".into()),
+        role: None,
+    };
+    let promoted = ServiceAccountChange {
+        name: None,
+        role: Some(ServiceAccountRole::Owner),
+    };
+    let mut beside = db.other_program().await;
+    beside.hold("service_accounts").await;
+    let changes = [renamed, promoted].map(|wanted| {
+        let (store, account) = (store.clone(), account.clone());
+        let updated = entry(AuditKind::ServiceAccountUpdated);
+        tokio::spawn(async move {
+            let accounts = store.service_accounts();
+            let modified = accounts.modify(&account.project_id, &account.id, wanted, &updated);
+            modified.await.unwrap()
+        })
+    });
+    beside.let_go().await;
+    for change in changes {
+        assert!(change.await.unwrap().is_some());
+    }
+    let both = ServiceAccount {
+        name: "old bot".into(),
+        role: ServiceAccountRole::Owner,
+        ..account
+    };
+    let found = accounts.find(&project.id, &both.id).await;
+    assert_eq!(found, Ok(Some(both)));
+}
+
 async fn projects_are_listed_renamed_and_archived(db: Db) {
     let store = &db.store;
     let (project, entry) = organization(store).await;
     let (projects, organization) = (store.projects(), &project.organization_id);
     let archived = entry(AuditKind::ProjectArchived);
+    let among = [project.id.clone(), ProjectId::mint(sample::entropy())];
+    assert_eq!(projects.archived_among(&among).await, Ok(Vec::new()));
     assert_eq!(projects.archive(&project.id, &archived).await, Ok(true));
+    let found = projects.archived_among(&among).await;
+    assert_eq!(found, Ok(vec![project.id.clone()]));
     let again = entry(AuditKind::ProjectArchived);
     assert_eq!(
         projects.archive(&project.id, &again).await,

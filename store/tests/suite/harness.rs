@@ -185,6 +185,21 @@ impl Other {
         done.expect("the other program's statement");
     }
 
+    /// Lets nobody write into this table, or on SQLite into any, until [`Other::let_go`].
+    pub async fn hold(&mut self, table: &str) {
+        let sql = match self {
+            Other::Postgres(_) => format!("BEGIN; LOCK TABLE {table} IN EXCLUSIVE MODE"),
+            Other::Sqlite(_) => "BEGIN IMMEDIATE".to_owned(),
+        };
+        self.execute(&sql).await;
+    }
+
+    /// Once two calls of others wait for a lock, as far as one can tell.
+    pub async fn let_go(mut self) {
+        self.until_two_wait().await;
+        self.execute("ROLLBACK").await;
+    }
+
     /// Waits until two calls of others wait for a lock. Only PostgreSQL can tell.
     pub async fn until_two_wait(&mut self) {
         let Other::Postgres(connection) = self else {
@@ -193,6 +208,9 @@ impl Other {
         let sql = "SELECT count(*) FROM pg_stat_activity \
                    WHERE datname = current_database() AND wait_event_type = 'Lock'";
         loop {
+            // A transaction sees what it saw of the others first.
+            let forget = connection.execute("SELECT pg_stat_clear_snapshot()");
+            forget.await.expect("forget who waited");
             let waiting = sqlx::query_scalar::<_, i64>(sql).fetch_one(&mut *connection);
             if waiting.await.expect("count those who wait") >= 2 {
                 return;

@@ -1,6 +1,6 @@
 //! Tuned models, those of jobs and those around an adapter that a client brought.
 
-use domain::id::{FileId, KeyId, ProjectId};
+use domain::id::{FileId, ProjectId};
 use domain::job::FineTuningJob;
 use domain::model::{AdapterRef, TunedModel};
 use domain::project::{Caps, Project};
@@ -8,7 +8,7 @@ use domain::x_training::FrozenWeights;
 use migrations::Migrator;
 use sea_orm::ConnectionTrait;
 use sea_orm_migration::MigratorTrait;
-use store::{IdempotencyEntry, Store, StoreConfig, StoreError};
+use store::{Store, StoreConfig, StoreError};
 
 use crate::harness::{self, Db, on_both};
 use crate::sample::{self, at};
@@ -19,7 +19,7 @@ on_both!(
     an_adapter_s_folder_is_known_even_of_a_deleted_model,
 );
 
-fn brought(project: &domain::project::Project, nonce: &str) -> TunedModel {
+pub fn brought(project: &domain::project::Project, nonce: &str) -> TunedModel {
     TunedModel {
         name: format!("ft:tiny:luthier:mine:{nonce}"),
         project_id: project.id.clone(),
@@ -65,17 +65,14 @@ async fn a_brought_adapter_is_a_model_like_others(db: Db) {
 
 async fn a_request_brings_one_adapter_however_often_it_is_sent(db: Db) {
     let project = sample::project(&db.store).await;
-    let request = IdempotencyEntry {
-        endpoint: "POST /x/adapters".into(),
-        key: Some("k".into()),
-        api_key_id: KeyId::parse("key_1").unwrap(),
-        fingerprint: "f".into(),
-        expires_at: at(86_400),
-    };
+    let request = sample::request("POST /x/adapters", "k");
     let (models, first) = (db.store.models(), brought(&project, "a"));
     models.insert(&first, Some(&request)).await.unwrap();
     let second = models.insert(&brought(&project, "b"), Some(&request)).await;
-    assert!(matches!(second, Err(StoreError::Conflict(_))), "{second:?}");
+    let repeated = StoreError::Repeated {
+        object_id: first.name.clone(),
+    };
+    assert_eq!(second, Err(repeated));
     assert_eq!(
         models.list(&project.id).await.unwrap(),
         std::slice::from_ref(&first)

@@ -2,9 +2,10 @@
 
 use domain::audit::AuditKind;
 use domain::id::ProjectId;
+use domain::project::Project;
 use domain::rate_limit::{Amount, ModelRateLimit, RateLimit};
-use store::Store;
 use store::rate_limits::{Draw, Drawn};
+use store::{RateLimitChange, Store};
 
 use crate::harness::{Db, on_both};
 use crate::sample::{self, at};
@@ -13,6 +14,7 @@ on_both!(
     processes_together_draw_no_more_than_the_limit,
     a_bucket_refills_with_time,
     a_project_s_own_limit_replaces_the_default,
+    changes_of_one_limit_at_once_are_both_kept,
 );
 
 pub const DEFAULT: RateLimit = RateLimit {
@@ -29,6 +31,30 @@ pub fn of_model(model: &str) -> ModelRateLimit {
             tokens_per_minute: 9,
         },
     }
+}
+
+/// What of the project's limit of `model` becomes what; the limit afterwards.
+async fn modify(
+    store: &Store,
+    project: &Project,
+    model: &str,
+    wanted: RateLimitChange,
+) -> RateLimit {
+    let kind = AuditKind::RateLimitUpdated;
+    let entry = sample::entry(&project.organization_id, kind, model);
+    let rates = store.rate_limits();
+    let modified = rates.modify(&project.id, model, wanted, DEFAULT, &entry);
+    modified.await.unwrap()
+}
+
+/// Gives the project this limit.
+pub async fn set(store: &Store, project: &Project, limited: &ModelRateLimit) {
+    let wanted = RateLimitChange {
+        requests_per_minute: Some(limited.limit.requests_per_minute),
+        tokens_per_minute: Some(limited.limit.tokens_per_minute),
+    };
+    let limit = modify(store, project, &limited.model, wanted).await;
+    assert_eq!(limit, limited.limit);
 }
 
 /// Takes all that is left.
@@ -98,19 +124,19 @@ async fn a_project_s_own_limit_replaces_the_default(db: Db) {
     let project = sample::project(&db.store).await;
     let rates = db.store.rate_limits();
     let mut own = of_model("m");
-    let entry = sample::entry(
-        &project.organization_id,
-        AuditKind::RateLimitUpdated,
-        "rl-m",
-    );
-    rates.upsert(&project.id, &own, &entry).await.unwrap();
+    let change = |requests_per_minute, tokens_per_minute| RateLimitChange {
+        requests_per_minute,
+        tokens_per_minute,
+    };
+    // What is not named stays, and was the default's at first.
+    let modify = async |wanted| modify(&db.store, &project, "m", wanted).await;
+    let tokens_alone = RateLimit {
+        tokens_per_minute: 9,
+        ..DEFAULT
+    };
+    assert_eq!(modify(change(None, Some(9))).await, tokens_alone);
     own.limit.requests_per_minute = 3;
-    let again = sample::entry(
-        &project.organization_id,
-        AuditKind::RateLimitUpdated,
-        "rl-m",
-    );
-    rates.upsert(&project.id, &own, &again).await.unwrap();
+    assert_eq!(modify(change(Some(3), None)).await, own.limit);
     assert_eq!(
         rates.list(&project.id).await.unwrap(),
         std::slice::from_ref(&own)
@@ -121,4 +147,29 @@ async fn a_project_s_own_limit_replaces_the_default(db: Db) {
     };
     assert_eq!(drawn("m").await, (amount(3.0, 9.0), own.limit));
     assert_eq!(drawn("n").await, (amount(60.0, 600.0), DEFAULT));
+}
+
+async fn changes_of_one_limit_at_once_are_both_kept(db: Db) {
+    let project = sample::project(&db.store).await;
+    set(&db.store, &project, &of_model("m")).await;
+    let wanted = |requests_per_minute, tokens_per_minute| RateLimitChange {
+        requests_per_minute,
+        tokens_per_minute,
+    };
+    let mut beside = db.other_program().await;
+    beside.hold("rate_limits").await;
+    let changes = [wanted(Some(1), None), wanted(None, Some(2))].map(|wanted| {
+        let (store, project) = (db.store.clone(), project.clone());
+        tokio::spawn(async move { modify(&store, &project, "m", wanted).await })
+    });
+    beside.let_go().await;
+    for change in changes {
+        change.await.unwrap();
+    }
+    let limits = db.store.rate_limits().list(&project.id).await.unwrap();
+    let both = RateLimit {
+        requests_per_minute: 1,
+        tokens_per_minute: 2,
+    };
+    assert_eq!(limits[0].limit, both);
 }

@@ -208,8 +208,9 @@ const BY_ADMINISTRATORS: &[&str] = &[
     "projects::modify",
     "projects::set_model_permissions",
     "projects::set_spend_limit",
-    "rate_limits::upsert",
+    "rate_limits::modify",
     "service_accounts::delete",
+    "service_accounts::modify",
     "usage/spending::spending",
 ];
 
@@ -324,14 +325,10 @@ async fn fill(store: &Store, project: &Project) {
 
 /// What administrators make in a project.
 async fn administer(store: &Store, project: &Project, model: &str) {
-    let made = |kind| sample::entry(&project.organization_id, kind, "made");
     let key: ApiKey = sample::api_key(&project.id);
     sample::insert_key(store, project, &key).await;
     tenancy::Administered::make(store, project, model).await;
-    let limit = rate_limits::of_model("tiny");
-    let entry = made(AuditKind::RateLimitUpdated);
-    let limits = store.rate_limits();
-    limits.upsert(&project.id, &limit, &entry).await.unwrap();
+    rate_limits::set(store, project, &rate_limits::of_model("tiny")).await;
     // On a model of its own: one of another project would be seen by both.
     let permission = CheckpointPermission {
         id: CheckpointPermissionId::mint(sample::entropy()),
@@ -339,8 +336,9 @@ async fn administer(store: &Store, project: &Project, model: &str) {
         project_id: project.id.clone(),
         created_at: at(0),
     };
-    let wanted = [(permission, made(AuditKind::CheckpointPermissionCreated))];
-    let permissions = store.checkpoint_permissions();
     let organization = &project.organization_id;
+    let kind = AuditKind::CheckpointPermissionCreated;
+    let wanted = [(permission, sample::entry(organization, kind, "made"))];
+    let permissions = store.checkpoint_permissions();
     permissions.grant(organization, &wanted).await.unwrap();
 }

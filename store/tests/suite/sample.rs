@@ -156,6 +156,13 @@ pub fn file(project: &ProjectId, created_at: Timestamp) -> File {
 
 /// A new batch on a new file.
 pub async fn stored_batch(store: &Store, project: &Project, now: Timestamp) -> Batch {
+    let batch = batch(store, project, now).await;
+    store.batches().insert(&batch, None).await.unwrap();
+    batch
+}
+
+/// Its input is stored.
+pub async fn batch(store: &Store, project: &Project, now: Timestamp) -> Batch {
     let input = File {
         purpose: Purpose::Batch,
         ..file(&project.id, now)
@@ -167,9 +174,7 @@ pub async fn stored_batch(store: &Store, project: &Project, now: Timestamp) -> B
         metadata: Some(vec![("☃".into(), "b".into())]),
         output_expires_after_s: Some(3_600),
     };
-    let batch = Batch::new(BatchId::mint(entropy()), project.id.clone(), spec, now);
-    store.batches().insert(&batch, None).await.unwrap();
-    batch
+    Batch::new(BatchId::mint(entropy()), project.id.clone(), spec, now)
 }
 
 /// Twelve bytes in parts, within an hour.
@@ -214,6 +219,8 @@ pub fn request(endpoint: &str, key: &str) -> IdempotencyEntry {
         key: Some(key.into()),
         api_key_id: KeyId::parse("key_1").unwrap(),
         fingerprint: "f".into(),
+        began_at: at(0),
+        repeats_since: None,
         expires_at: at(100_000),
     }
 }
@@ -427,7 +434,14 @@ pub async fn endpoint(
     project: &Project,
     event_types: &[WebhookEventType],
 ) -> WebhookEndpoint {
-    let endpoint = WebhookEndpoint {
+    let endpoint = new_endpoint(project, event_types);
+    let inserted = store.webhooks().insert(&endpoint, &sealed()).await;
+    assert_eq!(inserted, Ok(true));
+    endpoint
+}
+
+pub fn new_endpoint(project: &Project, event_types: &[WebhookEventType]) -> WebhookEndpoint {
+    WebhookEndpoint {
         id: WebhookEndpointId::mint(entropy()),
         project_id: project.id.clone(),
         name: "naïve ☃".into(),
@@ -437,9 +451,7 @@ pub async fn endpoint(
         created_at: at(0),
         updated_at: at(0),
         disabled_at: None,
-    };
-    store.webhooks().insert(&endpoint, &sealed()).await.unwrap();
-    endpoint
+    }
 }
 
 /// The operator's, or a project's.

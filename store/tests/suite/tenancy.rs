@@ -5,7 +5,7 @@ use std::path::Path;
 
 use domain::audit::AuditKind;
 use domain::dry_run::DryRun;
-use domain::id::{DryRunId, KeyId, ServiceAccountId};
+use domain::id::{DryRunId, ServiceAccountId};
 use domain::job_event::JobEvent;
 use domain::page::{Order, Page, PageRequest};
 use domain::project::Project;
@@ -15,7 +15,7 @@ use domain::user::OrganizationRole;
 use domain::webhook::WebhookEventType;
 use store::{
     AccessFilter, AddedPart, ApplyError, BatchError, Claim, IdempotencyEntry, MetadataFilter,
-    ProjectChange, Store, StoreError,
+    ProjectChange, ServiceAccountChange, Store, StoreError,
 };
 
 use crate::chat_completions;
@@ -60,13 +60,13 @@ pub const WALKED: &[&str] = &[
     "files::stored_bytes",
     "idempotency::find",
     "idempotency::find_retry",
+    "idempotency::forget",
     "jobs/apply::apply_in_project",
     "jobs::find",
     "jobs::list",
     "jobs::n_active",
     "kept_replies::keep",
     "kept_replies::release",
-    "model_aliases::count",
     "model_aliases::delete",
     "model_aliases::find",
     "model_aliases::list",
@@ -85,12 +85,13 @@ pub const WALKED: &[&str] = &[
     "projects::set_spend_limit",
     "rate_limits::draw",
     "rate_limits::list",
-    "rate_limits::upsert",
+    "rate_limits::modify",
     "responses::delete",
     "responses::find",
     "service_accounts::delete",
     "service_accounts::find",
     "service_accounts::list",
+    "service_accounts::modify",
     "uploads::add_part",
     "uploads::cancel",
     "uploads::complete",
@@ -101,7 +102,6 @@ pub const WALKED: &[&str] = &[
     "usage::trained_tokens",
     "webhooks/secrets::rotate_secret",
     "webhooks/secrets::secrets",
-    "webhooks::count",
     "webhooks::delete",
     "webhooks::find",
     "webhooks::list",
@@ -116,14 +116,16 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
     let key = sample::api_key(&owner.id);
     sample::insert_key(store, &owner, &key).await;
     let request = IdempotencyEntry {
-        endpoint: "POST /files".into(),
-        key: Some("k".into()),
-        api_key_id: KeyId::parse("key_1").unwrap(),
-        fingerprint: "f".into(),
-        expires_at: at(999),
+        key: None,
+        ..sample::request("POST /files", "")
     };
     let file = sample::file(&owner.id, at(0));
     store.files().insert(&file, Some(&request)).await.unwrap();
+    let (upload, keyed) = (
+        sample::upload(&owner.id, at(0)),
+        sample::request("POST /uploads", "k"),
+    );
+    store.uploads().insert(&upload, &keyed).await.unwrap();
     let batch = sample::stored_batch(store, &owner, at(0)).await;
     let model = job.tuned_model_name();
     let me = &stranger.id;
@@ -162,13 +164,15 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
     assert_eq!(store.files().stored_bytes(me, at(0)).await, Ok(0));
     let idempotency = store.idempotency();
     assert_eq!(
-        idempotency.find(me, "POST /files", "k", at(2)).await,
+        idempotency.find(me, "POST /uploads", "k", at(2)).await,
         Ok(None)
     );
     let retry = idempotency
         .find_retry(me, "POST /files", &request.api_key_id, "f", at(0))
         .await;
     assert_eq!(retry, Ok(None));
+    let forgotten = idempotency.forget(me, &request, file.id.as_str());
+    assert_eq!(forgotten.await, Ok(()));
     for event in [
         JobEvent::CancelRequested,
         JobEvent::PauseRequested,
@@ -199,6 +203,8 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
 
     // The owner has everything still.
     let me = &owner.id;
+    let retry = idempotency.find_retry(me, "POST /files", &request.api_key_id, "f", at(0));
+    assert_eq!(retry.await.unwrap().unwrap().object_id, file.id.as_str());
     let listed = store.api_keys().list(me, AccessFilter::Any, &page).await;
     assert_eq!(listed.unwrap().items.len(), 1);
     assert!(store.api_keys().find(me, &key.id).await.unwrap().is_some());
@@ -228,7 +234,7 @@ async fn a_foreign_project_sees_and_changes_nothing(db: Db) {
     assert_eq!(store.jobs().find(me, &live.id).await, Ok(Some(live)));
     assert!(
         idempotency
-            .find(me, "POST /files", "k", at(2))
+            .find(me, "POST /uploads", "k", at(2))
             .await
             .unwrap()
             .is_some()
@@ -345,18 +351,12 @@ async fn a_foreign_project_sees_no_limit(db: Db) {
     let store = &db.store;
     let (owner, stranger) = (sample::project(store).await, sample::project(store).await);
     let (rates, limited) = (store.rate_limits(), rate_limits::of_model("tiny"));
-    let change = |id| sample::entry(&owner.organization_id, AuditKind::RateLimitUpdated, id);
-    let made = change("rl-tiny");
-    rates.upsert(&owner.id, &limited, &made).await.unwrap();
+    rate_limits::set(store, &owner, &limited).await;
     let me = &stranger.id;
     assert_eq!(rates.list(me).await, Ok(Vec::new()));
     let drawn = rate_limits::draw_all(store, me, "tiny").await;
     assert_eq!(drawn.limit, rate_limits::DEFAULT);
-    let theirs = rate_limits::of_model("small");
-    rates
-        .upsert(me, &theirs, &change("rl-small"))
-        .await
-        .unwrap();
+    rate_limits::set(store, &stranger, &rate_limits::of_model("small")).await;
 
     let me = &owner.id;
     assert_eq!(
@@ -378,7 +378,6 @@ async fn a_foreign_project_sees_no_webhook(db: Db) {
         order: Order::NewestFirst,
     };
     let (webhooks, id) = (store.webhooks(), &endpoint.id);
-    assert_eq!(webhooks.count(me).await, Ok(0));
     assert_eq!(webhooks.find(me, id).await, Ok(None));
     assert_eq!(webhooks.list(me, &page).await.unwrap().items, []);
     let change = sample::change(&endpoint);
@@ -408,7 +407,6 @@ async fn a_foreign_project_sees_no_alias(db: Db) {
     let alias = sample::alias(Some(&owner), "gpt-4o");
     aliases.insert(&alias).await.unwrap();
     let me = &stranger.id;
-    assert_eq!(aliases.count(me).await, Ok(0));
     assert_eq!(aliases.find(me, &alias.name).await, Ok(None));
     assert_eq!(aliases.list(me).await, Ok(Vec::new()));
     assert_eq!(aliases.delete(me, &alias.name).await, Ok(false));
@@ -475,6 +473,12 @@ impl Administered {
         let accounts = store.service_accounts();
         assert_eq!(accounts.list(me, &page).await.unwrap().items, []);
         assert_eq!(accounts.find(me, account).await, Ok(None));
+        let (change, changed) = (
+            ServiceAccountChange::default(),
+            entry(AuditKind::ServiceAccountUpdated),
+        );
+        let modified = accounts.modify(me, account, change, &changed).await;
+        assert_eq!(modified, Ok(None));
         let deleted = entry(AuditKind::ServiceAccountDeleted);
         assert_eq!(accounts.delete(me, account, &deleted).await, Ok(false));
         let permissions = store.checkpoint_permissions();

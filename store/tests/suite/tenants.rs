@@ -146,11 +146,15 @@ async fn a_key_opens_its_project_until_it_is_revoked(db: Db) {
         owner: None,
     };
     assert_eq!(listed.unwrap().items, [owned]);
+    let among = [key.id.clone(), sample::api_key(&project.id).id];
+    assert_eq!(keys.closed_among(&among).await, Ok(Vec::new()));
     for is_revoked in [true, false] {
         let entry = entry(AuditKind::ApiKeyDeleted);
         let revoked = keys.revoke(&project.id, &key.id, &entry).await;
         assert_eq!(revoked, Ok(is_revoked));
     }
+    let closed = keys.closed_among(&among).await;
+    assert_eq!(closed, Ok(vec![key.id.clone()]));
     assert_eq!(keys.find_by_hmac(&key.hmac).await.unwrap(), None);
     let listed = keys.list(&project.id, AccessFilter::Any, &page).await;
     assert_eq!(listed.unwrap().items, []);

@@ -3,7 +3,7 @@
 use domain::file::File;
 use domain::id::PartId;
 use domain::upload::{LIFETIME_S, Upload, UploadPart, UploadState};
-use store::{AddedPart, PartLimits, StoreError};
+use store::{AddedPart, IdempotencyEntry, PartLimits, StoreError};
 
 use crate::harness::{Db, on_both};
 use crate::sample::{self, at};
@@ -14,6 +14,7 @@ on_both!(
     parts_are_taken_while_the_upload_is_pending_and_has_room,
     parts_take_what_room_their_project_has_while_they_are_pending,
     of_two_that_complete_an_upload_one_makes_the_file,
+    a_completion_that_is_sent_again_is_not_another_one,
     an_upload_that_is_over_cannot_be_cancelled,
     parts_are_left_over_once_their_upload_is,
 );
@@ -79,10 +80,10 @@ async fn the_same_request_makes_one_upload(db: Db) {
     let uploads = db.store.uploads();
     uploads.insert(&first, &request).await.unwrap();
     let refused = uploads.insert(&second, &request).await;
-    assert!(
-        matches!(refused, Err(StoreError::Conflict(_))),
-        "{refused:?}"
-    );
+    let repeated = StoreError::Repeated {
+        object_id: first.id.to_string(),
+    };
+    assert_eq!(refused, Err(repeated));
     assert_eq!(uploads.find(&project.id, &second.id).await, Ok(None));
 }
 
@@ -190,4 +191,29 @@ async fn parts_are_left_over_once_their_upload_is(db: Db) {
         uploads.parts(&live.project_id, &live.id).await,
         Ok(vec![kept])
     );
+}
+
+async fn a_completion_that_is_sent_again_is_not_another_one(db: Db) {
+    let (first, again) = ((at(1), None), (at(2), Some(at(0))));
+    for [one, other] in [[first, again], [again, first]] {
+        let upload = pending(&db).await;
+        let complete = async |fingerprint: &str, (began_at, repeats_since)| {
+            let request = IdempotencyEntry {
+                key: None,
+                fingerprint: fingerprint.into(),
+                began_at,
+                repeats_since,
+                ..sample::request("POST complete", "")
+            };
+            let (uploads, project) = (db.store.uploads(), &upload.project_id);
+            let file = sample::file(project, at(3));
+            uploads.complete(project, &upload.id, &file, &request).await
+        };
+        assert_eq!(complete("f1", one).await, Ok(true));
+        let repeated = StoreError::Repeated {
+            object_id: upload.id.to_string(),
+        };
+        assert_eq!(complete("f1", other).await, Err(repeated));
+        assert_eq!(complete("f2", other).await, Ok(false));
+    }
 }

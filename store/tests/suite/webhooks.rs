@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use domain::job_event::JobEvent;
 use domain::page::{Order, PageRequest};
-use domain::webhook::{WebhookEndpoint, WebhookEvent, WebhookEventType};
+use domain::webhook::{MAX_ENDPOINTS, WebhookEndpoint, WebhookEvent, WebhookEventType};
 use store::DueDelivery;
 
 use crate::harness::{Db, on_both};
@@ -21,6 +21,7 @@ on_both!(
     a_deleted_endpoint_takes_its_rows_along,
     an_old_secret_signs_as_long_as_it_may,
     endpoints_are_listed_newest_first,
+    of_two_that_want_the_last_endpoint_one_gets_it,
 );
 
 use WebhookEventType as T;
@@ -285,5 +286,28 @@ async fn endpoints_are_listed_newest_first(db: Db) {
     assert_eq!(rest.unwrap().items[0].id, ids[0]);
     let unknown = webhooks.list(&project.id, &page(Some("we_x"))).await;
     assert_eq!(unknown, Err(store::StoreError::UnknownAfter("we_x".into())));
-    assert_eq!(webhooks.count(&project.id).await, Ok(3));
+}
+
+async fn of_two_that_want_the_last_endpoint_one_gets_it(db: Db) {
+    let project = sample::project(&db.store).await;
+    for _ in 1..MAX_ENDPOINTS {
+        sample::endpoint(&db.store, &project, &ENDS).await;
+    }
+    let mut beside = db.other_program().await;
+    beside.hold("webhook_endpoints").await;
+    let both = [(), ()].map(|()| {
+        let (store, endpoint) = (db.store.clone(), sample::new_endpoint(&project, &ENDS));
+        tokio::spawn(async move {
+            let webhooks = store.webhooks();
+            webhooks.insert(&endpoint, &sample::sealed()).await.unwrap()
+        })
+    });
+    beside.let_go().await;
+    let mut n_made = 0;
+    for made in both {
+        n_made += u64::from(made.await.unwrap());
+    }
+    let listed = db.store.webhooks().list(&project.id, &sample::page()).await;
+    let n_listed = listed.unwrap().items.len() as u64;
+    assert_eq!((n_made, n_listed), (1, MAX_ENDPOINTS));
 }

@@ -169,10 +169,11 @@ async fn insert(
     let (files, limit) = (state.store.files(), storage::limit(state, &caller.project));
     match files.insert_within(&file, Some(&entry), limit).await {
         Ok(()) => Ok(Created::new(file)),
-        // The same key came twice at once, and the other was faster.
-        Err(error @ StoreError::Conflict(_)) => replayed(state, &request)
-            .await?
-            .ok_or_else(|| store_error(error)),
+        // The same request came twice at once, and the other was faster.
+        Err(StoreError::Repeated { object_id }) => {
+            let file = super::get(state, &caller.project, &object_id).await?;
+            Ok(Created::replay(file))
+        }
         Err(error) => Err(store_error(error)),
     }
 }
@@ -184,7 +185,10 @@ async fn replayed(state: &State, request: &Request<'_>) -> Result<Option<Created
     match super::get(state, &request.caller.project, &id).await {
         Ok(file) => Ok(Some(Created::replay(file))),
         // What an SDK sends again is new when the first one was deleted meanwhile; a key is never used twice.
-        Err(gone) if gone.kind == Kind::NotFound && request.repeat.key.is_none() => Ok(None),
+        Err(gone) if gone.kind == Kind::NotFound && request.repeat.key.is_none() => {
+            request.forget(state, &id).await?;
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }

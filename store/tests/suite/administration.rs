@@ -315,7 +315,10 @@ async fn owned(store: &Store, project: &Project, key: &ApiKey) -> (OwnerAccess, 
         .unwrap();
     let access = found.unwrap().access;
     assert_eq!(shown.access(), access, "both ways to tell agree");
-    let closed = store.api_keys().closed_among(&[key.id.clone()]).await;
+    let closed = store
+        .api_keys()
+        .closed_among(std::slice::from_ref(&key.id))
+        .await;
     assert_eq!(closed.unwrap().is_empty(), access == OwnerAccess::Active);
     let mut listed = Vec::new();
     for filter in [

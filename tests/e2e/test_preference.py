@@ -102,8 +102,9 @@ class Preference(OneService):
             self.assertEqual(caught.exception.param, f"method.dpo.hyperparameters.{param}")
 
     def test_answers_that_were_judged_alone_are_learned_from(self):
+        # The others' rate carries all answers at once to where the sigmoid is flat, in one step.
         job = self.train(training_file=self.upload(judged(12)), validation_file=self.upload(judged(3)), x_loss_type="kto", beta=0.3,
-                         x_undesirable_weight=2)
+                         x_undesirable_weight=2, learning_rate_multiplier=1)
         asked = job.method.dpo.hyperparameters
         self.assertEqual((asked.x_loss_type, asked.x_desirable_weight, asked.x_undesirable_weight), ("kto", 1, 2))
         steps = self.results(job)

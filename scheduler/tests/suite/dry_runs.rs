@@ -25,6 +25,26 @@ pub async fn report(house: &House, spec: JobSpec) -> Report {
     found.unwrap().unwrap().report.expect("a report")
 }
 
+/// Of a job that learns from these rows by preference.
+async fn report_by_preference(house: &House, rows: &str, preference: Preference) -> Report {
+    let method = Method::Dpo {
+        preference,
+        hyperparameters: Hyperparameters::default(),
+    };
+    let spec = spec(house.upload(rows).await);
+    report(house, JobSpec { method, ..spec }).await
+}
+
+/// A row of `question` with a better and a worse answer.
+fn pair(question: &str, preferred: &str, non_preferred: &str) -> String {
+    let answer = |content: &str| json!([{"role": "assistant", "content": content}]);
+    let row = json!({
+        "input": {"messages": [{"role": "user", "content": question}]},
+        "preferred_output": answer(preferred), "non_preferred_output": answer(non_preferred),
+    });
+    format!("{row}\n")
+}
+
 /// What a job of the same order becomes: its resolved hyperparameters and steps, or its error.
 async fn validated(house: &House, spec: JobSpec) -> domain::job::Progress {
     let id = house.create(spec).await;
@@ -172,27 +192,10 @@ async fn what_is_learned_is_counted_by_class() {
 #[tokio::test]
 async fn pairs_are_counted_with_both_answers() {
     let house = House::new().await;
-    let row = |i: usize| {
-        let answer = |content: &str| json!([{"role": "assistant", "content": content}]);
-        json!({
-            "input": {"messages": [{"role": "user", "content": format!("{i}?")}]},
-            "preferred_output": answer("Yes."), "non_preferred_output": answer("No."),
-        })
-    };
-    let rows: String = (0..12).map(|i| format!("{}\n", row(i))).collect();
-    let method = Method::Dpo {
-        preference: Preference::default(),
-        hyperparameters: Hyperparameters::default(),
-    };
-    let training_file = house.upload(&rows).await;
-    let report = report(
-        &house,
-        JobSpec {
-            method,
-            ..spec(training_file)
-        },
-    )
-    .await;
+    let rows: String = (0..12)
+        .map(|i| pair(&format!("{i}?"), "Yes.", "No."))
+        .collect();
+    let report = report_by_preference(&house, &rows, Preference::default()).await;
     let (plan, training) = (report.plan.unwrap(), report.training.unwrap());
     assert_eq!(training.n_examples, 12);
     let n_epochs = u64::from(plan.hyperparameters.n_epochs);
@@ -219,19 +222,7 @@ async fn judged_answers_are_counted_and_so_is_what_they_are_compared_with() {
         loss_type: PreferenceLoss::Kto,
         ..Preference::default()
     };
-    let method = Method::Dpo {
-        preference,
-        hyperparameters: Hyperparameters::default(),
-    };
-    let training_file = house.upload(&rows).await;
-    let report = report(
-        &house,
-        JobSpec {
-            method,
-            ..spec(training_file)
-        },
-    )
-    .await;
+    let report = report_by_preference(&house, &rows, preference).await;
     let training = report.training.unwrap();
     assert_eq!((report.error, training.n_examples), (None, 12));
     assert_eq!(training.n_desirable, Some(11));
@@ -248,26 +239,13 @@ async fn judged_answers_are_counted_and_so_is_what_they_are_compared_with() {
 #[tokio::test]
 async fn both_answers_of_a_pair_share_a_pass_and_conversations_do_not() {
     let house = House::new().await;
-    let pair = |preferred: &str, non_preferred: &str| {
-        let answer = |content: &str| json!([{"role": "assistant", "content": content}]);
-        let row = json!({
-            "input": {"messages": [{"role": "user", "content": "?"}]},
-            "preferred_output": answer(preferred), "non_preferred_output": answer(non_preferred),
-        });
-        format!("{row}\n")
-    };
     let counted = async |rows: &str| {
-        let method = Method::Dpo {
-            preference: Preference::default(),
-            hyperparameters: Hyperparameters::default(),
-        };
-        let spec = spec(house.upload(rows).await);
-        let report = report(&house, JobSpec { method, ..spec }).await;
+        let report = report_by_preference(&house, rows, Preference::default()).await;
         report.training.unwrap()
     };
     let (short, long) = (
-        pair("Yes.", "No."),
-        pair("Yes, all of it.", "No, nothing of it at all."),
+        pair("?", "Yes.", "No."),
+        pair("?", "Yes, all of it.", "No, nothing of it at all."),
     );
     let (of_short, of_long) = (counted(&short).await, counted(&long).await);
     for of_one in [&of_short, &of_long] {

@@ -3,7 +3,7 @@
 use domain::api_key::{ApiKey, KeyOwner, OwnerAccess};
 use domain::audit::{Actor, ActorUser, AuditEntry, AuditKind, AuditProject};
 use domain::checkpoint_permission::CheckpointPermission;
-use domain::id::{CheckpointPermissionId, InviteId, KeyId, ProjectId, ServiceAccountId};
+use domain::id::{CheckpointPermissionId, InviteId, KeyId, ProjectId};
 use domain::invite::{Invite, InvitedProject};
 use domain::page::{Order, PageRequest};
 use domain::project::{Caps, Project};
@@ -394,13 +394,7 @@ async fn a_key_opens_while_its_user_is_a_member(db: Db) {
 async fn a_service_account_s_keys_follow_its_role_and_go_with_it(db: Db) {
     let store = &db.store;
     let (project, entry) = organization(store).await;
-    let account = ServiceAccount {
-        id: ServiceAccountId::mint(sample::entropy()),
-        project_id: project.id.clone(),
-        name: "bot".into(),
-        role: ServiceAccountRole::Member,
-        created_at: at(0),
-    };
+    let account = sample::service_account(&project.id);
     let key = ApiKey {
         owner: KeyOwner::ServiceAccount(account.id.clone()),
         ..sample::api_key(&project.id)
@@ -521,13 +515,7 @@ async fn caps_of_a_project_are_changed_apart(db: Db) {
 async fn changes_of_one_service_account_at_once_are_both_kept(db: Db) {
     let store = &db.store;
     let (project, entry) = organization(store).await;
-    let account = ServiceAccount {
-        id: ServiceAccountId::mint(sample::entropy()),
-        project_id: project.id.clone(),
-        name: "bot".into(),
-        role: ServiceAccountRole::Member,
-        created_at: at(0),
-    };
+    let account = sample::service_account(&project.id);
     let created = entry(AuditKind::ServiceAccountCreated);
     let accounts = store.service_accounts();
     accounts.insert(&account, None, &created).await.unwrap();

@@ -12,7 +12,8 @@ use domain::file::{File, Purpose};
 use domain::hyperparameters::{Hyperparameters, ResolvedHyperparameters};
 use domain::id::{
     AuditLogId, BatchId, CheckpointId, DispatchId, Entropy, FileId, JobId, KeyId, OrganizationId,
-    PartId, ProjectId, UploadId, UserId, WebhookEndpointId, WebhookSecretId, WorkerId,
+    PartId, ProjectId, ServiceAccountId, UploadId, UserId, WebhookEndpointId, WebhookSecretId,
+    WorkerId,
 };
 use domain::job::{FineTuningJob, JobResult, JobSpec};
 use domain::job_event::JobEvent;
@@ -23,6 +24,7 @@ use domain::model_alias::ModelAlias;
 use domain::page::{Order, PageRequest};
 use domain::project::Project;
 use domain::scope::Scopes;
+use domain::service_account::{ServiceAccount, ServiceAccountRole};
 use domain::speed::{DeviceKind, TrainingSpeed};
 use domain::time::Timestamp;
 use domain::upload::{LIFETIME_S, Upload, UploadPart, UploadState};
@@ -89,6 +91,17 @@ pub fn entry(organization: &OrganizationId, kind: AuditKind, resource: &str) -> 
             resource_id: resource.to_owned(),
             details: serde_json::json!({"data": {"b": 1, "a": [null, "ä\u{0}"]}}),
         },
+    }
+}
+
+/// A member of the project, not stored.
+pub fn service_account(project: &ProjectId) -> ServiceAccount {
+    ServiceAccount {
+        id: ServiceAccountId::mint(entropy()),
+        project_id: project.clone(),
+        name: "bot".into(),
+        role: ServiceAccountRole::Member,
+        created_at: at(0),
     }
 }
 

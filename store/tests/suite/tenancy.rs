@@ -5,12 +5,12 @@ use std::path::Path;
 
 use domain::audit::AuditKind;
 use domain::dry_run::DryRun;
-use domain::id::{DryRunId, ServiceAccountId};
+use domain::id::DryRunId;
 use domain::job_event::JobEvent;
 use domain::page::{Order, Page, PageRequest};
 use domain::project::Project;
 use domain::project_user::{ProjectRole, ProjectUser};
-use domain::service_account::{ServiceAccount, ServiceAccountRole};
+use domain::service_account::ServiceAccount;
 use domain::user::OrganizationRole;
 use domain::webhook::WebhookEventType;
 use store::{
@@ -441,13 +441,7 @@ impl Administered {
         };
         let entry = made(AuditKind::UserAdded);
         store.project_users().insert(&member, &entry).await.unwrap();
-        let account = ServiceAccount {
-            id: ServiceAccountId::mint(sample::entropy()),
-            project_id: project.id.clone(),
-            name: "bot".into(),
-            role: ServiceAccountRole::Member,
-            created_at: at(0),
-        };
+        let account = sample::service_account(&project.id);
         let entry = made(AuditKind::ServiceAccountCreated);
         let accounts = store.service_accounts();
         accounts.insert(&account, None, &entry).await.unwrap();

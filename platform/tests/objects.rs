@@ -177,6 +177,26 @@ async fn a_dropped_upload_leaves_nothing(objects: Objects) {
     assert_eq!(objects.list("").await.unwrap(), []);
 }
 
+#[tokio::test]
+async fn the_next_part_comes_in_while_one_is_sent() {
+    let server = tests::s3::S3Server::start().await.unwrap();
+    let n_stored = || {
+        let files = std::fs::read_dir(server.root()).unwrap();
+        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.contains(".part-")).count()
+    };
+    let (asked, mut was_asked) = tokio::sync::mpsc::unbounded_channel();
+    let parts = stream::iter(0..4).then(async |_| {
+        asked.send(n_stored()).unwrap();
+        Ok(Bytes::from(vec![7; 8 * MIB]))
+    });
+    let stored = s3_store(&server).put("files/four", parts).await.unwrap();
+    assert_eq!(stored.size_bytes, 32 << 20);
+    // How many parts the server had when each was asked for: one after the other, it would have 1 by the second.
+    assert_eq!(was_asked.recv().await, Some(0));
+    assert_eq!(was_asked.recv().await, Some(0));
+}
+
 async fn ranges_are_cut_from_the_content(objects: Objects) {
     objects
         .put_bytes("digits", Bytes::from_static(b"0123456789"))

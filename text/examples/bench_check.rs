@@ -15,6 +15,10 @@ use text::check::{See, Seen, check};
 use text::dataset::DatasetReader;
 use text::formats::{Expected, TrainingExample};
 
+/// As the service has it.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// As the doctor remembers rows.
 #[derive(Default)]
 struct Fingerprints(HashSet<u64>);

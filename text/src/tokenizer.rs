@@ -15,7 +15,7 @@ use tokenizers::{
 
 use crate::control::{ControlTokens, unused_char};
 use crate::decode::{DecodeStream, Pieces};
-use words::{Words, cuts, words};
+use words::{Piece, Words, cuts};
 
 /// The largest `tokenizer.json` that is read; Gemma's, among the largest known, has 33 MB. Bytes.
 const MAX_FILE_BYTES: u64 = 128 << 20;
@@ -119,9 +119,32 @@ impl Tokenizer {
             inner,
         };
         if tokenizer.cuts_at_words() {
-            tokenizer.words = Some(Words::new());
+            let found_first = added.iter().filter(|(_, token)| !token.normalized);
+            let found_first = found_first.map(|(id, token)| (token.content.as_str(), *id));
+            tokenizer.words = Words::new(found_first).ok();
+        }
+        if tokenizer.cuts_at_added_tokens() != Some(true) {
+            tokenizer.words = None;
         }
         Ok(tokenizer)
+    }
+
+    /// Whether a text with every added token in it, and words of every kind around them, has the tokens of its pieces. `None`: there is
+    /// no memory of words, or the tokenizer fails.
+    fn cuts_at_added_tokens(&self) -> Option<bool> {
+        self.words.as_ref()?;
+        let mark = '\u{e000}';
+        let added = self.inner.get_added_tokens_decoder();
+        let mut spellings: Vec<&str> = added.values().map(|token| &*token.content).collect();
+        spellings.sort_unstable();
+        let before = words::BEFORE.into_iter().cycle();
+        let behind = words::BEHIND.into_iter().cycle();
+        let text: String = (spellings.iter().zip(before).zip(behind))
+            .flat_map(|((token, before), behind)| [before, token, behind, token, token])
+            .chain(["end"])
+            .collect();
+        let by_pieces = self.encode_template(&text, mark).ok()?;
+        Some(by_pieces == self.encode_whole(&text, mark).ok()?)
     }
 
     /// Whether a text has the tokens of its words: no added token reaches over a cut, and at every kind of cut the text is seen to be
@@ -132,7 +155,7 @@ impl Tokenizer {
             let is_space = |c: char| c.is_whitespace() || c == '▁';
             let has_space = token.content.contains(is_space)
                 && !token.content.trim_matches(is_space).is_empty();
-            has_space || token.single_word || token.rstrip
+            has_space || token.single_word || token.lstrip || token.rstrip
         };
         if added.values().any(reaches_over) {
             return false;
@@ -214,7 +237,11 @@ impl Tokenizer {
     /// taken out. No token is put before or after: templates write those themselves.
     /// On a text without `mark` the ids are those of Hugging Face's tokenizers with `add_special_tokens` off.
     pub fn encode_template(&self, text: &str, mark: char) -> Result<Encoded, TokenizerError> {
-        let Some(known) = &self.words else {
+        let known = self
+            .words
+            .as_ref()
+            .and_then(|words| Some((words, words.recall()?)));
+        let Some((words, mut memory)) = known else {
             return self.encode_whole(text, mark);
         };
         let mut encoded = Encoded {
@@ -222,13 +249,21 @@ impl Tokenizer {
             offsets: Vec::with_capacity(text.len() / 3),
         };
         let has_mark = text.contains(mark);
-        for (start, word) in words(text) {
+        for piece in words.pieces(text) {
+            let (start, word) = match piece {
+                Piece::Word(start, word) => (start, word),
+                Piece::Added(id, range) => {
+                    encoded.ids.push(id);
+                    encoded.offsets.push((range.start, range.end));
+                    continue;
+                }
+            };
             let encode = || self.encode_whole(word, mark);
             // Another text may have another mark.
             if has_mark && word.contains(mark) {
                 encoded.append(encode()?, start);
             } else {
-                known.add(word, start, &mut encoded, encode)?;
+                memory.add(word, start, &mut encoded, encode)?;
             }
         }
         Ok(encoded)

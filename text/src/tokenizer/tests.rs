@@ -68,17 +68,26 @@ fn a_tokenizer_that_joins_words_or_has_tokens_over_spaces_is_asked_for_whole_tex
     };
     let splits =
         r#"{"type":"Split","pattern":{"String":" "},"behavior":"MergedWithNext","invert":false}"#;
-    let token = |content: &str, rstrip: bool, single_word: bool| {
-        format!(
-            r#"[{{"id":9,"content":"{content}","single_word":{single_word},"lstrip":false,"rstrip":{rstrip},"normalized":false,"special":true}}]"#
-        )
+    let token = |content: &str, flag: &str| {
+        let flags =
+            ["single_word", "lstrip", "rstrip"].map(|name| format!(r#""{name}":{}"#, name == flag));
+        let flags = flags.join(",");
+        format!(r#"[{{"id":9,"content":"{content}",{flags},"normalized":false,"special":true}}]"#)
     };
     assert!(!with("[]", "null"), "'a b' is one token");
     let apart = splits.replace("MergedWithNext", "MergedWithPrevious");
     assert!(!with("[]", &apart), "the space is behind its word");
     assert!(with("[]", splits));
-    assert!(with(&token("<s>", false, false), splits));
-    assert!(!with(&token("<s s>", false, false), splits));
-    assert!(!with(&token("<s>", true, false), splits));
-    assert!(!with(&token("<s>", false, true), splits));
+    assert!(with(&token("<s>", ""), splits));
+    assert!(!with(&token("<s s>", ""), splits));
+    for flag in ["single_word", "lstrip", "rstrip"] {
+        assert!(!with(&token("<s>", flag), splits), "{flag}");
+    }
+    let first = r#"{"type":"Metaspace","replacement":"_","prepend_scheme":"first","split":false}"#;
+    let prepends = format!(r#"{{"type":"Sequence","pretokenizers":[{splits},{first}]}}"#);
+    assert!(with("[]", &prepends));
+    assert!(
+        !with(&token("<s>", ""), &prepends),
+        "what is behind <s> is not the first word"
+    );
 }

@@ -1,27 +1,44 @@
-//! Words that were tokenized before. Most tokenizers cut a text at its spaces before anything else, so a word has the same
-//! tokens wherever it stands, and most words of a file have been met.
+//! Words that were tokenized before. Most tokenizers cut a text at its added tokens and then at its spaces before anything else, so a
+//! word has the same tokens wherever it stands, and most words of a file have been met.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
-use std::sync::RwLock;
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, TryLockError};
+
+use aho_corasick::{AhoCorasick, BuildError, MatchKind};
 
 use super::Encoded;
 
 /// A longer one hardly comes again. Bytes.
 const MAX_WORD_BYTES: usize = 48;
-/// Words that are remembered in each part; some 20 MB in all.
-const MAX_WORDS: usize = 2048;
-/// Parts of the memory, so that threads rarely wait for each other.
-const N_PARTS: usize = 64;
+/// Words that are remembered in all; some 40 MB.
+const MAX_WORDS: usize = 1 << 18;
+/// More of them in one memory are hardly met again.
+const MAX_WORDS_OF_ONE: usize = 1 << 15;
 
-/// Words and their tokens. A part that is full is forgotten.
+/// What is known of a tokenizer's words, and the added tokens that stand between them.
 pub(super) struct Words {
+    added: AhoCorasick,
+    /// By the automaton's patterns.
+    added_ids: Vec<u32>,
     hasher: RandomState,
-    parts: Vec<RwLock<Part>>,
+    /// Two for each processor, so that hardly a thread finds none free.
+    memories: Vec<Mutex<Memory>>,
+    /// Most words that each holds.
+    max_words: usize,
 }
 
-/// Words by their hashes; of two with the same hash the later one.
-type Part = HashMap<u64, Word, BuildHasherDefault<Hashed>>;
+/// A piece of a text.
+pub(super) enum Piece<'t> {
+    /// An added token, and its bytes of the text.
+    Added(u32, Range<usize>),
+    /// A word, and the byte of the text that it begins at.
+    Word(usize, &'t str),
+}
+
+/// Words by their hashes; of two with the same hash the later one. One that is full is forgotten.
+type Memory = HashMap<u64, Word, BuildHasherDefault<Hashed>>;
 
 struct Word {
     text: Box<str>,
@@ -55,18 +72,67 @@ struct Token {
 }
 
 impl Words {
-    pub(super) fn new() -> Self {
-        Self {
+    /// `added`: the spellings and ids of the tokens that are looked for before anything else, as the tokenizers library does: the
+    /// leftmost one, and of those the longest. Errors: there are too many of them.
+    pub(super) fn new<'t>(added: impl Iterator<Item = (&'t str, u32)>) -> Result<Self, BuildError> {
+        let (spellings, added_ids): (Vec<&str>, Vec<u32>) = added.unzip();
+        let mut automaton = AhoCorasick::builder();
+        let n_memories = 2 * std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Self {
+            added: automaton
+                .match_kind(MatchKind::LeftmostLongest)
+                .build(spellings)?,
+            added_ids,
             hasher: RandomState::new(),
-            parts: std::iter::repeat_with(RwLock::default)
-                .take(N_PARTS)
+            memories: std::iter::repeat_with(Mutex::default)
+                .take(n_memories)
                 .collect(),
-        }
+            max_words: MAX_WORDS_OF_ONE.min(MAX_WORDS / n_memories),
+        })
     }
 
+    /// What `text` is made of, in its order.
+    pub(super) fn pieces<'t>(&self, text: &'t str) -> impl Iterator<Item = Piece<'t>> {
+        let added = self.added.find_iter(text);
+        let added = added.map(|found| (found.range(), Some(self.added_ids[found.pattern()])));
+        let mut start = 0;
+        let end = (text.len()..text.len(), None);
+        added.chain([end]).flat_map(move |(range, id)| {
+            let from = std::mem::replace(&mut start, range.end);
+            let words = words(&text[from..range.start])
+                .map(move |(start, word)| Piece::Word(from + start, word));
+            words.chain(id.map(|id| Piece::Added(id, range)))
+        })
+    }
+
+    /// A memory for the time of one text. `None`: other threads use all.
+    pub(super) fn recall(&self) -> Option<Recalled<'_>> {
+        let mut memories = self.memories.iter();
+        let memory = memories.find_map(|memory| match memory.try_lock() {
+            Ok(memory) => Some(memory),
+            // What a thread that panicked left is whole all the same: an entry is made in one call.
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        });
+        Some(Recalled {
+            hasher: &self.hasher,
+            max_words: self.max_words,
+            memory: memory?,
+        })
+    }
+}
+
+/// A memory in use.
+pub(super) struct Recalled<'w> {
+    hasher: &'w RandomState,
+    max_words: usize,
+    memory: MutexGuard<'w, Memory>,
+}
+
+impl Recalled<'_> {
     /// Adds the tokens of `word` to `encoded`, where it begins at byte `start`, as `encode` has them or had them before.
     pub(super) fn add<E>(
-        &self,
+        &mut self,
         word: &str,
         start: usize,
         encoded: &mut Encoded,
@@ -77,11 +143,8 @@ impl Words {
             return Ok(());
         }
         let hash = self.hasher.hash_one(word);
-        // The map goes by other bits.
-        let part = &self.parts[(hash >> 32) as usize % N_PARTS];
-        // What a thread that panicked left is whole all the same: an entry is made in one call.
-        let known = part.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(known) = known.get(&hash).filter(|known| *known.text == *word) {
+        let known = self.memory.get(&hash);
+        if let Some(known) = known.filter(|known| *known.text == *word) {
             for token in &known.tokens {
                 encoded.ids.push(token.id);
                 let (from, to) = (usize::from(token.from), usize::from(token.to));
@@ -89,7 +152,6 @@ impl Words {
             }
             return Ok(());
         }
-        drop(known);
         let found = encode()?;
         let tokens = found.ids.iter().zip(&found.offsets);
         let tokens = tokens.map(|(id, (from, to))| Token {
@@ -101,14 +163,10 @@ impl Words {
             text: word.into(),
             tokens: tokens.collect(),
         };
-        let mut known = part
-            .write()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
-        if known.len() >= MAX_WORDS {
-            known.clear();
+        if self.memory.len() >= self.max_words {
+            self.memory.clear();
         }
-        known.insert(hash, word);
-        drop(known);
+        self.memory.insert(hash, word);
         encoded.append(found, start);
         Ok(())
     }
@@ -133,16 +191,15 @@ pub(super) fn cuts(text: &str) -> impl DoubleEndedIterator<Item = usize> + '_ {
     })
 }
 
-/// The parts of a text between its cuts, with the byte that each begins at.
-pub(super) fn words(text: &str) -> impl Iterator<Item = (usize, &str)> {
+/// The parts of a text between its cuts, with the byte that each begins at; none of an empty text.
+fn words(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut start = 0;
-    cuts(text)
-        .chain(std::iter::once(text.len()))
-        .map(move |end| {
-            let word = (start, &text[start..end]);
-            start = end;
-            word
-        })
+    let end = (!text.is_empty()).then_some(text.len());
+    cuts(text).chain(end).map(move |end| {
+        let word = (start, &text[start..end]);
+        start = end;
+        word
+    })
 }
 
 /// Words of every kind that a cut may stand behind, and before.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use domain::time::Timestamp;
@@ -17,6 +18,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
 use crate::error::StoreError;
+use crate::reads::{Readers, Reads};
 use crate::wall::{Gate, Scope};
 
 /// A call that has no answer by then is given up; above the sum of waiting for a connection and for one statement.
@@ -69,8 +71,8 @@ impl fmt::Debug for StoreConfig {
 pub struct Store {
     /// On SQLite one connection, so that writers queue here and not at the file's lock.
     pub(crate) write: DatabaseConnection,
-    /// On PostgreSQL the same pool.
-    pub(crate) read: DatabaseConnection,
+    /// On PostgreSQL they share its pool.
+    pub(crate) read: Reads,
     /// Whose rows calls through this handle see.
     pub(crate) scope: Scope,
     pub(crate) gate: Gate,
@@ -119,7 +121,7 @@ impl Store {
     pub async fn check_schema(&self) -> Result<(), StoreError> {
         let applied: Vec<String> = self
             .bounded(async {
-                if !SchemaManager::new(&self.read)
+                if !SchemaManager::new(&self.write)
                     .has_table("seaql_migrations")
                     .await?
                 {
@@ -146,7 +148,8 @@ impl Store {
 
     /// The database answers.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        self.bounded(async { Ok(self.read.execute_unprepared("SELECT 1").await.map(|_| ())?) })
+        let statement = Statement::from_string(self.backend(), "SELECT 1");
+        self.bounded(async { Ok(self.read.query_one_raw(statement).await.map(drop)?) })
             .await
     }
 
@@ -236,11 +239,13 @@ async fn connect_sqlite(config: &StoreConfig, acquire: Duration) -> Result<Store
     };
     let write = pool(1).connect_with(options.clone()).await?;
     let read = pool(SQLITE_READERS).connect_with(options).await?;
+    let gate = Gate::default();
+    let readers = Readers::new(read, SQLITE_READERS, gate.clone());
     Ok(Store {
         write: SqlxSqliteConnector::from_sqlx_sqlite_pool(write),
-        read: SqlxSqliteConnector::from_sqlx_sqlite_pool(read),
+        read: Reads::Sqlite(Arc::new(readers)),
         scope: Scope::Operator,
-        gate: Gate::default(),
+        gate,
     })
 }
 
@@ -269,10 +274,10 @@ async fn connect_postgres(config: &StoreConfig, acquire: Duration) -> Result<Sto
         })
         .connect_with(options)
         .await?;
-    let pool = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
+    let readers = Readers::new(pool.clone(), config.max_connections / 2, gate.clone());
     Ok(Store {
-        write: pool.clone(),
-        read: pool,
+        write: SqlxPostgresConnector::from_sqlx_postgres_pool(pool),
+        read: Reads::Postgres(Arc::new(readers)),
         scope: Scope::Operator,
         gate,
     })

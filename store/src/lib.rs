@@ -11,6 +11,7 @@ mod connect;
 mod convert;
 mod entity;
 mod metadata;
+mod reads;
 mod run;
 mod wall;
 

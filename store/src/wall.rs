@@ -16,12 +16,12 @@ use crate::connect::Store;
 use crate::error::StoreError;
 
 tokio::task_local! {
-    /// Who the call at hand is for. The pool asks here, because only it sees every connection that is taken.
+    /// Who the call at hand is for. The pool and the readers ask here, because only they see every connection that is taken.
     static SCOPE: Scope;
 }
 
 /// Whose rows a handle on the database sees.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Scope {
     /// Every project's: the scheduler, administrators, the operator.
     Operator,
@@ -56,16 +56,38 @@ pub(crate) struct Gate {
     has_role: Arc<AtomicBool>,
 }
 
+/// Who a connection acts for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Acting {
+    /// Outside of every scope: a request of no project, which sees nothing.
+    scope: Option<Scope>,
+    has_role: bool,
+}
+
 impl Gate {
-    /// One round trip. Outside of every scope the connection acts for a request of no project, which sees nothing.
+    /// Who the call at hand is for.
+    pub fn acting(&self) -> Acting {
+        Acting {
+            scope: SCOPE.try_with(Scope::clone).ok(),
+            has_role: self.has_role.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The connection acts for whom the call at hand is. One round trip.
     pub async fn pass(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-        let scope = SCOPE.try_with(Scope::clone).ok();
-        let (for_requests, project) = match &scope {
+        self.acting().begin(connection).await
+    }
+}
+
+impl Acting {
+    /// One round trip.
+    pub async fn begin(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let (for_requests, project) = match &self.scope {
             Some(Scope::Operator) => (false, OPERATOR),
             Some(Scope::Project(project)) => (true, &**project),
             None => (true, ""),
         };
-        let has_role = for_requests && self.has_role.load(Ordering::Relaxed);
+        let has_role = for_requests && self.has_role;
         let role = if has_role { REQUEST_ROLE } else { "none" };
         become_(connection, role, project).await
     }
@@ -100,7 +122,7 @@ impl Store {
             return Ok(SecondWall::NotOffered);
         }
         let look = async {
-            let mut connection = self.read.get_postgres_connection_pool().acquire().await?;
+            let mut connection = self.write.get_postgres_connection_pool().acquire().await?;
             let stands = match become_(&mut connection, REQUEST_ROLE, "").await {
                 Ok(()) => is_bound(&mut connection).await?,
                 // There is no such role, or it is not this session's to act as.

@@ -81,7 +81,7 @@ section! {
         /// `postgres://user:password@host:port/name` or `sqlite:///path`; empty: a SQLite file
         /// in `data_dir`.
         url: Secret<String> = Secret::from(""),
-        /// Most connections that one process opens.
+        /// Most connections that one process opens; single reads use half of them at most, if there are two.
         max_connections: u32 = 10,
         /// How long a request waits for a free connection before it is answered 503. Seconds.
         acquire_timeout_s: u64 = 2,

@@ -18,10 +18,12 @@ use crate::StoreConfig;
 use crate::entity::file;
 use crate::files::to_row;
 
-/// A store of one connection, which every call reuses.
-async fn narrow(db: &Db) -> Store {
+/// Of one connection, which every call reuses, and of two, of which reads keep one.
+const WIDTHS: [u32; 2] = [1, 2];
+
+async fn narrow(db: &Db, max_connections: u32) -> Store {
     let config = StoreConfig {
-        max_connections: 1,
+        max_connections,
         ..StoreConfig::new(&db.url)
     };
     Store::connect(&config).await.unwrap()
@@ -46,18 +48,20 @@ async fn owners_of_files(store: &Store) -> Vec<String> {
 
 /// A project sees its own, an operator both, in any order of calls on one connection.
 async fn each_sees_its_own(db: &Db) {
-    let store = narrow(db).await;
-    let [a, b] = two_projects(&store).await;
+    let [a, b] = two_projects(&db.store).await;
     let both = vec![a.id.to_string(), b.id.to_string()];
-    for project in [&a, &b, &a] {
-        let seen = owners_of_files(&store.of(&project.id)).await;
-        assert_eq!(seen, [project.id.as_str()]);
-        assert_eq!(owners_of_files(&store).await, both);
+    for width in WIDTHS {
+        let store = narrow(db, width).await;
+        for project in [&a, &b, &a] {
+            let seen = owners_of_files(&store.of(&project.id)).await;
+            assert_eq!(seen, [project.id.as_str()]);
+            assert_eq!(owners_of_files(&store).await, both);
+        }
+        // The first use of a connection has no earlier one that could have set anything.
+        let fresh = narrow(db, width).await;
+        let seen = owners_of_files(&fresh.of(&b.id)).await;
+        assert_eq!(seen, [b.id.as_str()]);
     }
-    // The first use of a connection has no earlier one that could have set anything.
-    let fresh = narrow(db).await;
-    let seen = owners_of_files(&fresh.of(&b.id)).await;
-    assert_eq!(seen, [b.id.as_str()]);
 }
 
 #[tokio::test]
@@ -95,7 +99,7 @@ async fn an_owner_that_is_no_superuser_acts_as_the_role_of_requests() {
 #[tokio::test]
 async fn an_owner_that_may_make_roles_gives_itself_that_of_requests() {
     on_postgres_of("CREATEROLE", "", |db: Db| async move {
-        let pool = db.store.read.get_postgres_connection_pool();
+        let pool = db.store.write.get_postgres_connection_pool();
         let version: i32 = sqlx::query_scalar("SELECT current_setting('server_version_num')::int")
             .fetch_one(pool)
             .await
@@ -126,19 +130,21 @@ async fn outside_of_a_call_a_connection_sees_nothing() {
 }
 
 async fn sees_nothing_outside_of_a_call(db: &Db) {
-    let store = narrow(db).await;
-    let [a, _] = two_projects(&store).await;
-    let none = || async { file::Entity::find().all(&store.read).await.unwrap() };
-    assert!(owners_of_files(&store).await.len() > 1);
-    assert_eq!(none().await, []);
-    assert_eq!(owners_of_files(&store.of(&a.id)).await.len(), 1);
-    assert_eq!(none().await, []);
+    for width in WIDTHS {
+        let store = narrow(db, width).await;
+        let [a, _] = two_projects(&store).await;
+        let none = || async { file::Entity::find().all(&store.read).await.unwrap() };
+        assert!(owners_of_files(&store).await.len() > 1);
+        assert_eq!(none().await, []);
+        assert_eq!(owners_of_files(&store.of(&a.id)).await.len(), 1);
+        assert_eq!(none().await, []);
+    }
 }
 
 #[tokio::test]
 async fn a_transaction_that_is_given_up_leaves_nothing_to_the_next() {
     run_on_postgres(|db: Db| async move {
-        let store = narrow(&db).await;
+        let store = narrow(&db, 1).await;
         let [a, b] = two_projects(&store).await;
         let of_a = store.of(&a.id);
         let given_up = async {
@@ -160,20 +166,83 @@ async fn a_transaction_that_is_given_up_leaves_nothing_to_the_next() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_at_the_same_time_see_their_own() {
+    run_on_postgres(|db: Db| async move {
+        let [a, b] = two_projects(&db.store).await;
+        let both = vec![a.id.to_string(), b.id.to_string()];
+        let store = narrow(&db, 8).await;
+        let readers = (0..90).map(|i| {
+            let (store, expected) = match i % 3 {
+                0 => (store.of(&a.id), vec![a.id.to_string()]),
+                1 => (store.of(&b.id), vec![b.id.to_string()]),
+                _ => (store.clone(), both.clone()),
+            };
+            tokio::spawn(async move {
+                for _ in 0..5 {
+                    assert_eq!(owners_of_files(&store).await, expected);
+                }
+            })
+        });
+        for reader in readers.collect::<Vec<_>>() {
+            reader.await.unwrap();
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_connection_that_reads_takes_no_other_statement() {
+    run_on_postgres(|db: Db| async move {
+        let delete = file::Entity::delete_many().exec(&db.store.read).await;
+        let refused = delete.unwrap_err().to_string();
+        assert!(refused.contains("a reader changes nothing"), "{refused}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_read_that_is_given_up_leaves_nothing_to_the_next() {
+    run_on_postgres(|db: Db| async move {
+        let [a, b] = two_projects(&db.store).await;
+        for width in WIDTHS {
+            let store = narrow(&db, width).await;
+            let of_a = store.of(&a.id);
+            assert_eq!(owners_of_files(&of_a).await, [a.id.as_str()]);
+            let sleep = sea_orm::Statement::from_string(DbBackend::Postgres, "SELECT pg_sleep(1)");
+            let brief = std::time::Duration::from_millis(50);
+            let given_up = async {
+                let slow = sea_orm::ConnectionTrait::query_one_raw(&of_a.read, sleep);
+                Ok::<_, StoreError>(tokio::time::timeout(brief, slow).await.is_err())
+            };
+            let is_late = of_a.bounded(given_up).await.unwrap();
+            assert!(is_late, "the statement ended before it was given up");
+            for project in [&b, &a] {
+                let seen = owners_of_files(&store.of(&project.id)).await;
+                assert_eq!(seen, [project.id.as_str()]);
+            }
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_connection_that_died_is_made_anew_for_the_same_project() {
     run_on_postgres(|db: Db| async move {
-        let store = narrow(&db).await;
-        let [a, _] = two_projects(&store).await;
-        let mut other = db.other_program().await;
-        other
-            .execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-                 WHERE datname = current_database() AND pid <> pg_backend_pid()",
-            )
-            .await;
-        let seen = owners_of_files(&store.of(&a.id)).await;
-        assert_eq!(seen, [a.id.as_str()]);
+        for width in WIDTHS {
+            let store = narrow(&db, width).await;
+            let [a, _] = two_projects(&store).await;
+            let of_a = store.of(&a.id);
+            assert_eq!(owners_of_files(&of_a).await, [a.id.as_str()]);
+            let mut other = db.other_program().await;
+            other
+                .execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                     WHERE datname = current_database() AND pid <> pg_backend_pid()",
+                )
+                .await;
+            assert_eq!(owners_of_files(&of_a).await, [a.id.as_str()]);
+        }
     })
     .await;
 }
@@ -181,7 +250,7 @@ async fn a_connection_that_died_is_made_anew_for_the_same_project() {
 #[tokio::test]
 async fn a_request_changes_no_row_of_another_project() {
     run_on_postgres(|db: Db| async move {
-        let store = narrow(&db).await;
+        let store = narrow(&db, 1).await;
         let [a, b] = two_projects(&store).await;
         let of_a = store.of(&a.id);
         let planted = to_row(&sample::file(&b.id, at(1))).unwrap();
@@ -216,7 +285,7 @@ async fn a_request_changes_no_row_of_another_project() {
 #[tokio::test]
 async fn what_requests_have_no_business_with_is_refused() {
     run_on_postgres(|db: Db| async move {
-        let store = narrow(&db).await;
+        let store = narrow(&db, 1).await;
         let [a, _] = two_projects(&store).await;
         let of_a = store.of(&a.id);
         let log = of_a.all(crate::entity::audit_log::Entity::find()).await;

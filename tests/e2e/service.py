@@ -79,7 +79,7 @@ class Service:
         return process
 
     def luthier(self, *args):
-        done = subprocess.run([LUTHIER, *map(str, args)], capture_output=True, text=True, timeout=120, env=environment())
+        done = subprocess.run([LUTHIER, *map(str, args)], capture_output=True, text=True, timeout=120, env=environment(self.env))
         if done.returncode != 0:
             raise AssertionError(f"luthier {' '.join(map(str, args))}: {done.returncode}\n{done.stdout}\n{done.stderr}")
         return done.stdout.strip()

@@ -34,7 +34,7 @@ reply! {
         tokens: Vec<String>,
         /// `null` of a prompt's first token.
         token_logprobs: Vec<Nullable<f64>>,
-        /// For each place, the likeliest tokens with theirs; `null` in that of a prompt's first token.
+        /// For each place, the likeliest tokens with theirs, and the one that stands there; `null` in that of a prompt's first token.
         top_logprobs: Vec<serde_json::Value>,
         /// Where each token begins in the text. Characters.
         text_offset: Vec<u64>,
@@ -75,17 +75,18 @@ impl CompletionLogprobs {
     /// Adds a token that begins at `offset`; returns where it ends.
     pub fn push(&mut self, token: TokenLogprob, offset: u64) -> u64 {
         let end = offset + token.token.chars().count() as u64;
+        self.top_logprobs
+            .push(by_token(token.top, &token.token, token.logprob));
         self.tokens.push(token.token);
         self.token_logprobs
             .push(Nullable(Some(f64::from(token.logprob))));
-        self.top_logprobs.push(by_token(token.top));
         self.text_offset.push(offset);
         end
     }
 
     /// Adds a token of the prompt.
     pub fn push_echoed(&mut self, token: EchoedToken) {
-        let top = token.logprob.map(|_| by_token(token.top));
+        let top = (token.logprob).map(|logprob| by_token(token.top, &token.token, logprob));
         self.tokens.push(token.token);
         self.token_logprobs
             .push(Nullable(token.logprob.map(f64::from)));
@@ -94,12 +95,17 @@ impl CompletionLogprobs {
     }
 }
 
-/// Of tokens that are spelled alike the likeliest counts.
-fn by_token(top: Vec<TopLogprob>) -> serde_json::Value {
+/// Of tokens that are spelled alike the likeliest counts. `chosen` is told of, too, where any are.
+fn by_token(top: Vec<TopLogprob>, chosen: &str, logprob: f32) -> serde_json::Value {
     let mut by_token = serde_json::Map::new();
     for TopLogprob { token, logprob, .. } in top {
         by_token
             .entry(token)
+            .or_insert_with(|| f64::from(logprob).into());
+    }
+    if !by_token.is_empty() {
+        by_token
+            .entry(chosen)
             .or_insert_with(|| f64::from(logprob).into());
     }
     by_token.into()
@@ -119,6 +125,23 @@ mod tests {
             logprob,
         };
         let likeliest = vec![top("\u{fffd}", -0.5), top("a", -1.0), top("\u{fffd}", -2.0)];
-        assert_eq!(by_token(likeliest), json!({"\u{fffd}": -0.5, "a": -1.0}));
+        let told = by_token(likeliest, "a", -1.0);
+        assert_eq!(told, json!({"\u{fffd}": -0.5, "a": -1.0}));
+    }
+
+    #[test]
+    fn a_token_that_is_not_among_the_likeliest_is_told_of() {
+        let likeliest = || TopLogprob {
+            token: "a".to_owned(),
+            bytes: Vec::new(),
+            logprob: -0.5,
+        };
+        let told = by_token(vec![likeliest()], "z", -9.0);
+        assert_eq!(told, json!({"a": -0.5, "z": -9.0}));
+        assert_eq!(
+            by_token(Vec::new(), "z", -9.0),
+            json!({}),
+            "nothing was asked for"
+        );
     }
 }

@@ -89,6 +89,8 @@ pub async fn bind(options: ApiOptions) -> Result<ApiServer, ApiStartError> {
         vault: config.vault()?,
         ledger: Default::default(),
         queue: Default::default(),
+        workers: Default::default(),
+        base_names: Default::default(),
         prices: config.prices.models.clone(),
         max_file_bytes: config.api.max_file_bytes,
         max_upload_bytes: config.api.max_upload_bytes,

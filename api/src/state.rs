@@ -1,5 +1,6 @@
 //! What every handler works with.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -17,9 +18,11 @@ use tokio::sync::Notify;
 
 use crate::app::job_news::Newsroom;
 use crate::app::ledger::Ledger;
+use crate::app::look::Look;
 use crate::app::queue::Queue;
 use crate::app::rate_limits::Gate;
 use crate::app::spending::Spendings;
+use crate::app::workers::Alive;
 use crate::auth::{Issuers, KeyCache};
 
 /// Shared by all requests.
@@ -47,6 +50,10 @@ pub struct State {
     pub ledger: Arc<Ledger>,
     /// Where jobs that wait stand.
     pub queue: Queue,
+    /// Those that are alive.
+    pub workers: Look<Alive>,
+    /// Of the base models that are installed.
+    pub base_names: Look<HashSet<String>>,
     pub prices: Vec<ModelPrice>,
     pub max_file_bytes: u64,
     /// Somebody made a batch here.

@@ -304,6 +304,20 @@ async fn a_dead_worker_is_passed_over() {
 }
 
 #[tokio::test]
+async fn a_worker_that_moved_is_found_at_once() {
+    let app = App::start().await;
+    let moved = app.worker.status();
+    let dead = WorkerStatus {
+        address: "http://127.0.0.1:9".to_owned(),
+        ..moved.clone()
+    };
+    app.store.workers().upsert(&dead, now()).await.unwrap();
+    assert_eq!(chat(&app, "hi", json!({})).await.status, 503);
+    app.store.workers().upsert(&moved, now()).await.unwrap();
+    assert_eq!(chat(&app, "hi", json!({})).await.status, 200);
+}
+
+#[tokio::test]
 async fn tuned_models_and_checkpoints_are_served_with_their_adapter() {
     let app = App::start().await;
     let id = app.new_job(json!({})).await;

@@ -20,6 +20,7 @@ pub mod form;
 pub mod invites;
 pub mod job_news;
 pub mod ledger;
+pub mod look;
 pub mod model_aliases;
 pub mod model_permissions;
 pub mod models;

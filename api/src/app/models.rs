@@ -1,5 +1,7 @@
 //! Which models a project can name.
 
+use std::time::Instant;
+
 use domain::model::{ServedModel, TunedModel};
 use domain::project::Project;
 
@@ -146,17 +148,31 @@ pub async fn find_model(
             base_model: tuned.base_model,
             adapter: Some(tuned.adapter),
         },
-        None => match state.store.base_models().find(name).await {
-            Ok(Some(base)) => ServedModel {
-                base_model: base.name,
-                adapter: None,
-            },
-            Ok(None) => return Ok(None),
-            Err(error) => return Err(store_error(error)),
+        None if is_base(state, name).await? => ServedModel {
+            base_model: name.to_owned(),
+            adapter: None,
         },
+        None => return Ok(None),
     };
     check_allowed(project, name)?;
     Ok(Some(served))
+}
+
+/// Whether a base model of this name is installed.
+async fn is_base(state: &State, name: &str) -> Result<bool, ApiError> {
+    let bases = state.store.base_models();
+    let known = match state.base_names.last() {
+        Some(known) => known,
+        None => {
+            let at = Instant::now();
+            let listed = bases.list().await.map_err(store_error)?.into_iter();
+            state
+                .base_names
+                .keep(at, listed.map(|base| base.name).collect())
+        }
+    };
+    // It may have been installed since.
+    Ok(known.contains(name) || bases.find(name).await.map_err(store_error)?.is_some())
 }
 
 /// A tuned model that the project may use, its own or one it was permitted; only names that begin as one are looked up.

@@ -5,7 +5,8 @@ mod export;
 mod plan;
 
 use std::io;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use domain::generation::Priority;
@@ -53,7 +54,8 @@ pub async fn generate(
     model: &str,
     request: &GenerateRequest,
 ) -> Result<Events, ApiError> {
-    first_able(state, model, &request.model, |worker| {
+    let last = state.workers.last();
+    first_able(state, last, model, &request.model, |worker| {
         ask(state, worker, request).boxed()
     })
     .await
@@ -90,40 +92,59 @@ impl Patience {
     }
 }
 
-/// Asks the workers that hold the model, best one first, until one answers.
+/// Those who live.
+pub type Alive = Vec<Arc<Worker>>;
+
+/// Asks the workers that hold the model, best one first, until one answers: those of the last look, then whom another one finds.
 async fn first_able<'a, T>(
     state: &State,
+    last: Option<Arc<Alive>>,
     name: &str,
     model: &ServedModel,
-    ask: impl Fn(Worker) -> BoxFuture<'a, Result<T, Refused>>,
+    ask: impl Fn(Arc<Worker>) -> BoxFuture<'a, Result<T, Refused>>,
 ) -> Result<T, ApiError> {
-    let alive = state
-        .store
-        .workers()
-        .alive(alive_since(state.now()))
-        .await
-        .map_err(store_error)?;
-    let mut refusal = no_worker(name);
-    for worker in ranked(alive, model) {
-        let id = worker.status.worker_id.clone();
-        match ask(worker).await {
-            Ok(answer) => return Ok(answer),
-            Err(Refused::Next(next)) => {
-                tracing::info!(worker = %id, reason = %next.message, "asking the next worker");
-                refusal = next;
+    let (mut refusal, mut asked) = (no_worker(name), Vec::new());
+    for look in last.map(Some).into_iter().chain([None]) {
+        let alive = match look {
+            Some(alive) => alive,
+            None => look_at_workers(state).await?,
+        };
+        for worker in ranked(&alive, model) {
+            let place = (
+                worker.status.worker_id.clone(),
+                worker.status.address.clone(),
+            );
+            if asked.contains(&place) {
+                continue;
             }
-            Err(Refused::Final(error)) => return Err(error),
+            match ask(worker.clone()).await {
+                Ok(answer) => return Ok(answer),
+                Err(Refused::Next(next)) => {
+                    tracing::info!(worker = %place.0, reason = %next.message, "asking the next worker");
+                    refusal = next;
+                    asked.push(place);
+                }
+                Err(Refused::Final(error)) => return Err(error),
+            }
         }
     }
     Err(refusal)
 }
 
+async fn look_at_workers(state: &State) -> Result<Arc<Alive>, ApiError> {
+    let at = Instant::now();
+    let workers = state.store.workers();
+    let alive = workers.alive(alive_since(state.now())).await;
+    let alive = alive.map_err(store_error)?.into_iter().map(Arc::new);
+    Ok(state.workers.keep(at, alive.collect()))
+}
+
 /// Those that hold the base model: first the ones with room, of these the ones that hold the adapter, of these the
 /// least busy.
-fn ranked(alive: Vec<Worker>, model: &ServedModel) -> Vec<Worker> {
+fn ranked<'w>(alive: &'w [Arc<Worker>], model: &ServedModel) -> Vec<&'w Arc<Worker>> {
     let adapter = model.adapter.as_ref().map(|adapter| &adapter.sha256);
-    let mut able: Vec<Worker> = alive
-        .into_iter()
+    let mut able: Vec<&Arc<Worker>> = alive
+        .iter()
         .filter(|worker| worker.status.base_models.contains(&model.base_model))
         .collect();
     able.sort_by_key(|worker| {
@@ -166,7 +187,11 @@ async fn post(
 }
 
 /// Sends the request and waits until the answer begins.
-async fn ask(state: &State, worker: Worker, request: &GenerateRequest) -> Result<Events, Refused> {
+async fn ask(
+    state: &State,
+    worker: Arc<Worker>,
+    request: &GenerateRequest,
+) -> Result<Events, Refused> {
     let response = unless_silent(post(state, &worker, "/v1/generate", request)).await??;
     if !response.status().is_success() {
         return Err(unless_silent(refused(response, mapped)).await?);
@@ -352,14 +377,14 @@ mod tests {
     #[test]
     fn the_worker_that_holds_the_adapter_comes_first_unless_it_is_full() {
         let order = |request: &GenerateRequest, full_holder: bool| -> Vec<String> {
-            let workers = vec![
+            let workers = [
                 worker("busy", &[], 3),
                 worker("holder", &["a"], if full_holder { 4 } else { 2 }),
                 worker("idle", &[], 0),
             ];
-            ranked(workers, &request.model)
+            ranked(&workers.map(Arc::new), &request.model)
                 .into_iter()
-                .map(|w| w.status.address)
+                .map(|w| w.status.address.clone())
                 .collect()
         };
         assert_eq!(

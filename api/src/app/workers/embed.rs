@@ -1,6 +1,7 @@
 //! What a model makes of one text as a whole.
 
 use std::io;
+use std::sync::Arc;
 
 use domain::message::{EmbedEvent, EmbedRequest, Embedded, GenerateError};
 use domain::worker::Worker;
@@ -17,13 +18,18 @@ pub async fn embed(
     name: &str,
     request: &EmbedRequest,
 ) -> Result<Embedded, ApiError> {
-    first_able(state, name, &request.model, |worker| {
+    let last = state.workers.last();
+    first_able(state, last, name, &request.model, |worker| {
         ask(state, worker, request).boxed()
     })
     .await
 }
 
-async fn ask(state: &State, worker: Worker, request: &EmbedRequest) -> Result<Embedded, Refused> {
+async fn ask(
+    state: &State,
+    worker: Arc<Worker>,
+    request: &EmbedRequest,
+) -> Result<Embedded, Refused> {
     let response = unless_silent(post(state, &worker, "/v1/embed", request)).await??;
     if !response.status().is_success() {
         return Err(unless_silent(refused(response, mapped)).await?);

@@ -1,6 +1,7 @@
 //! A whole model, made by a worker while the client reads it.
 
 use std::io;
+use std::sync::Arc;
 
 use domain::message::{ExportError, ExportRequest};
 use domain::worker::Worker;
@@ -14,7 +15,7 @@ use crate::state::State;
 /// Asks the best worker, and the next one where that one cannot. Dropping the bytes ends the export.
 /// Errors: 400 where the format cannot hold the model; 503 where no worker can make it.
 pub async fn export(state: &State, request: &ExportRequest) -> Result<Archive, ApiError> {
-    first_able(state, &request.name, &request.model, |worker| {
+    first_able(state, None, &request.name, &request.model, |worker| {
         let begun = unless_silent(begin(state, worker, request));
         begun.map(|begun| begun?).boxed()
     })
@@ -22,7 +23,11 @@ pub async fn export(state: &State, request: &ExportRequest) -> Result<Archive, A
 }
 
 /// Sends the request and waits for the head of the reply.
-async fn begin(state: &State, worker: Worker, request: &ExportRequest) -> Result<Archive, Refused> {
+async fn begin(
+    state: &State,
+    worker: Arc<Worker>,
+    request: &ExportRequest,
+) -> Result<Archive, Refused> {
     let response = post(state, &worker, "/v1/export", request).await?;
     let status = response.status();
     if status.is_success() {

@@ -1,5 +1,6 @@
 //! What a training would take of a worker's memory.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use domain::dry_run::MemoryPlan;
@@ -21,7 +22,7 @@ pub async fn plan(state: &State, request: &PlanRequest) -> Result<MemoryPlan, St
         base_model: base_model.clone(),
         adapter: None,
     };
-    let asked = first_able(state, base_model, &model, |worker| {
+    let asked = first_able(state, None, base_model, &model, |worker| {
         ask(state, worker, request).boxed()
     });
     let late = |_elapsed| {
@@ -39,7 +40,11 @@ pub async fn plan(state: &State, request: &PlanRequest) -> Result<MemoryPlan, St
     })
 }
 
-async fn ask(state: &State, worker: Worker, request: &PlanRequest) -> Result<MemoryPlan, Refused> {
+async fn ask(
+    state: &State,
+    worker: Arc<Worker>,
+    request: &PlanRequest,
+) -> Result<MemoryPlan, Refused> {
     let response = post(state, &worker, "/v1/plan", request).await?;
     let status = response.status();
     let bytes = response.bytes().await;

@@ -377,7 +377,7 @@ impl Drop for Multipart {
         let key = std::mem::take(&mut self.key);
         runtime.spawn(async move {
             // A part that arrives after the abort would stay.
-            sending.shutdown().await;
+            while sending.join_next().await.is_some() {}
             if let Err(error) = abort.send().await {
                 let error = DisplayErrorContext(error).to_string();
                 tracing::warn!(

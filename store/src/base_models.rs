@@ -3,7 +3,7 @@
 use domain::base_model::BaseModel;
 use domain::time::Timestamp;
 use sea_orm::sea_query::OnConflict;
-use sea_orm::{EntityTrait, IntoActiveModel, QueryOrder};
+use sea_orm::{EntityTrait, IntoActiveModel, QueryOrder, QuerySelect};
 
 use crate::connect::Store;
 use crate::convert::{from_json, int, json, text, unsigned};
@@ -56,6 +56,16 @@ impl<'a> BaseModels<'a> {
             .all(Entity::find().order_by_asc(Column::Name))
             .await?;
         rows.into_iter().map(to_domain).collect()
+    }
+
+    /// The names of all.
+    pub async fn names(self) -> Result<Vec<String>, StoreError> {
+        let select = Entity::find().select_only().column(Column::Name);
+        let names = select.into_tuple::<String>();
+        let store = self.0;
+        store
+            .bounded(async { Ok::<_, StoreError>(names.all(&store.read).await?) })
+            .await
     }
 
     pub async fn find(self, name: &str) -> Result<Option<BaseModel>, StoreError> {

@@ -102,10 +102,19 @@ where
         };
         let acting = self.gate.acting();
         while let Some(mut kept) = self.take(&acting) {
-            if !matches!(timeout(limit, kept.begin(&acting)).await, Ok(Ok(()))) {
-                // Without the pool's look at it, which has no limit.
-                kept.connection.close_on_drop();
-                continue;
+            match timeout(limit / 2, kept.begin(&acting)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => {
+                    // Without the pool's look at it, which has no limit.
+                    kept.connection.close_on_drop();
+                    continue;
+                }
+                Err(_) => {
+                    // A network that forgot this one forgot the others; half of the time is left for the pool.
+                    kept.connection.close_on_drop();
+                    self.close_rested(FRESH);
+                    break;
+                }
             }
             match kept.rows(statement).await {
                 // It died since.
@@ -133,13 +142,21 @@ where
         Ok(rows)
     }
 
-    /// One that was kept; if there is one that acts for the same already, that one.
+    /// One that was kept: if there is one that acts for the same already, that one, or else the one that rested longest.
     fn take(&self, acting: &Acting) -> Option<Kept<DB>> {
-        let mut kept = self.lock();
-        match kept.iter().rposition(|kept| kept.acting == *acting) {
-            Some(place) => Some(kept.remove(place)),
-            None => kept.pop(),
+        if let Some(limit) = self.pool.options().get_idle_timeout() {
+            self.close_rested(limit);
         }
+        let mut kept = self.lock();
+        let same = kept.iter().rposition(|kept| kept.acting == *acting);
+        (!kept.is_empty()).then(|| kept.remove(same.unwrap_or(0)))
+    }
+
+    /// Closes those that rested for longer.
+    fn close_rested(&self, limit: Duration) {
+        let mut kept = self.lock();
+        let rested = kept.extract_if(.., |kept| kept.rested.elapsed() > limit);
+        rested.for_each(|mut kept| kept.connection.close_on_drop());
     }
 
     /// An old one goes back to the pool, which closes it.

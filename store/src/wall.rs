@@ -1,5 +1,6 @@
 //! The second wall between projects, on PostgreSQL: who a connection acts for is said anew whenever it is taken from the
-//! pool, so nothing of its last use is left, and row-level security keeps the rows of other projects from it.
+//! pool, so nothing of its last use is left, and row-level security keeps the rows of other projects from it. Readers keep theirs, and
+//! say it where it changes.
 //! docs/decisions/0017 says why so; `migrations::row_security` has the policies.
 
 use std::pin::Pin;

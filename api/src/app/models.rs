@@ -165,10 +165,8 @@ async fn is_base(state: &State, name: &str) -> Result<bool, ApiError> {
         Some(known) => known,
         None => {
             let at = Instant::now();
-            let listed = bases.list().await.map_err(store_error)?.into_iter();
-            state
-                .base_names
-                .keep(at, listed.map(|base| base.name).collect())
+            let names = bases.names().await.map_err(store_error)?;
+            state.base_names.keep(at, names.into_iter().collect())
         }
     };
     // It may have been installed since.

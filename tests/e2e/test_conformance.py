@@ -43,7 +43,7 @@ class Conformance(unittest.TestCase):
         neighbour = projects.service_accounts.create(projects.create(name="neighbour").id, name="kit").api_key.value
         # Long enough to be paused, too.
         train = service.dir / "train.jsonl"
-        train.write_bytes((KIT / "fixtures/sft.jsonl").read_bytes() * 4)
+        train.write_bytes((KIT / "fixtures/sft.jsonl").read_bytes() * 10)
         results, begun = service.dir / "kit.json", time.monotonic()
         done = subprocess.run(
             [sys.executable if sdk is None else ROOT / f"target/test-tools/openai-{sdk}/bin/python", PROGRAM,

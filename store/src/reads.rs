@@ -116,7 +116,7 @@ where
                     break;
                 }
             }
-            match kept.rows(statement).await {
+            match Self::ask(&mut kept, statement).await {
                 // It died since.
                 Err(error) if is_about_connection(&error) => kept.connection.close_on_drop(),
                 Err(error) => return Err(DbErr::Query(runtime_error(error))),
@@ -136,10 +136,17 @@ where
             taken: now,
             rested: now,
         };
-        let rows = taken.rows(statement).await;
+        let rows = Self::ask(&mut taken, statement).await;
         let rows = rows.map_err(|error| DbErr::Query(runtime_error(error)))?;
         self.keep(taken);
         Ok(rows)
+    }
+
+    async fn ask(kept: &mut Kept<DB>, statement: &Statement) -> Result<Vec<QueryResult>, Error> {
+        let values = SqlxValues(statement.values.clone().unwrap_or(Values(Vec::new())));
+        let query = query_with(AssertSqlSafe(statement.sql.as_str()), values);
+        let rows = query.fetch_all(&mut *kept.connection).await?;
+        Ok(rows.into_iter().map(QueryResult::from).collect())
     }
 
     /// One that was kept: if there is one that acts for the same already, that one, or else the one that rested longest.
@@ -174,13 +181,7 @@ where
     }
 }
 
-impl<DB> Kept<DB>
-where
-    DB: Begin,
-    for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
-    SqlxValues: IntoArguments<DB>,
-    QueryResult: From<DB::Row>,
-{
+impl<DB: Begin> Kept<DB> {
     /// Begins to act for somebody else, or proves that it lives. Errors: it cannot be used.
     async fn begin(&mut self, acting: &Acting) -> Result<(), Error> {
         if self.acting != *acting || self.rested.elapsed() > FRESH {
@@ -188,13 +189,6 @@ where
             self.acting = acting.clone();
         }
         Ok(())
-    }
-
-    async fn rows(&mut self, statement: &Statement) -> Result<Vec<QueryResult>, Error> {
-        let values = SqlxValues(statement.values.clone().unwrap_or(Values(Vec::new())));
-        let query = query_with(AssertSqlSafe(statement.sql.as_str()), values);
-        let rows = query.fetch_all(&mut *self.connection).await?;
-        Ok(rows.into_iter().map(QueryResult::from).collect())
     }
 }
 

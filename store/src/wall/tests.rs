@@ -234,13 +234,7 @@ async fn a_connection_that_died_is_made_anew_for_the_same_project() {
             let [a, _] = two_projects(&store).await;
             let of_a = store.of(&a.id);
             assert_eq!(owners_of_files(&of_a).await, [a.id.as_str()]);
-            let mut other = db.other_program().await;
-            other
-                .execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-                     WHERE datname = current_database() AND pid <> pg_backend_pid()",
-                )
-                .await;
+            db.other_program().await.end_all_others().await;
             assert_eq!(owners_of_files(&of_a).await, [a.id.as_str()]);
         }
     })

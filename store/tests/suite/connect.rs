@@ -127,13 +127,7 @@ async fn every_column_is_commented() {
 async fn a_lost_connection_is_made_again() {
     harness::run_on_postgres(|db: Db| async move {
         let project = sample::project(&db.store).await;
-        let mut other = db.other_program().await;
-        other
-            .execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-                 WHERE datname = current_database() AND pid <> pg_backend_pid()",
-            )
-            .await;
+        db.other_program().await.end_all_others().await;
         // The pool may hand out one of the dead ones, which must not be taken for anything else.
         let first = db.store.projects().find(&project.id).await;
         assert!(

@@ -185,6 +185,13 @@ impl Other {
         done.expect("the other program's statement");
     }
 
+    /// Ends every other connection to the database, which is PostgreSQL's.
+    pub async fn end_all_others(&mut self) {
+        let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                   WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        self.execute(sql).await;
+    }
+
     /// Lets nobody write into this table, or on SQLite into any, until [`Other::let_go`].
     pub async fn hold(&mut self, table: &str) {
         let sql = match self {
